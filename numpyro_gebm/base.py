@@ -1,0 +1,156 @@
+"""The base of a GEBM: the law that the energy reweights."""
+
+import equinox as eqx
+import jax
+import numpyro.distributions as dist
+from numpyro.distributions import constraints
+from numpyro.distributions.transforms import IdentityTransform
+
+from numpyro_gebm._callables import Partitioned, output_of, over_batch
+
+__all__ = ["Pushforward", "decompose", "has_density", "trained_part", "with_trained_part"]
+
+
+class Pushforward(dist.Distribution):
+    r"""Law of $B(z)$, $z \sim \eta$: a base that can be sampled but has no density.
+
+    Args:
+        latent_prior: distribution of one latent, `batch_shape` usually `()`; continuous.
+        generator: callable pytree (an Equinox module, a closure, `nn.Applied`) from one latent of shape
+            `latent_prior.event_shape` to one event; no batch axis.
+
+    Shapes: `batch_shape` is that of `latent_prior`; `event_shape` is the shape of the generator's output.
+
+    Raises:
+        ValueError: if the generator cannot take a latent, or the latent prior is discrete.
+
+    Example:
+        >>> import jax, numpyro.distributions as dist
+        >>> base = Pushforward(dist.Normal(0.0, 1.0).expand([2]).to_event(1), lambda z: z @ jax.numpy.ones((2, 3)))
+        >>> base.event_shape, base.sample(jax.random.key(0), (5,)).shape
+        ((3,), (5, 3))
+    """
+
+    arg_constraints = {}
+    pytree_data_fields = ("latent_prior", "_generator")
+
+    def __init__(self, latent_prior, generator, *, validate_args=None):
+        if latent_prior.support.is_discrete:
+            raise ValueError(f"Expected a continuous latent prior; got {type(latent_prior).__name__} (discrete).")
+        latent = jax.eval_shape(latent_prior.sample, jax.random.key(0))
+        out = output_of(generator, latent_prior.event_shape, latent.dtype, "generator", "a latent")
+        self.latent_prior = latent_prior
+        self._generator = Partitioned(generator)
+        super().__init__(latent_prior.batch_shape, out.shape, validate_args=validate_args)
+
+    @property
+    def generator(self):
+        """The generator, latent -> event, on one example."""
+        return self._generator.fn
+
+    @property
+    def has_rsample(self):
+        return self.latent_prior.has_rsample
+
+    @property
+    def support(self):
+        return constraints.independent(constraints.real, self.event_dim)
+
+    def sample(self, key, sample_shape=()):
+        """Draw $B(z)$: array of shape `sample_shape + batch_shape + event_shape`."""
+        z = self.latent_prior.sample(key, sample_shape)
+        return over_batch(self.generator, z, self.latent_prior.event_dim)
+
+    def log_prob(self, value, intermediates=None):
+        """Not defined: the law of a generator has no density.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "A Pushforward has no density in x. Work in the latent space: `gebm.latent`, or the effect handler "
+            "`LatentReparam` for a site of a model."
+        )
+
+
+class _Transforms(eqx.Module):
+    """The transforms of a `TransformedDistribution` as a generator."""
+
+    transforms: list
+
+    def __call__(self, z):
+        for transform in self.transforms:
+            z = transform(z)
+        return z
+
+
+class _Batched(eqx.Module):
+    """A generator whose event gained leading axes through `to_event`."""
+
+    generator: object
+    event_dim: int = eqx.field(static=True)
+
+    def __call__(self, z):
+        return over_batch(self.generator, z, self.event_dim)
+
+
+def decompose(base):
+    """Write any base as a latent prior and a generator.
+
+    A `Pushforward` gives its own, a `TransformedDistribution` its base distribution and its transforms, any other
+    distribution itself and the identity; `Independent` and `ExpandedDistribution` are looked through.
+
+    Args:
+        base: a NumPyro distribution.
+
+    Returns:
+        `(latent_prior, generator)`, with `latent_prior.batch_shape == base.batch_shape`.
+    """
+    if isinstance(base, Pushforward):
+        return base.latent_prior, base.generator
+    if isinstance(base, dist.TransformedDistribution):
+        return base.base_dist, _Transforms(base.transforms)
+    if isinstance(base, dist.ExpandedDistribution):
+        latent_prior, generator = decompose(base.base_dist)
+        return latent_prior.expand(base.batch_shape), generator
+    if isinstance(base, dist.Independent):
+        latent_prior, generator = decompose(base.base_dist)
+        generator = _Batched(generator, latent_prior.event_dim)
+        return latent_prior.to_event(base.reinterpreted_batch_ndims), generator
+    return base, IdentityTransform()
+
+
+def _unwrap(base):
+    while isinstance(base, (dist.Independent, dist.ExpandedDistribution)):
+        base = base.base_dist
+    return base
+
+
+def has_density(base):
+    """Whether `base.log_prob` exists: true for everything but a `Pushforward`."""
+    return not isinstance(_unwrap(base), Pushforward)
+
+
+def trained_part(base):
+    """What KALE trains in a base: the generator, or the list of transforms; None for a plain distribution."""
+    inner = _unwrap(base)
+    if isinstance(inner, Pushforward):
+        return inner.generator
+    if isinstance(inner, dist.TransformedDistribution):
+        return inner.transforms
+    return None
+
+
+def with_trained_part(base, part):
+    """The same base with another generator or other transforms (the inverse of `trained_part`)."""
+    if isinstance(base, Pushforward):
+        new = object.__new__(type(base))
+        new.__dict__.update(base.__dict__, _generator=Partitioned(part))
+        return new
+    if isinstance(base, dist.TransformedDistribution):
+        return dist.TransformedDistribution(base.base_dist, list(part))
+    if isinstance(base, dist.ExpandedDistribution):
+        return with_trained_part(base.base_dist, part).expand(base.batch_shape)
+    if isinstance(base, dist.Independent):
+        return with_trained_part(base.base_dist, part).to_event(base.reinterpreted_batch_ndims)
+    return base

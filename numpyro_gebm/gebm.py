@@ -1,0 +1,297 @@
+"""Generalized energy-based models as NumPyro distributions, over x and over z."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import lax
+from numpyro.distributions import constraints
+from numpyro.distributions.util import validate_sample
+from numpyro.util import not_jax_tracer
+
+from numpyro_gebm._callables import Partitioned, check_evaluation_mode, output_of, over_batch
+from numpyro_gebm.base import decompose, has_density
+
+__all__ = ["GEBM", "EnergyTiltedPrior"]
+
+
+class _FiniteNonnegative(constraints.Constraint):
+    def __call__(self, x):
+        return (x >= 0) & jnp.isfinite(x)
+
+
+class _FiniteOrUnknown(constraints.Constraint):
+    def __call__(self, x):
+        return True if x is None or callable(x) else jnp.isfinite(x)
+
+
+class GEBM(dist.Distribution):
+    r"""Generalized energy-based model: a base reweighted by an energy, as a distribution over x.
+
+    .. math:: Q(dx) = \exp(-\beta E(x) - A)\, G(dx), \qquad A = \log \int \exp(-\beta E)\, dG
+
+    with $G$ the base, $E$ the energy (low where data is), $\beta$ the inverse temperature, which multiplies the
+    energy only and never the prior, and $A$ the log-partition. Source: arXiv:2003.05033.
+
+    Args:
+        base: a `Pushforward`, a `TransformedDistribution` (a flow), or any continuous distribution that NUTS can
+            handle.
+        energy: callable pytree from one event (shape `base.event_shape`, no batch axis) to a scalar of shape `()`.
+        inverse_temperature: $\beta \ge 0$, finite; a scalar or an array that broadcasts with `base.batch_shape`.
+        log_partition: $A$ at this $\beta$: a scalar, a callable of $\beta$, or None for "unknown".
+        sampler: callable `(latent, num_samples, rng_key) -> z` with `z` of shape
+            `(num_samples,) + latent.batch_shape + latent.event_shape`; None is `infer.AnnealedMALA()`.
+
+    Shapes: `batch_shape` is `base.batch_shape` broadcast with the inverse temperature; `event_shape` is the base's.
+
+    Raises:
+        ValueError: for an inverse temperature that is negative or not finite, an energy that does not fit the
+            base's event or does not return shape `()`, an energy that is NaN on draws of the base, or a module in
+            training mode.
+
+    Example:
+        >>> import jax, numpyro.distributions as dist
+        >>> prior = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
+        >>> gebm = GEBM(prior, lambda x: 0.5 * (x**2).sum(), log_partition=-jax.numpy.log(2.0))
+        >>> round(float(gebm.log_prob(jax.numpy.zeros(2))), 4)  # N(0, I/2) at its mean: -log(pi)
+        -1.1447
+    """
+
+    arg_constraints = {"inverse_temperature": _FiniteNonnegative(), "log_partition": _FiniteOrUnknown()}
+    pytree_data_fields = ("base", "_energy", "inverse_temperature", "_log_partition", "_sampler")
+
+    def __init__(self, base, energy, *, inverse_temperature=1.0, log_partition=None, sampler=None, validate_args=None):
+        draw = jax.eval_shape(base.sample, jax.random.key(0))
+        if base.support.is_discrete:
+            raise ValueError(f"Expected a continuous base; got {type(base).__name__} (discrete).")
+        check_evaluation_mode(decompose(base)[1], "generator")
+        check_evaluation_mode(energy, "energy")
+        out = output_of(energy, base.event_shape, draw.dtype, "energy", "an event of the base")
+        if out.shape != ():
+            raise ValueError(
+                f"The energy must return a scalar, shape (), for one event of shape {base.event_shape}; got shape "
+                f"{out.shape}. Squeeze its last axis: `lambda x: energy(x).squeeze()`."
+            )
+        self.base = base
+        self._energy = Partitioned(energy)
+        self.inverse_temperature = jnp.asarray(inverse_temperature, draw.dtype)
+        known = log_partition is None or callable(log_partition)
+        self._log_partition = Partitioned(log_partition if known else jnp.asarray(log_partition, draw.dtype))
+        self._sampler = Partitioned(sampler)
+        super().__init__(self._compute_batch_shape(), base.event_shape, validate_args=validate_args)
+        if self._validate_args:
+            self._check_energy_on_draws()
+
+    def _compute_batch_shape(self):
+        normalizer = () if self.log_partition is None or callable(self.log_partition) else self.log_partition.shape
+        return lax.broadcast_shapes(self.base.batch_shape, self.inverse_temperature.shape, normalizer)
+
+    def validate_args(self, strict=True):
+        try:
+            super().validate_args(strict)
+        except ValueError as error:
+            raise ValueError(
+                f"{error} Expected a finite inverse_temperature >= 0 (it multiplies the energy) and a finite "
+                f"log_partition; got inverse_temperature={self.inverse_temperature}, "
+                f"log_partition={self.log_partition}."
+            ) from None
+
+    def _check_energy_on_draws(self, num_draws=8):
+        energies = _energy_of_base_draws(self, num_draws)
+        if not_jax_tracer(energies) and np.isnan(energies).any():
+            raise ValueError(
+                f"Expected real energies; got NaN on {int(np.isnan(energies).sum())} of {energies.size} draws of the "
+                "base. Check the weights of the generator and of the energy."
+            )
+
+    @property
+    def energy(self):
+        """The energy, event -> scalar, on one example."""
+        return self._energy.fn
+
+    @property
+    def log_partition(self):
+        """None, a scalar array, or a callable of the inverse temperature, as given."""
+        return self._log_partition.fn
+
+    @property
+    def sampler(self):
+        """The sampler given, or `infer.AnnealedMALA()`."""
+        from numpyro_gebm.infer.annealed_mala import AnnealedMALA  # infer imports this module
+
+        return self._sampler.fn or AnnealedMALA()
+
+    @property
+    def latent_prior(self):
+        r"""The prior $\eta$ of the latent."""
+        return decompose(self.base)[0]
+
+    @property
+    def generator(self):
+        """The generator $B$, latent -> event, on one example."""
+        return decompose(self.base)[1]
+
+    @property
+    def latent(self):
+        """The same model over the latent z: an `EnergyTiltedPrior`."""
+        return EnergyTiltedPrior(self)
+
+    @property
+    def support(self):
+        return self.base.support
+
+    @property
+    def has_rsample(self):
+        return False
+
+    def tilt(self, x):
+        r"""Log-weight of the base's draws, $-\beta E(x) - A$ (with $A = 0$ where it is unknown).
+
+        Args:
+            x: array of shape `sample_shape + batch_shape + event_shape`.
+
+        Returns:
+            Array of shape `sample_shape + batch_shape`.
+        """
+        normalizer = self.log_partition
+        if normalizer is None:
+            normalizer = jnp.zeros((), self.inverse_temperature.dtype)
+        elif callable(normalizer):
+            normalizer = normalizer(self.inverse_temperature)
+        return -self.inverse_temperature * over_batch(self.energy, x, self.event_dim) - normalizer
+
+    def decode(self, z):
+        """Push latents through the generator: shape `batch + latent_event_shape` to `batch + event_shape`."""
+        latent_prior, generator = decompose(self.base)
+        return over_batch(generator, z, latent_prior.event_dim)
+
+    def temper(self, inverse_temperature):
+        """The same model at another inverse temperature; a scalar log-partition is then unknown (None).
+
+        Args:
+            inverse_temperature: finite, non-negative; may be traced.
+
+        Returns:
+            A new `GEBM`.
+        """
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        new.inverse_temperature = jnp.asarray(inverse_temperature, self.inverse_temperature.dtype)
+        if not callable(self.log_partition):
+            new._log_partition = Partitioned(None)
+        new._batch_shape = new._compute_batch_shape()
+        if new._validate_args:
+            new.validate_args(strict=False)
+        return new
+
+    def sample(self, key, sample_shape=()):
+        """Draw from the *tilted* law (`gebm.base.sample` draws from the base).
+
+        Args:
+            key: a JAX random key.
+            sample_shape: shape of the draws; the law of a draw does not depend on it.
+
+        Returns:
+            Array of shape `sample_shape + batch_shape + event_shape`.
+        """
+        return self.decode(self.latent.sample(key, sample_shape))
+
+    @validate_sample
+    def log_prob(self, value, intermediates=None):
+        r"""$\log g(x) - \beta E(x) - A$, for a base with density $g$; unnormalised while `log_partition` is None.
+
+        Args:
+            value: array of shape `sample_shape + batch_shape + event_shape`.
+            intermediates: not used.
+
+        Returns:
+            Array of shape `sample_shape + batch_shape`.
+
+        Raises:
+            NotImplementedError: if the base is a `Pushforward`, whose law has no density.
+        """
+        if not has_density(self.base):
+            raise NotImplementedError(
+                "GEBM.log_prob(x) needs a base with a density; the base here is a Pushforward. Work in the latent "
+                "space: `gebm.latent.log_prob(z)`, or "
+                "`numpyro.handlers.reparam(model, config={'<site>': LatentReparam()})` for a site of a model."
+            )
+        return self.base.log_prob(value) + self.tilt(value)
+
+
+@jax.jit
+def _probe(gebm, num):
+    x = gebm.base.sample(jax.random.key(0), num.shape)
+    return over_batch(gebm.energy, x, gebm.event_dim)
+
+
+def _energy_of_base_draws(gebm, num_draws):
+    return _probe(gebm, jnp.zeros(num_draws))
+
+
+class EnergyTiltedPrior(dist.Distribution):
+    r"""The GEBM as a distribution over its latent z: the energy-tilted prior.
+
+    .. math:: \log \nu(z) = \log \eta(z) - \beta E(B(z)) - A
+
+    NUTS and the kernels of `infer` run on its negative, the potential. Pushing its draws through the generator
+    gives draws of the GEBM. Unnormalised while `gebm.log_partition` is None. Source: arXiv:2003.05033.
+
+    Args:
+        gebm: the model; `gebm.latent` builds this object.
+
+    Shapes: `batch_shape` is `gebm.batch_shape`; `event_shape` is that of the latent prior.
+
+    Example:
+        >>> import jax, numpyro.distributions as dist
+        >>> gebm = GEBM(dist.Normal(0.0, 1.0), lambda x: 0.5 * x**2)
+        >>> gebm.latent.sample(jax.random.key(0), (3,)).shape
+        (3,)
+    """
+
+    arg_constraints = {}
+    pytree_data_fields = ("gebm",)
+
+    def __init__(self, gebm, *, validate_args=None):
+        self.gebm = gebm
+        super().__init__(gebm.batch_shape, gebm.latent_prior.event_shape, validate_args=validate_args)
+
+    @property
+    def support(self):
+        return self.gebm.latent_prior.support
+
+    @property
+    def has_rsample(self):
+        return False
+
+    def sample(self, key, sample_shape=()):
+        """Draw from the tilted prior with the GEBM's sampler (`infer.AnnealedMALA` unless another was given).
+
+        Args:
+            key: a JAX random key.
+            sample_shape: shape of the draws; the law of a draw does not depend on it.
+
+        Returns:
+            Array of shape `sample_shape + batch_shape + event_shape`.
+        """
+        num_samples = math.prod(sample_shape)
+        z = self.gebm.sampler(self, num_samples, key)
+        expected = (num_samples, *self.batch_shape, *self.event_shape)
+        if z.shape != expected:
+            raise ValueError(f"The sampler must return an array of shape {expected}; got {z.shape}.")
+        return z.reshape(self.shape(sample_shape))
+
+    @validate_sample
+    def log_prob(self, value, intermediates=None):
+        r"""$\log \eta(z) - \beta E(B(z)) - A$.
+
+        Args:
+            value: array of shape `sample_shape + batch_shape + event_shape`.
+            intermediates: not used.
+
+        Returns:
+            Array of shape `sample_shape + batch_shape`.
+        """
+        return self.gebm.latent_prior.log_prob(value) + self.gebm.tilt(self.gebm.decode(value))

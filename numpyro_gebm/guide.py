@@ -1,0 +1,141 @@
+"""The variational side of KALE: the energy, its log-partition and its penalty."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax, random
+
+from numpyro_gebm._callables import over_batch
+from numpyro_gebm.divergences import batch_log_partition
+
+__all__ = ["KALEGuide", "gradient_penalty", "gradient_step", "newton_step", "settle_log_partition"]
+
+#: Largest change of A, in units of the rate, that one batch may ask for.
+CLIP = 5.0
+
+
+def newton_step(log_partition, batch_estimate, rate):
+    r"""Newton-like step of A towards a batch: $A + r\,(1 - \exp(A - \tilde A))$, clipped.
+
+    Fast from afar; its fixed point over random batches is biased, so it serves the warm-up only.
+
+    Args:
+        log_partition: A.
+        batch_estimate: $\tilde A$, the log-partition of the batch.
+        rate: r.
+
+    Returns:
+        The new A.
+    """
+    return log_partition + rate * jnp.clip(1.0 - jnp.exp(log_partition - batch_estimate), -CLIP, CLIP)
+
+
+def gradient_step(log_partition, batch_estimate, rate):
+    r"""Gradient step of KALE in A: $A + r\,(\exp(\tilde A - A) - 1)$, clipped.
+
+    Unbiased: at the true A its mean over batches is zero.
+
+    Args:
+        log_partition: A.
+        batch_estimate: $\tilde A$, the log-partition of the batch.
+        rate: r.
+
+    Returns:
+        The new A.
+    """
+    return log_partition + rate * jnp.clip(jnp.exp(batch_estimate - log_partition) - 1.0, -CLIP, CLIP)
+
+
+@partial(jax.jit, static_argnames=("num_batches", "batch_size"))
+def settle_log_partition(gebm, rng_key, num_batches=100, batch_size=2000):
+    r"""A of a fixed energy from fresh base draws: gradient steps in $\exp(A)$ with the decaying rate 1/t.
+
+    Equals the log-mean-exp over all draws, in one pass and bounded memory.
+
+    Args:
+        gebm: a `GEBM`; its own inverse temperature counts, its `log_partition` does not.
+        rng_key: a JAX random key.
+        num_batches: number of batches.
+        batch_size: base draws a batch.
+
+    Returns:
+        Scalar.
+    """
+
+    def step(log_partition, t):
+        x = gebm.base.sample(random.fold_in(rng_key, t), (batch_size,))
+        energies = gebm.inverse_temperature * over_batch(gebm.energy, x, gebm.event_dim)
+        count = (t + 1).astype(log_partition.dtype)
+        estimate = batch_log_partition(energies) - jnp.log(count)
+        return jnp.logaddexp(log_partition + jnp.log1p(-1.0 / count), estimate), None
+
+    start = jnp.full((), -jnp.inf, gebm.inverse_temperature.dtype)
+    return lax.scan(step, start, jnp.arange(num_batches))[0]
+
+
+def gradient_penalty(weight=1.0):
+    r"""Zero-centred gradient penalty, $w\, \mathbb{E}\|\nabla_x E(\tilde x)\|^2$, on interpolates of data and base.
+
+    Args:
+        weight: w, non-negative.
+
+    Returns:
+        A penalty: callable `(energy, data, base_draws, rng_key) -> scalar`. With more base draws than data the data
+        are repeated.
+
+    Raises:
+        ValueError: for a negative weight.
+    """
+    if not weight >= 0:
+        raise ValueError(f"Expected a penalty weight >= 0; got {weight}.")
+
+    def penalty(energy, data, base_draws, rng_key):
+        data = jnp.resize(data, base_draws.shape)
+        mix = random.uniform(rng_key, (data.shape[0],) + (1,) * (data.ndim - 1), data.dtype)
+        grads = jax.vmap(jax.grad(energy))(mix * data + (1.0 - mix) * base_draws)
+        return weight * jnp.mean(jnp.sum(grads.reshape(grads.shape[0], -1) ** 2, axis=1))
+
+    return penalty
+
+
+class KALEGuide:
+    r"""Energy and log-partition of KALE, with their regulariser. Not a program: it has no sample sites.
+
+    Calling it gives the critic (witness) $h(x) = -(E(x) + A)$. At the optimum $h = \log dP/dG$.
+
+    Args:
+        energy: callable pytree from one event to a scalar of shape `()`.
+        log_partition: initial A; None starts it by Monte Carlo.
+        log_partition_rate: rate of the steps of A, which is not among the energy optimiser's parameters.
+        penalty: callable `(energy, data, base_draws, rng_key) -> scalar` added to the energy's loss, or None.
+
+    Raises:
+        TypeError: if the energy is not callable.
+        ValueError: if the rate is not positive.
+
+    Example:
+        >>> guide = KALEGuide(lambda x: (x**2).sum(), log_partition=0.5)
+        >>> float(guide(jnp.ones(2)))
+        -2.5
+    """
+
+    def __init__(self, energy, *, log_partition=None, log_partition_rate=0.1, penalty=gradient_penalty(1.0)):
+        if not callable(energy):
+            raise TypeError(f"Expected a callable energy; got {type(energy).__name__}.")
+        if not log_partition_rate > 0:
+            raise ValueError(f"Expected log_partition_rate > 0; got {log_partition_rate}.")
+        self.energy = energy
+        self.log_partition = log_partition
+        self.log_partition_rate = log_partition_rate
+        self.penalty = penalty
+
+    def __call__(self, x):
+        """The critic at one event x; `jax.vmap` it over many.
+
+        Raises:
+            ValueError: while the log-partition is unknown (before training).
+        """
+        if self.log_partition is None:
+            raise ValueError("The log-partition is unknown before training: use `result.guide`, or pass one.")
+        return -(self.energy(x) + self.log_partition)

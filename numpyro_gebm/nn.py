@@ -1,0 +1,269 @@
+"""Generators and energies: the architectures that exist in both packages, and an adapter for others.
+
+Weights are laid out as PyTorch lays them out, so that a file saved in one package loads in the other.
+"""
+
+import math
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax, random
+
+__all__ = ["ARCHITECTURES", "MLP", "Applied", "ConvEnergy", "ConvGenerator"]
+
+_ACTIVATIONS = {
+    "identity": lambda x: x,
+    "leaky_relu": lambda x: jax.nn.leaky_relu(x, 0.2),
+    "relu": jax.nn.relu,
+    "sigmoid": jax.nn.sigmoid,
+    "silu": jax.nn.silu,
+    "softplus": jax.nn.softplus,
+    "tanh": jnp.tanh,
+}
+
+
+def _activation(name):
+    if name not in _ACTIVATIONS:
+        raise ValueError(f"Expected an activation in {sorted(_ACTIVATIONS)}; got {name!r}.")
+    return _ACTIVATIONS[name]
+
+
+class _Linear(eqx.Module):
+    """`weight @ x + bias`, initialised as PyTorch does: uniform in +-1/sqrt(in)."""
+
+    weight: jax.Array
+    bias: jax.Array
+
+    def __init__(self, size_in, size_out, *, key):
+        bound = 1.0 / math.sqrt(size_in)
+        key_w, key_b = random.split(key)
+        self.weight = random.uniform(key_w, (size_out, size_in), minval=-bound, maxval=bound)
+        self.bias = random.uniform(key_b, (size_out,), minval=-bound, maxval=bound)
+
+    def __call__(self, x):
+        return self.weight @ x + self.bias
+
+
+class _Conv(eqx.Module):
+    """3x3 convolution with padding 1 on `(C, H, W)`."""
+
+    weight: jax.Array
+    bias: jax.Array
+
+    def __init__(self, channels_in, channels_out, *, key):
+        bound = 1.0 / math.sqrt(9 * channels_in)
+        key_w, key_b = random.split(key)
+        self.weight = random.uniform(key_w, (channels_out, channels_in, 3, 3), minval=-bound, maxval=bound)
+        self.bias = random.uniform(key_b, (channels_out,), minval=-bound, maxval=bound)
+
+    def __call__(self, x):
+        out = lax.conv_general_dilated(x[None], self.weight, (1, 1), ((1, 1), (1, 1)))[0]
+        return out + self.bias[:, None, None]
+
+
+def _depth_to_space(x):
+    """(4C, H, W) -> (C, 2H, 2W), in PyTorch's `pixel_shuffle` order."""
+    c, h, w = x.shape
+    return x.reshape(c // 4, 2, 2, h, w).transpose(0, 3, 1, 4, 2).reshape(c // 4, 2 * h, 2 * w)
+
+
+def _space_to_depth(x):
+    """(C, 2H, 2W) -> (4C, H, W), the inverse of `_depth_to_space`."""
+    c, h, w = x.shape
+    return x.reshape(c, h // 2, 2, w // 2, 2).transpose(0, 2, 4, 1, 3).reshape(4 * c, h // 2, w // 2)
+
+
+class MLP(eqx.Module):
+    """Multilayer perceptron between any two shapes: a generator, or with `output_shape=()` an energy.
+
+    Args:
+        input_shape: shape of one example.
+        output_shape: shape of one output; `()` for an energy.
+        hidden: widths of the hidden layers.
+        activation: "relu", "leaky_relu" (slope 0.2), "tanh", "silu", "softplus", "sigmoid" or "identity".
+        output_activation: the same names.
+        key: a JAX random key.
+
+    Raises:
+        ValueError: for an unknown activation.
+
+    Example:
+        >>> energy = MLP((8, 8), (), hidden=(32,), activation="leaky_relu", key=jax.random.key(0))
+        >>> energy(jnp.zeros((8, 8))).shape
+        ()
+    """
+
+    layers: tuple
+    input_shape: tuple = eqx.field(static=True)
+    output_shape: tuple = eqx.field(static=True)
+    hidden: tuple = eqx.field(static=True)
+    activation: str = eqx.field(static=True)
+    output_activation: str = eqx.field(static=True)
+
+    def __init__(
+        self, input_shape, output_shape, hidden=(256, 256), activation="relu", output_activation="identity", *, key
+    ):
+        self.input_shape, self.output_shape, self.hidden = tuple(input_shape), tuple(output_shape), tuple(hidden)
+        self.activation, self.output_activation = activation, output_activation
+        _activation(activation), _activation(output_activation)
+        sizes = (math.prod(self.input_shape), *self.hidden, math.prod(self.output_shape))
+        keys = random.split(key, len(sizes) - 1)
+        self.layers = tuple(_Linear(a, b, key=k) for a, b, k in zip(sizes, sizes[1:], keys))
+
+    @property
+    def config(self):
+        """Arguments that build the same architecture again."""
+        names = ("input_shape", "output_shape", "hidden", "activation", "output_activation")
+        return {name: getattr(self, name) for name in names}
+
+    def __call__(self, x):
+        x = _check_shape(x, self.input_shape).reshape(-1)
+        for layer in self.layers[:-1]:
+            x = _activation(self.activation)(layer(x))
+        return _activation(self.output_activation)(self.layers[-1](x)).reshape(self.output_shape)
+
+
+class ConvGenerator(eqx.Module):
+    """Convolutional generator of images, by sub-pixel upsampling (no transposed convolutions).
+
+    A linear layer makes `channels[0]` maps of size `(H, W) / 2**n`, n = `len(channels) - 1`; each further entry
+    doubles the size by a 3x3 convolution and a pixel shuffle; a last 3x3 convolution makes the image.
+
+    Args:
+        latent_dim: length of the latent vector.
+        event_shape: `(C, H, W)`, with H and W divisible by `2**n`.
+        channels: channels from the coarsest map to the finest.
+        activation: see `MLP`.
+        output_activation: see `MLP`.
+        key: a JAX random key.
+
+    Raises:
+        ValueError: for an unknown activation, or sizes that do not divide.
+
+    Example:
+        >>> generator = ConvGenerator(16, (1, 8, 8), channels=(32, 16), key=jax.random.key(0))
+        >>> generator(jnp.zeros(16)).shape
+        (1, 8, 8)
+    """
+
+    project: _Linear
+    convs: tuple
+    last: _Conv
+    latent_dim: int = eqx.field(static=True)
+    event_shape: tuple = eqx.field(static=True)
+    channels: tuple = eqx.field(static=True)
+    activation: str = eqx.field(static=True)
+    output_activation: str = eqx.field(static=True)
+
+    def __init__(
+        self, latent_dim, event_shape, channels=(64, 32), activation="relu", output_activation="identity", *, key
+    ):
+        self.latent_dim, self.event_shape, self.channels = latent_dim, tuple(event_shape), tuple(channels)
+        self.activation, self.output_activation = activation, output_activation
+        _activation(activation), _activation(output_activation)
+        height, width = _coarse_size(self.event_shape, len(self.channels) - 1)
+        key_project, key_last, *keys = random.split(key, len(self.channels) + 1)
+        self.project = _Linear(latent_dim, self.channels[0] * height * width, key=key_project)
+        self.convs = tuple(_Conv(a, 4 * b, key=k) for a, b, k in zip(self.channels, self.channels[1:], keys))
+        self.last = _Conv(self.channels[-1], self.event_shape[0], key=key_last)
+
+    @property
+    def config(self):
+        """Arguments that build the same architecture again."""
+        names = ("latent_dim", "event_shape", "channels", "activation", "output_activation")
+        return {name: getattr(self, name) for name in names}
+
+    def __call__(self, z):
+        activation = _activation(self.activation)
+        size = _coarse_size(self.event_shape, len(self.channels) - 1)
+        x = activation(self.project(_check_shape(z, (self.latent_dim,)))).reshape(self.channels[0], *size)
+        for conv in self.convs:
+            x = activation(_depth_to_space(conv(x)))
+        return _activation(self.output_activation)(self.last(x))
+
+
+class ConvEnergy(eqx.Module):
+    """Convolutional energy of images: space-to-depth and 3x3 convolutions (no strides), then a linear layer.
+
+    Args:
+        event_shape: `(C, H, W)`, with H and W divisible by `2**len(channels)`.
+        channels: channels from the finest map to the coarsest; each entry halves the size.
+        activation: see `MLP`.
+        key: a JAX random key.
+
+    Raises:
+        ValueError: for an unknown activation, or sizes that do not divide.
+
+    Example:
+        >>> energy = ConvEnergy((1, 8, 8), channels=(16, 32), key=jax.random.key(0))
+        >>> energy(jnp.zeros((1, 8, 8))).shape
+        ()
+    """
+
+    convs: tuple
+    last: _Linear
+    event_shape: tuple = eqx.field(static=True)
+    channels: tuple = eqx.field(static=True)
+    activation: str = eqx.field(static=True)
+
+    def __init__(self, event_shape, channels=(32, 64), activation="leaky_relu", *, key):
+        self.event_shape, self.channels, self.activation = tuple(event_shape), tuple(channels), activation
+        _activation(activation)
+        height, width = _coarse_size(self.event_shape, len(self.channels))
+        key_last, *keys = random.split(key, len(self.channels) + 1)
+        sizes = (self.event_shape[0], *self.channels)
+        self.convs = tuple(_Conv(4 * a, b, key=k) for a, b, k in zip(sizes, sizes[1:], keys))
+        self.last = _Linear(sizes[-1] * height * width, 1, key=key_last)
+
+    @property
+    def config(self):
+        """Arguments that build the same architecture again."""
+        return {name: getattr(self, name) for name in ("event_shape", "channels", "activation")}
+
+    def __call__(self, x):
+        x = _check_shape(x, self.event_shape)
+        for conv in self.convs:
+            x = _activation(self.activation)(conv(_space_to_depth(x)))
+        return self.last(x.reshape(-1)).reshape(())
+
+
+class Applied(eqx.Module):
+    """Any `apply(params, x)` function with its parameters as a callable pytree (Flax, Haiku, plain JAX).
+
+    For Flax NNX: `graph, params = nnx.split(model)`, then `Applied(lambda p, x: nnx.merge(graph, p)(x), params)`.
+    Build it once: a new lambda each time means a new compilation each time.
+
+    Args:
+        apply: function of `(params, x)`, on one example.
+        params: pytree of arrays.
+
+    Example:
+        >>> energy = Applied(lambda params, x: params["a"] * (x**2).sum(), {"a": jnp.array(0.5)})
+        >>> float(energy(jnp.ones(2)))
+        1.0
+    """
+
+    apply: object = eqx.field(static=True)
+    params: object
+
+    def __call__(self, x):
+        return self.apply(self.params, x)
+
+
+#: Architectures that `save` and `load` know by name, in both packages.
+ARCHITECTURES = {"MLP": MLP, "ConvGenerator": ConvGenerator, "ConvEnergy": ConvEnergy}
+
+
+def _check_shape(x, shape):
+    if jnp.shape(x) != shape:
+        raise ValueError(f"expected one input of shape {shape}; got {jnp.shape(x)}")
+    return x
+
+
+def _coarse_size(event_shape, halvings):
+    if len(event_shape) != 3 or any(side % 2**halvings for side in event_shape[1:]):
+        raise ValueError(
+            f"Expected event_shape (C, H, W) with H and W divisible by {2**halvings}; got {tuple(event_shape)}."
+        )
+    return event_shape[1] // 2**halvings, event_shape[2] // 2**halvings
