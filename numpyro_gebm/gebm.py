@@ -14,7 +14,7 @@ from numpyro.util import not_jax_tracer
 from numpyro_gebm._callables import Partitioned, check_evaluation_mode, output_of, over_batch
 from numpyro_gebm.base import decompose, has_density
 
-__all__ = ["GEBM", "EnergyTiltedPrior"]
+__all__ = ["GEBM", "EnergyTiltedPrior", "check_energy"]
 
 
 class _FiniteNonnegative(constraints.Constraint):
@@ -25,6 +25,31 @@ class _FiniteNonnegative(constraints.Constraint):
 class _FiniteOrUnknown(constraints.Constraint):
     def __call__(self, x):
         return True if x is None or callable(x) else jnp.isfinite(x)
+
+
+def check_energy(base, energy):
+    """Check that an energy fits a base; returns the dtype of its values.
+
+    Args:
+        base: a distribution.
+        energy: callable from one event of the base to a scalar.
+
+    Returns:
+        A floating-point dtype.
+
+    Raises:
+        ValueError: if the base is discrete, the energy cannot take an event, or it does not return shape `()`.
+    """
+    if base.support.is_discrete:
+        raise ValueError(f"Expected a continuous base; got {type(base).__name__} (discrete).")
+    draw = jax.eval_shape(base.sample, jax.random.key(0))
+    out = output_of(energy, base.event_shape, draw.dtype, "energy", "an event of the base")
+    if out.shape != ():
+        raise ValueError(
+            f"The energy must return a scalar, shape (), for one event of shape {base.event_shape}; got shape "
+            f"{out.shape}. Squeeze its last axis: `lambda x: energy(x).squeeze()`."
+        )
+    return out.dtype
 
 
 class GEBM(dist.Distribution):
@@ -63,22 +88,14 @@ class GEBM(dist.Distribution):
     pytree_data_fields = ("base", "_energy", "inverse_temperature", "_log_partition", "_sampler")
 
     def __init__(self, base, energy, *, inverse_temperature=1.0, log_partition=None, sampler=None, validate_args=None):
-        draw = jax.eval_shape(base.sample, jax.random.key(0))
-        if base.support.is_discrete:
-            raise ValueError(f"Expected a continuous base; got {type(base).__name__} (discrete).")
         check_evaluation_mode(decompose(base)[1], "generator")
         check_evaluation_mode(energy, "energy")
-        out = output_of(energy, base.event_shape, draw.dtype, "energy", "an event of the base")
-        if out.shape != ():
-            raise ValueError(
-                f"The energy must return a scalar, shape (), for one event of shape {base.event_shape}; got shape "
-                f"{out.shape}. Squeeze its last axis: `lambda x: energy(x).squeeze()`."
-            )
+        dtype = check_energy(base, energy)
         self.base = base
         self._energy = Partitioned(energy)
-        self.inverse_temperature = jnp.asarray(inverse_temperature, draw.dtype)
+        self.inverse_temperature = jnp.asarray(inverse_temperature, dtype)
         known = log_partition is None or callable(log_partition)
-        self._log_partition = Partitioned(log_partition if known else jnp.asarray(log_partition, draw.dtype))
+        self._log_partition = Partitioned(log_partition if known else jnp.asarray(log_partition, dtype))
         self._sampler = Partitioned(sampler)
         super().__init__(self._compute_batch_shape(), base.event_shape, validate_args=validate_args)
         if self._validate_args:

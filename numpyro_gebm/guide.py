@@ -5,8 +5,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax, random
+from jax.scipy.special import logsumexp
 
-from numpyro_gebm._callables import over_batch
+from numpyro_gebm._callables import Partitioned, over_batch
 from numpyro_gebm.divergences import batch_log_partition
 
 __all__ = ["KALEGuide", "gradient_penalty", "gradient_step", "newton_step", "settle_log_partition"]
@@ -47,14 +48,14 @@ def gradient_step(log_partition, batch_estimate, rate):
     return log_partition + rate * jnp.clip(jnp.exp(batch_estimate - log_partition) - 1.0, -CLIP, CLIP)
 
 
-@partial(jax.jit, static_argnames=("num_batches", "batch_size"))
-def settle_log_partition(gebm, rng_key, num_batches=100, batch_size=2000):
-    r"""A of a fixed energy from fresh base draws: gradient steps in $\exp(A)$ with the decaying rate 1/t.
+def settle_log_partition(base, energy, rng_key, num_batches=100, batch_size=2000):
+    r"""A of a fixed energy from fresh base draws: the log-mean-exp over all of them.
 
-    Equals the log-mean-exp over all draws, in one pass and bounded memory.
+    The same as gradient steps in $\exp(A)$ with the decaying rate 1/t, without a rate to choose.
 
     Args:
-        gebm: a `GEBM`; its own inverse temperature counts, its `log_partition` does not.
+        base: a distribution.
+        energy: the energy, on one of its events.
         rng_key: a JAX random key.
         num_batches: number of batches.
         batch_size: base draws a batch.
@@ -62,16 +63,16 @@ def settle_log_partition(gebm, rng_key, num_batches=100, batch_size=2000):
     Returns:
         Scalar.
     """
+    return _settle(base, Partitioned(energy), rng_key, num_batches, batch_size)
 
-    def step(log_partition, t):
-        x = gebm.base.sample(random.fold_in(rng_key, t), (batch_size,))
-        energies = gebm.inverse_temperature * over_batch(gebm.energy, x, gebm.event_dim)
-        count = (t + 1).astype(log_partition.dtype)
-        estimate = batch_log_partition(energies) - jnp.log(count)
-        return jnp.logaddexp(log_partition + jnp.log1p(-1.0 / count), estimate), None
 
-    start = jnp.full((), -jnp.inf, gebm.inverse_temperature.dtype)
-    return lax.scan(step, start, jnp.arange(num_batches))[0]
+@partial(jax.jit, static_argnums=(3, 4))
+def _settle(base, energy, rng_key, num_batches, batch_size):
+    def estimate(t):
+        x = base.sample(random.fold_in(rng_key, t), (batch_size,))
+        return batch_log_partition(over_batch(energy.fn, x, base.event_dim))
+
+    return logsumexp(lax.map(estimate, jnp.arange(num_batches))) - jnp.log(num_batches)
 
 
 def gradient_penalty(weight=1.0):

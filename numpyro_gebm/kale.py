@@ -14,7 +14,7 @@ from tqdm import tqdm
 from numpyro_gebm._callables import over_batch
 from numpyro_gebm.base import trained_part, with_trained_part
 from numpyro_gebm.divergences import base_loss, batch_log_partition, donsker_varadhan, kale
-from numpyro_gebm.gebm import GEBM
+from numpyro_gebm.gebm import GEBM, check_energy
 from numpyro_gebm.guide import KALEGuide, gradient_step, newton_step, settle_log_partition
 
 __all__ = ["KALE", "KALELosses", "KALEResult", "KALEState"]
@@ -131,8 +131,8 @@ class KALE:
                 f"The base ({type(base).__name__}) has no parameters to train: pass base_optim=None, or a "
                 "Pushforward or flow whose parameters are arrays."
             )
-        self.model = GEBM(base, guide.energy)  # checks that the two fit
-        self.guide = guide
+        self._dtype = check_energy(base, guide.energy)
+        self.base, self.guide = base, guide
         self.base_optim, self.energy_optim = base_optim, energy_optim
         self.objective, self.noise_factor = objective, noise_factor
         self.energy_steps = 1 if energy_optim is None or base_optim is None else energy_steps
@@ -155,11 +155,11 @@ class KALE:
         Raises:
             ValueError: if the data do not have the base's event shape.
         """
-        _check_data(data, self.model.base)
+        _check_data(data, self.base)
         key_start, rng_key = random.split(rng_key)
         log_partition = self.guide.log_partition
         if log_partition is None:
-            log_partition = settle_log_partition(self.model, key_start, num_batches=1)
+            log_partition = settle_log_partition(self.base, self.guide.energy, key_start, num_batches=1)
         return KALEState(
             step=jnp.array(0),
             rng_key=rng_key,
@@ -167,7 +167,7 @@ class KALE:
             energy=self._energy_arrays,
             base_optim=None if self.base_optim is None else self.base_optim.init(self._base_arrays),
             energy_optim=None if self.energy_optim is None else self.energy_optim.init(self._energy_arrays),
-            log_partition=jnp.asarray(log_partition, self.model.inverse_temperature.dtype),
+            log_partition=jnp.asarray(log_partition, self._dtype),
         )
 
     def update(self, state, batch):
@@ -192,7 +192,7 @@ class KALE:
         Returns:
             Scalar; not negated.
         """
-        _check_data(data, self.model.base)
+        _check_data(data, self.base)
         return self._evaluate(state, jnp.asarray(data))
 
     def run(
@@ -233,10 +233,10 @@ class KALE:
         _not_yet(checkpoint_dir=checkpoint_dir, checkpoint_every=checkpoint_every, resume_from=resume_from)
         if not hasattr(data, "shape"):
             raise NotImplementedError("KALE.run(data=<iterable of batches>) is not implemented yet: pass an array.")
-        _check_data(data, self.model.base)
+        _check_data(data, self.base)
         if not 1 <= batch_size <= len(data):
             raise ValueError(f"Expected 1 <= batch_size <= {len(data)} (the number of data); got {batch_size}.")
-        data = jnp.asarray(data, self.model.inverse_temperature.dtype)
+        data = jnp.asarray(data, self._dtype)
         if not bool(jnp.isfinite(data).all()):
             rows = np.flatnonzero(~np.isfinite(np.asarray(data)).reshape(len(data), -1).all(axis=1))
             raise ValueError(f"Expected finite data; got NaN or inf in {len(rows)} rows, the first is {rows[0]}.")
@@ -260,8 +260,8 @@ class KALE:
 
     def _result(self, state, losses):
         energy = eqx.nn.inference_mode(self._energy_of(state.energy))
-        base = with_trained_part(self.model.base, eqx.nn.inference_mode(self._part_of(state.base)))
-        settled = settle_log_partition(GEBM(base, energy), _stream(state, "settle"))
+        base = with_trained_part(self.base, eqx.nn.inference_mode(self._part_of(state.base)))
+        settled = settle_log_partition(base, energy, _stream(state, "settle"))
         guide = KALEGuide(
             energy,
             log_partition=settled,
@@ -277,10 +277,10 @@ class KALE:
         return eqx.combine(arrays, self._base_static)
 
     def _energies(self, arrays, x):
-        return over_batch(self._energy_of(arrays), x, self.model.event_dim)
+        return over_batch(self._energy_of(arrays), x, self.base.event_dim)
 
     def _base_draws(self, arrays, rng_key, num):
-        return with_trained_part(self.model.base, self._part_of(arrays)).sample(rng_key, (num,))
+        return with_trained_part(self.base, self._part_of(arrays)).sample(rng_key, (num,))
 
     def _energy_step(self, state, batch):
         key_base, key_penalty, _ = random.split(random.fold_in(_stream(state, "step"), state.step), 3)

@@ -1,0 +1,169 @@
+"""The base of a GEBM: the law that the energy reweights."""
+
+import copy
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import ExpandedDistribution
+
+from pyro_gebm._callables import draw_quietly, output_of, over_batch
+
+__all__ = ["Pushforward", "decompose", "has_density", "snapshot", "trained_part"]
+
+
+class Pushforward(dist.TorchDistribution):
+    r"""Law of $B(z)$, $z \sim \eta$: a base that can be sampled but has no density.
+
+    Args:
+        latent_prior: distribution of one latent, `batch_shape` usually `()`; continuous.
+        generator: `torch.nn.Module` or callable from latents of shape `(N,) + latent_prior.event_shape` to events
+            `(N,) + event_shape`.
+
+    Shapes: `batch_shape` is that of `latent_prior`; `event_shape` is the shape of the generator's output.
+
+    Raises:
+        ValueError: if the generator cannot take a latent, or the latent prior is discrete.
+
+    Example:
+        >>> import torch, pyro.distributions as dist
+        >>> base = Pushforward(dist.Normal(0.0, 1.0).expand([2]).to_event(1), lambda z: z @ torch.ones(2, 3))
+        >>> tuple(base.event_shape), tuple(base.sample((5,)).shape)
+        ((3,), (5, 3))
+    """
+
+    arg_constraints = {}
+
+    def __init__(self, latent_prior, generator, *, validate_args=None):
+        if latent_prior.support.is_discrete:
+            raise ValueError(f"Expected a continuous latent prior; got {type(latent_prior).__name__} (discrete).")
+        out = output_of(generator, draw_quietly(latent_prior, 2), "generator", "a latent")
+        self.latent_prior = latent_prior
+        self.generator = generator
+        super().__init__(latent_prior.batch_shape, out.shape[1:], validate_args=validate_args)
+
+    def expand(self, batch_shape, _instance=None):
+        new = self._get_checked_instance(Pushforward, _instance)
+        new.latent_prior = self.latent_prior.expand(batch_shape)
+        new.generator = self.generator
+        super(Pushforward, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    @property
+    def has_rsample(self):
+        return self.latent_prior.has_rsample
+
+    @property
+    def support(self):
+        return constraints.independent(constraints.real, len(self.event_shape))
+
+    def sample(self, sample_shape=torch.Size()):
+        """Draw $B(z)$, detached: tensor of shape `sample_shape + batch_shape + event_shape`."""
+        with torch.no_grad():
+            return self._decode(self.latent_prior.sample(sample_shape))
+
+    def rsample(self, sample_shape=torch.Size()):
+        """As `sample`, with gradients to the generator's parameters."""
+        return self._decode(self.latent_prior.rsample(sample_shape))
+
+    def _decode(self, z):
+        return over_batch(self.generator, z, len(self.latent_prior.event_shape))
+
+    def log_prob(self, value):
+        """Not defined: the law of a generator has no density.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "A Pushforward has no density in x. Work in the latent space: `gebm.latent`, or the effect handler "
+            "`LatentReparam` for a site of a model."
+        )
+
+
+class _Transforms:
+    """The transforms of a `TransformedDistribution` as a generator; their caches never see a tensor twice."""
+
+    def __init__(self, transforms):
+        self.transforms = transforms
+
+    def __call__(self, z):
+        z = z.clone()
+        for transform in self.transforms:
+            z = transform(z)
+        return z
+
+
+class _Batched:
+    """A generator whose event gained leading axes through `to_event`."""
+
+    def __init__(self, generator, event_dim):
+        self.generator, self.event_dim = generator, event_dim
+
+    def __call__(self, z):
+        return over_batch(self.generator, z, self.event_dim)
+
+
+def _identity(z):
+    return z
+
+
+def decompose(base):
+    """Write any base as a latent prior and a generator.
+
+    A `Pushforward` gives its own, a `TransformedDistribution` its base distribution and its transforms, any other
+    distribution itself and the identity; `Independent` and `ExpandedDistribution` are looked through.
+
+    Args:
+        base: a Pyro distribution.
+
+    Returns:
+        `(latent_prior, generator)`, with `latent_prior.batch_shape == base.batch_shape`.
+    """
+    if isinstance(base, Pushforward):
+        return base.latent_prior, base.generator
+    if isinstance(base, torch.distributions.TransformedDistribution):
+        return base.base_dist, _Transforms(base.transforms)
+    if isinstance(base, ExpandedDistribution):
+        latent_prior, generator = decompose(base.base_dist)
+        return latent_prior.expand(base.batch_shape), generator
+    if isinstance(base, torch.distributions.Independent):
+        latent_prior, generator = decompose(base.base_dist)
+        generator = _Batched(generator, len(latent_prior.event_shape))
+        return dist.Independent(latent_prior, base.reinterpreted_batch_ndims), generator
+    return base, _identity
+
+
+def _unwrap(base):
+    while isinstance(base, (torch.distributions.Independent, ExpandedDistribution)):
+        base = base.base_dist
+    return base
+
+
+def has_density(base):
+    """Whether `base.log_prob` exists: true for everything but a `Pushforward`."""
+    return not isinstance(_unwrap(base), Pushforward)
+
+
+def trained_part(base):
+    """What KALE trains in a base, as one module: the generator, or the transforms by their index; else None."""
+    inner = _unwrap(base)
+    if isinstance(inner, Pushforward):
+        return inner.generator if isinstance(inner.generator, torch.nn.Module) else None
+    if isinstance(inner, torch.distributions.TransformedDistribution):
+        modules = {str(i): t for i, t in enumerate(inner.transforms) if isinstance(t, torch.nn.Module)}
+        return torch.nn.ModuleDict(modules) if modules else None
+    return None
+
+
+def snapshot(base):
+    """A copy of a base that further training does not touch: evaluation mode, no gradients."""
+    inner = _unwrap(base)
+    if isinstance(inner, torch.distributions.TransformedDistribution):
+        inner.clear_cache()  # a cached, non-leaf tensor cannot be copied
+    new = copy.deepcopy(base)
+    part = trained_part(new)
+    if part is not None:
+        part.eval().requires_grad_(False)
+    return new

@@ -1,0 +1,91 @@
+"""Draws and statistics of a chain as ArviZ data."""
+
+import numpy as np
+import torch
+from pyro.infer.mcmc.api import AbstractMCMC
+
+__all__ = ["to_arviz"]
+
+
+def to_arviz(mcmc, gebm=None, site=None, *, coords=None, dims=None):
+    """Draws, every statistic the kernel recorded, and E(x), as ArviZ data.
+
+    Pyro's own kernels record divergences only; the kernels of `infer` record one value a draw of each statistic.
+
+    Args:
+        mcmc: a `pyro.infer.MCMC` that has run.
+        gebm: adds `energy_x` = E(B(z)) of its latents to the sample statistics.
+        site: name of the site that holds the latents of `gebm`; found by itself where there is only one candidate.
+        coords: coordinates, handed on to ArviZ.
+        dims: dimension names, handed on to ArviZ.
+
+    Returns:
+        `arviz.InferenceData` (ArviZ before 1.0) or `xarray.DataTree` (from 1.0 on), with groups `posterior` and
+        `sample_stats`.
+
+    Raises:
+        ImportError: without ArviZ, naming the extra to install.
+        TypeError: if `mcmc` is not a Pyro `MCMC`.
+        ValueError: if the site of the latents is not given and not unique, or does not fit the GEBM.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro.infer import MCMC, NUTS
+        >>> from pyro_gebm import GEBM
+        >>> gebm = GEBM(dist.Normal(0.0, 1.0), lambda x: 0.5 * x**2)
+        >>> mcmc = MCMC(NUTS(lambda: pyro.sample("z", gebm.latent)), 20, 10, disable_progbar=True)
+        >>> mcmc.run()
+        >>> sorted(to_arviz(mcmc, gebm)["sample_stats"].data_vars)
+        ['diverging', 'energy_x']
+    """
+    if not isinstance(mcmc, AbstractMCMC):
+        raise TypeError(f"Expected a pyro.infer.MCMC; got {type(mcmc).__name__}.")
+    draws = mcmc.get_samples(group_by_chain=True)
+    posterior = {name: value.detach().cpu().numpy() for name, value in draws.items()}
+    statistics = _statistics(mcmc._diagnostics, next(iter(posterior.values())).shape[:2])
+    if gebm is not None:
+        name = _latent_site(posterior, gebm, site)
+        statistics["energy_x"] = _energy_of_latents(gebm, draws[name])
+    return _from_dict(posterior, statistics, coords, dims)
+
+
+def _statistics(diagnostics, shape):
+    """Arrays of shape (chain, draw) from what each chain's kernel reported."""
+    chains = [report.get("sample_stats", {}) for report in diagnostics]
+    statistics = {name: np.stack([np.asarray(chain[name]) for chain in chains]) for name in chains[0]}
+    if "diverging" not in statistics and "divergences" in diagnostics[0]:
+        statistics["diverging"] = np.zeros(shape, bool)
+        for chain, report in enumerate(diagnostics):
+            statistics["diverging"][chain, report["divergences"]] = True
+    return statistics
+
+
+def _latent_site(posterior, gebm, site):
+    shape = tuple(gebm.latent.event_shape)
+    fits = [n for n, v in posterior.items() if v.shape[v.ndim - len(shape) :] == shape and v.ndim >= 2 + len(shape)]
+    if site is None and len(fits) > 1:  # `x_latent` beside another site of the same shape, say
+        fits = [n for n in fits if n.endswith("_latent")]
+    if site is None and len(fits) != 1:
+        raise ValueError(f"Expected one site with latents of shape {shape}; got {sorted(posterior)}. Pass `site=`.")
+    if site is not None and site not in fits:
+        raise ValueError(f"Expected a site with latents of shape {shape} at site={site!r}; got sites {sorted(fits)}.")
+    return fits[0] if site is None else site
+
+
+@torch.no_grad()
+def _energy_of_latents(gebm, z, batch_size=10_000):
+    event_shape = gebm.latent.event_shape
+    batch = z.shape[: z.dim() - len(event_shape)]
+    chunks = z.reshape(-1, *event_shape).split(batch_size)
+    return torch.cat([gebm.energy(gebm.decode(chunk)) for chunk in chunks]).reshape(batch).cpu().numpy()
+
+
+def _from_dict(posterior, statistics, coords, dims):
+    try:
+        import arviz
+    except ImportError as error:
+        raise ImportError('to_arviz needs ArviZ: `pip install "gebm[arviz]"`.') from error
+    groups = {"posterior": posterior, **({"sample_stats": statistics} if statistics else {})}
+    if int(arviz.__version__.split(".")[0]) >= 1:
+        return arviz.from_dict(groups, coords=coords, dims=dims)
+    return arviz.from_dict(**groups, coords=coords, dims=dims)

@@ -1,0 +1,285 @@
+"""Generalized energy-based models as Pyro distributions, over x and over z."""
+
+import copy
+import math
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.util import broadcast_shape
+
+from pyro_gebm._callables import check_evaluation_mode, draw_quietly, output_of, over_batch
+from pyro_gebm.base import decompose, has_density
+
+__all__ = ["GEBM", "EnergyTiltedPrior", "check_energy"]
+
+
+class _FiniteNonnegative(constraints.Constraint):
+    def check(self, value):
+        return (value >= 0) & torch.isfinite(value)
+
+    def __repr__(self):
+        return "finite and >= 0 (it multiplies the energy)"
+
+
+class _FiniteOrUnknown(constraints.Constraint):
+    def check(self, value):
+        return torch.tensor(True) if value is None or callable(value) else torch.isfinite(value)
+
+    def __repr__(self):
+        return "finite, a callable, or None"
+
+
+def check_energy(base, energy):
+    """Check that an energy fits a base; returns its values on a few draws of the base.
+
+    Args:
+        base: a distribution.
+        energy: callable from `(N,) + base.event_shape` to `(N,)`.
+
+    Returns:
+        Energies of eight draws (times the base's batch).
+
+    Raises:
+        ValueError: if the base is discrete, the energy cannot take an event, or it does not return shape `(N,)`.
+    """
+    if base.support.is_discrete:
+        raise ValueError(f"Expected a continuous base; got {type(base).__name__} (discrete).")
+    energies = output_of(energy, draw_quietly(base, 8), "energy", "an event of the base")
+    if energies.dim() != 1:
+        raise ValueError(
+            f"The energy must return shape (N,) for N events of shape {tuple(base.event_shape)}; got "
+            f"{('N', *energies.shape[1:])}. Squeeze its last axis: `energy(x).squeeze(-1)`."
+        )
+    return energies
+
+
+class GEBM(dist.TorchDistribution):
+    r"""Generalized energy-based model: a base reweighted by an energy, as a distribution over x.
+
+    .. math:: Q(dx) = \exp(-\beta E(x) - A)\, G(dx), \qquad A = \log \int \exp(-\beta E)\, dG
+
+    with $G$ the base, $E$ the energy (low where data is), $\beta$ the inverse temperature, which multiplies the
+    energy only and never the prior, and $A$ the log-partition. Source: arXiv:2003.05033.
+
+    Args:
+        base: a `Pushforward`, a `TransformedDistribution` (a flow), or any continuous distribution that NUTS can
+            handle.
+        energy: `torch.nn.Module` or callable from events `(N,) + base.event_shape` to `(N,)`.
+        inverse_temperature: $\beta \ge 0$, finite; a scalar or a tensor that broadcasts with `base.batch_shape`.
+        log_partition: $A$ at this $\beta$: a scalar, a callable of $\beta$, or None for "unknown".
+        sampler: callable `(latent, num_samples) -> z` with `z` of shape
+            `(num_samples,) + latent.batch_shape + latent.event_shape`; None is `infer.AnnealedMALA()`.
+
+    Shapes: `batch_shape` is `base.batch_shape` broadcast with the inverse temperature; `event_shape` is the base's.
+
+    Raises:
+        ValueError: for an inverse temperature that is negative or not finite, an energy that does not fit the
+            base's event or does not return shape `(N,)`, an energy that is NaN on draws of the base, or a module in
+            training mode.
+
+    Example:
+        >>> import torch, pyro.distributions as dist
+        >>> prior = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
+        >>> gebm = GEBM(prior, lambda x: 0.5 * (x**2).sum(-1), log_partition=-math.log(2.0))
+        >>> round(float(gebm.log_prob(torch.zeros(2))), 4)  # N(0, I/2) at its mean: -log(pi)
+        -1.1447
+    """
+
+    arg_constraints = {"inverse_temperature": _FiniteNonnegative(), "log_partition": _FiniteOrUnknown()}
+    has_rsample = False
+
+    def __init__(self, base, energy, *, inverse_temperature=1.0, log_partition=None, sampler=None, validate_args=None):
+        check_evaluation_mode(decompose(base)[1], "generator")
+        check_evaluation_mode(energy, "energy")
+        energies = check_energy(base, energy)
+        if not (log_partition is None or callable(log_partition)):
+            log_partition = torch.as_tensor(log_partition, dtype=energies.dtype, device=energies.device)
+        self.base = base
+        self.energy = energy
+        self.inverse_temperature = torch.as_tensor(inverse_temperature, dtype=energies.dtype, device=energies.device)
+        self.log_partition = log_partition
+        self._sampler = sampler
+        super().__init__(self._compute_batch_shape(), base.event_shape, validate_args=validate_args)
+        if self._validate_args and torch.isnan(energies).any():
+            raise ValueError(
+                f"Expected real energies; got NaN on {int(torch.isnan(energies).sum())} of {energies.numel()} draws of "
+                "the base. Check the weights of the generator and of the energy."
+            )
+
+    def _compute_batch_shape(self):
+        normalizer = () if self.log_partition is None or callable(self.log_partition) else self.log_partition.shape
+        return torch.Size(broadcast_shape(self.base.batch_shape, self.inverse_temperature.shape, normalizer))
+
+    def expand(self, batch_shape, _instance=None):
+        new = self._get_checked_instance(GEBM, _instance)
+        new.__dict__.update(self.__dict__)
+        new.base = self.base.expand(batch_shape)
+        super(GEBM, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    @property
+    def sampler(self):
+        """The sampler given, or `infer.AnnealedMALA()`."""
+        from pyro_gebm.infer.annealed_mala import AnnealedMALA  # infer imports this module
+
+        return self._sampler or AnnealedMALA()
+
+    @property
+    def latent_prior(self):
+        r"""The prior $\eta$ of the latent."""
+        return decompose(self.base)[0]
+
+    @property
+    def generator(self):
+        """The generator $B$, on a batch of latents."""
+        return decompose(self.base)[1]
+
+    @property
+    def latent(self):
+        """The same model over the latent z: an `EnergyTiltedPrior`."""
+        return EnergyTiltedPrior(self)
+
+    @property
+    def support(self):
+        return self.base.support
+
+    def tilt(self, x):
+        r"""Log-weight of the base's draws, $-\beta E(x) - A$ (with $A = 0$ where it is unknown).
+
+        Args:
+            x: tensor of shape `sample_shape + batch_shape + event_shape`.
+
+        Returns:
+            Tensor of shape `sample_shape + batch_shape`.
+        """
+        log_weight = -self.inverse_temperature * over_batch(self.energy, x, len(self.event_shape))
+        if self.log_partition is None:
+            return log_weight
+        normalizer = self.log_partition
+        return log_weight - (normalizer(self.inverse_temperature) if callable(normalizer) else normalizer)
+
+    def decode(self, z):
+        """Push latents through the generator: shape `batch + latent_event_shape` to `batch + event_shape`."""
+        latent_prior, generator = decompose(self.base)
+        return over_batch(generator, z, len(latent_prior.event_shape))
+
+    def temper(self, inverse_temperature):
+        """The same model at another inverse temperature; a scalar log-partition is then unknown (None).
+
+        Args:
+            inverse_temperature: finite, non-negative; may carry gradients.
+
+        Returns:
+            A new `GEBM`.
+        """
+        new = copy.copy(self)
+        beta = self.inverse_temperature
+        new.inverse_temperature = torch.as_tensor(inverse_temperature, dtype=beta.dtype, device=beta.device)
+        if not callable(self.log_partition):
+            new.log_partition = None
+        super(GEBM, new).__init__(new._compute_batch_shape(), self.event_shape, validate_args=self._validate_args)
+        return new
+
+    def sample(self, sample_shape=torch.Size()):
+        """Draw from the *tilted* law (`gebm.base.sample` draws from the base), detached.
+
+        Args:
+            sample_shape: shape of the draws; the law of a draw does not depend on it.
+
+        Returns:
+            Tensor of shape `sample_shape + batch_shape + event_shape`.
+        """
+        with torch.no_grad():
+            return self.decode(self.latent.sample(sample_shape))
+
+    def log_prob(self, value):
+        r"""$\log g(x) - \beta E(x) - A$, for a base with density $g$; unnormalised while `log_partition` is None.
+
+        Args:
+            value: tensor of shape `sample_shape + batch_shape + event_shape`.
+
+        Returns:
+            Tensor of shape `sample_shape + batch_shape`.
+
+        Raises:
+            NotImplementedError: if the base is a `Pushforward`, whose law has no density.
+        """
+        if not has_density(self.base):
+            raise NotImplementedError(
+                "GEBM.log_prob(x) needs a base with a density; the base here is a Pushforward. Work in the latent "
+                "space: `gebm.latent.log_prob(z)`, or "
+                "`pyro.poutine.reparam(model, config={'<site>': LatentReparam()})` for a site of a model."
+            )
+        if self._validate_args:
+            self._validate_sample(value)
+        return self.base.log_prob(value.clone()) + self.tilt(value)  # a fresh tensor: flows cache by identity
+
+
+class EnergyTiltedPrior(dist.TorchDistribution):
+    r"""The GEBM as a distribution over its latent z: the energy-tilted prior.
+
+    .. math:: \log \nu(z) = \log \eta(z) - \beta E(B(z)) - A
+
+    NUTS and the kernels of `infer` run on its negative, the potential. Pushing its draws through the generator
+    gives draws of the GEBM. Unnormalised while `gebm.log_partition` is None. Source: arXiv:2003.05033.
+
+    Args:
+        gebm: the model; `gebm.latent` builds this object.
+
+    Shapes: `batch_shape` is `gebm.batch_shape`; `event_shape` is that of the latent prior.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> gebm = GEBM(dist.Normal(0.0, 1.0), lambda x: 0.5 * x**2)
+        >>> tuple(gebm.latent.sample((3,)).shape)
+        (3,)
+    """
+
+    arg_constraints = {}
+    has_rsample = False
+
+    def __init__(self, gebm, *, validate_args=None):
+        self.gebm = gebm
+        super().__init__(gebm.batch_shape, gebm.latent_prior.event_shape, validate_args=validate_args)
+
+    def expand(self, batch_shape, _instance=None):
+        new = self._get_checked_instance(EnergyTiltedPrior, _instance)
+        new.gebm = self.gebm.expand(batch_shape)
+        super(EnergyTiltedPrior, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    @property
+    def support(self):
+        return self.gebm.latent_prior.support
+
+    def sample(self, sample_shape=torch.Size()):
+        """Draw from the tilted prior with the GEBM's sampler (`infer.AnnealedMALA` unless another was given), detached.
+
+        Args:
+            sample_shape: shape of the draws; the law of a draw does not depend on it.
+
+        Returns:
+            Tensor of shape `sample_shape + batch_shape + event_shape`.
+        """
+        num_samples = math.prod(sample_shape)
+        z = self.gebm.sampler(self, num_samples).detach()
+        expected = (num_samples, *self.batch_shape, *self.event_shape)
+        if tuple(z.shape) != expected:
+            raise ValueError(f"The sampler must return a tensor of shape {expected}; got {tuple(z.shape)}.")
+        return z.reshape(self.shape(torch.Size(sample_shape)))
+
+    def log_prob(self, value):
+        r"""$\log \eta(z) - \beta E(B(z)) - A$.
+
+        Args:
+            value: tensor of shape `sample_shape + batch_shape + event_shape`.
+
+        Returns:
+            Tensor of shape `sample_shape + batch_shape`.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        return self.gebm.latent_prior.log_prob(value) + self.gebm.tilt(self.gebm.decode(value))

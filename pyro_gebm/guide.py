@@ -1,0 +1,132 @@
+"""The variational side of KALE: the energy, its log-partition and its penalty."""
+
+import math
+
+import torch
+
+from pyro_gebm.divergences import batch_log_partition
+
+__all__ = ["KALEGuide", "gradient_penalty", "gradient_step", "newton_step", "settle_log_partition"]
+
+#: Largest change of A, in units of the rate, that one batch may ask for.
+CLIP = 5.0
+
+
+def newton_step(log_partition, batch_estimate, rate):
+    r"""Newton-like step of A towards a batch: $A + r\,(1 - \exp(A - \tilde A))$, clipped.
+
+    Fast from afar; its fixed point over random batches is biased, so it serves the warm-up only.
+
+    Args:
+        log_partition: A.
+        batch_estimate: $\tilde A$, the log-partition of the batch.
+        rate: r.
+
+    Returns:
+        The new A.
+    """
+    return log_partition + rate * (1.0 - torch.exp(log_partition - batch_estimate)).clamp(-CLIP, CLIP)
+
+
+def gradient_step(log_partition, batch_estimate, rate):
+    r"""Gradient step of KALE in A: $A + r\,(\exp(\tilde A - A) - 1)$, clipped.
+
+    Unbiased: at the true A its mean over batches is zero.
+
+    Args:
+        log_partition: A.
+        batch_estimate: $\tilde A$, the log-partition of the batch.
+        rate: r.
+
+    Returns:
+        The new A.
+    """
+    return log_partition + rate * (torch.exp(batch_estimate - log_partition) - 1.0).clamp(-CLIP, CLIP)
+
+
+@torch.no_grad()
+def settle_log_partition(base, energy, num_batches=100, batch_size=2000):
+    r"""A of a fixed energy from fresh base draws: the log-mean-exp over all of them.
+
+    The same as gradient steps in $\exp(A)$ with the decaying rate 1/t, without a rate to choose.
+
+    Args:
+        base: a distribution.
+        energy: the energy, on batches of its events.
+        num_batches: number of batches.
+        batch_size: base draws a batch.
+
+    Returns:
+        Scalar.
+    """
+    estimates = [batch_log_partition(energy(base.sample((batch_size,)))) for _ in range(num_batches)]
+    return torch.logsumexp(torch.stack(estimates), 0) - math.log(num_batches)
+
+
+def gradient_penalty(weight=1.0):
+    r"""Zero-centred gradient penalty, $w\, \mathbb{E}\|\nabla_x E(\tilde x)\|^2$, on interpolates of data and base.
+
+    Args:
+        weight: w, non-negative.
+
+    Returns:
+        A penalty: callable `(energy, data, base_draws) -> scalar`. With more base draws than data the data are
+        repeated.
+
+    Raises:
+        ValueError: for a negative weight.
+    """
+    if not weight >= 0:
+        raise ValueError(f"Expected a penalty weight >= 0; got {weight}.")
+
+    def penalty(energy, data, base_draws):
+        if len(data) != len(base_draws):
+            data = data.repeat(-(-len(base_draws) // len(data)), *[1] * (data.dim() - 1))[: len(base_draws)]
+        mix = torch.rand(len(data), *[1] * (data.dim() - 1), dtype=data.dtype, device=data.device)
+        points = torch.lerp(base_draws, data, mix).requires_grad_(True)
+        (grads,) = torch.autograd.grad(energy(points).sum(), points, create_graph=True)
+        return weight * grads.reshape(len(grads), -1).square().sum(1).mean()
+
+    return penalty
+
+
+class KALEGuide:
+    r"""Energy and log-partition of KALE, with their regulariser. Not a program: it has no sample sites.
+
+    Calling it gives the critic (witness) $h(x) = -(E(x) + A)$. At the optimum $h = \log dP/dG$.
+
+    Args:
+        energy: `torch.nn.Module` or callable from events `(N,) + event_shape` to `(N,)`.
+        log_partition: initial A; None starts it by Monte Carlo.
+        log_partition_rate: rate of the steps of A, which is not among the energy optimiser's parameters.
+        penalty: callable `(energy, data, base_draws) -> scalar` added to the energy's loss, or None.
+
+    Raises:
+        TypeError: if the energy is not callable.
+        ValueError: if the rate is not positive.
+
+    Example:
+        >>> guide = KALEGuide(lambda x: (x**2).sum(-1), log_partition=0.5)
+        >>> guide(torch.ones(1, 2)).tolist()
+        [-2.5]
+    """
+
+    def __init__(self, energy, *, log_partition=None, log_partition_rate=0.1, penalty=gradient_penalty(1.0)):
+        if not callable(energy):
+            raise TypeError(f"Expected a callable energy; got {type(energy).__name__}.")
+        if not log_partition_rate > 0:
+            raise ValueError(f"Expected log_partition_rate > 0; got {log_partition_rate}.")
+        self.energy = energy
+        self.log_partition = log_partition
+        self.log_partition_rate = log_partition_rate
+        self.penalty = penalty
+
+    def __call__(self, x):
+        """The critic at events x of shape `(N,) + event_shape`.
+
+        Raises:
+            ValueError: while the log-partition is unknown (before training).
+        """
+        if self.log_partition is None:
+            raise ValueError("The log-partition is unknown before training: use `result.guide`, or pass one.")
+        return -(self.energy(x) + self.log_partition)

@@ -1,0 +1,31 @@
+"""Exact tests run in float64, every test starts from a fixed seed."""
+
+import importlib.util
+import os
+
+import numpy as np
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "agg")
+
+if importlib.util.find_spec("jax"):
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    np.random.seed(0)
+    if importlib.util.find_spec("pyro") is None:
+        yield
+        return
+    import pyro
+    import torch
+
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    pyro.set_rng_seed(0)
+    pyro.clear_param_store()
+    yield
+    torch.set_default_dtype(default)
