@@ -13,6 +13,11 @@ if importlib.util.find_spec("jax"):
 
     jax.config.update("jax_enable_x64", True)
 
+if importlib.util.find_spec("torch"):
+    import torch
+
+    torch.set_num_threads(1)  # on a busy machine PyTorch's threads wait for each other, 20 times slower
+
 
 @pytest.fixture(autouse=True)
 def _seed():

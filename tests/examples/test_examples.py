@@ -1,0 +1,48 @@
+"""Every example runs with tiny arguments, and the README's code runs as printed (with fewer steps)."""
+
+import importlib.util
+import pathlib
+import re
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("backend", ["numpyro", "pyro"])
+@pytest.mark.filterwarnings("ignore:num_chains=2 is more than available_cpu:UserWarning")  # Pyro's, on two cores
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer:sklearn.exceptions.ConvergenceWarning")
+def test_digits(backend, tmp_path, capsys):
+    for package in ("sklearn", "matplotlib", "arviz", backend):
+        pytest.importorskip(package)
+    spec = importlib.util.spec_from_file_location("digits", ROOT / "examples" / "digits.py")
+    digits = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(digits)
+    sizes = "--steps 20 --final-steps 10 --warmup 20 --samples 20 --chains 2 --draws 100 --no-progress"
+    digits.main(["--backend", backend, "--out", str(tmp_path), *sizes.split()])
+    printed = capsys.readouterr().out
+    assert "E(x)" in printed and "r_hat" in printed and "Frechet" in printed
+    expected = {"samples.png", "trace.png", "training.png", "draws_nuts.nc", "draws_kinetic_langevin.nc", "gebm.npz"}
+    assert {path.name for path in tmp_path.iterdir()} == expected
+
+
+def _readme_blocks():
+    text = (ROOT / "README.md").read_text()
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("backend", ["numpyro", "pyro"])
+def test_readme_example_runs(backend):
+    pytest.importorskip(backend)
+    (block,) = [b for b in _readme_blocks() if f"from {backend}_gebm" in b]
+    shorter = block.replace("5000", "20").replace("500", "20")
+    scope = {"x": np.random.default_rng(0).normal(size=(256, 2)).astype(np.float64)}
+    exec(compile(shorter, "README.md", "exec"), scope)
+    assert scope["draws"].shape[-1] == 2
+
+
+def test_readme_examples_are_as_short_as_it_says():
+    for block in _readme_blocks():
+        lines = [line for line in block.splitlines() if line.strip() and not line.startswith(("import", "from", "#"))]
+        assert len(lines) <= 12
