@@ -115,6 +115,7 @@ class KineticLangevin(MCMCKernel):
         single = is_prng_key(rng_key)
         split = random.split if single else jax.vmap(random.split)
         rng_key, key_init = split(rng_key) if single else jnp.swapaxes(split(rng_key), 0, 1)
+        start = None
         if self._model is not None:
             info, self._potential_fn_gen, self._postprocess_fn, _ = initialize_model(
                 key_init,
@@ -124,13 +125,16 @@ class KineticLangevin(MCMCKernel):
                 model_args=model_args,
                 model_kwargs=model_kwargs,
             )
-            init_params = info.z if init_params is None else init_params
-        if init_params is None:
+            start = info if init_params is None else None
+        elif init_params is None:
             raise ValueError("Expected `init_params` with `potential_fn`; got None. Pass them to `MCMC.run`.")
+        if start is None:
+            init_params = jax.tree.map(jnp.asarray, init_params)
+            potential_and_grad = jax.value_and_grad(self._potential(model_args, model_kwargs))
+            potential_and_grad = potential_and_grad if single else jax.vmap(potential_and_grad)
+            start = (init_params, *potential_and_grad(init_params))
 
-        def init_one(z, key):
-            z = jax.tree.map(jnp.asarray, z)
-            potential_energy, z_grad = jax.value_and_grad(self._potential(model_args, model_kwargs))(z)
+        def init_one(z, potential_energy, z_grad, key):
             key, key_v = random.split(key)
             v = standard_normal_like(key_v, z)
             return KineticLangevinState(
@@ -151,10 +155,10 @@ class KineticLangevin(MCMCKernel):
 
         if single:
             self._sample_fn = sample_one
-            state = init_one(init_params, rng_key)
+            state = init_one(*start, rng_key)
         else:
             self._sample_fn = jax.vmap(sample_one, in_axes=(0, None, None))
-            state = jax.vmap(init_one)(init_params, rng_key)
+            state = jax.vmap(init_one)(*start, rng_key)
         self._check_start(state)
         return state
 
