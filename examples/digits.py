@@ -18,7 +18,15 @@ from datasets import digits
 from features import digit_features
 
 #: Everything that both packages share; only the number of steps is set per package.
-SETTINGS = {"latent": 16, "hidden": (256, 256), "penalty": 0.5, "rate": 2e-4, "energy_steps": 2}
+#: The strong penalty keeps the joint game stable; the weak one then lets the energy see what the base has missed.
+SETTINGS = {
+    "latent": 16,
+    "hidden": (128, 128),
+    "rate": 2e-4,
+    "energy_steps": 2,
+    "penalty": 0.5,
+    "final_penalty": 0.02,
+}
 #: Kinetic Langevin: units of the latent; one draw is a trajectory of `num_steps` steps.
 KINETIC = {"step_size": 0.2, "friction": 1.0, "num_steps": 5}
 
@@ -69,7 +77,7 @@ def _parse(argv):
     parser.add_argument("--chains", type=int, default=4)
     parser.add_argument("--warmup", type=int, default=300)
     parser.add_argument("--samples", type=int, default=1000, help="draws a chain")
-    parser.add_argument("--draws", type=int, default=2000, help="independent draws for the comparison")
+    parser.add_argument("--draws", type=int, default=4000, help="independent draws for the comparison")
     parser.add_argument("--no-progress", action="store_true")
     args = parser.parse_args(argv)
     host = importlib.import_module(f"digits_{args.backend}")

@@ -12,7 +12,7 @@ from numpyro_gebm import save as save  # the example's driver calls it
 from numpyro_gebm.infer import KineticLangevin, init_to_prior
 
 #: Base steps, and energy steps on the finished base; from measurement, for about three minutes on two cores.
-STEPS, FINAL_STEPS = 10_000, 10_000
+STEPS, FINAL_STEPS = 2_000, 8_000
 
 
 def train(images, seed, settings, steps, final_steps, progress_bar=True):
@@ -23,10 +23,9 @@ def train(images, seed, settings, steps, final_steps, progress_bar=True):
     )
     energy = nn.MLP((8, 8), (), settings["hidden"], activation="leaky_relu", key=key_energy)
     base = Pushforward(dist.Normal(0.0, 1.0).expand([settings["latent"]]).to_event(1), generator)
-    penalty = gradient_penalty(settings["penalty"])
     kale = KALE(
         base,
-        KALEGuide(energy, penalty=penalty),
+        KALEGuide(energy, penalty=gradient_penalty(settings["penalty"])),
         base_optim=optax.adam(settings["rate"], b1=0.5),
         energy_optim=optax.adam(settings["rate"], b1=0.5),
         energy_steps=settings["energy_steps"],
@@ -35,7 +34,11 @@ def train(images, seed, settings, steps, final_steps, progress_bar=True):
     schedule = optax.cosine_decay_schedule(settings["rate"], max(final_steps, 1))
     kale = KALE(
         joint.gebm.base,
-        KALEGuide(joint.gebm.energy, log_partition=joint.gebm.log_partition, penalty=penalty),
+        KALEGuide(
+            joint.gebm.energy,
+            log_partition=joint.gebm.log_partition,
+            penalty=gradient_penalty(settings["final_penalty"]),
+        ),
         base_optim=None,
         energy_optim=optax.adam(schedule, b1=0.5),
     )

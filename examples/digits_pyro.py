@@ -10,7 +10,7 @@ from pyro_gebm import save as save  # the example's driver calls it
 from pyro_gebm.infer import KineticLangevin, init_to_prior
 
 #: Base steps, and energy steps on the finished base; from measurement, for about three minutes on two cores.
-STEPS, FINAL_STEPS = 10_000, 10_000
+STEPS, FINAL_STEPS = 2_000, 8_000
 
 
 def train(images, seed, settings, steps, final_steps, progress_bar=True):
@@ -19,14 +19,13 @@ def train(images, seed, settings, steps, final_steps, progress_bar=True):
     generator = nn.MLP((settings["latent"],), (8, 8), settings["hidden"], output_activation="sigmoid")
     energy = nn.MLP((8, 8), (), settings["hidden"], activation="leaky_relu")
     base = Pushforward(dist.Normal(0.0, 1.0).expand([settings["latent"]]).to_event(1), generator)
-    penalty = gradient_penalty(settings["penalty"])
 
     def adam(parameters):
         return torch.optim.Adam(parameters, settings["rate"], betas=(0.5, 0.999))
 
     kale = KALE(
         base,
-        KALEGuide(energy, penalty=penalty),
+        KALEGuide(energy, penalty=gradient_penalty(settings["penalty"])),
         base_optim=adam,
         energy_optim=adam,
         energy_steps=settings["energy_steps"],
@@ -34,7 +33,7 @@ def train(images, seed, settings, steps, final_steps, progress_bar=True):
     joint = kale.run(steps, images, batch_size=128, progress_bar=progress_bar)
     kale = KALE(
         joint.gebm.base,
-        KALEGuide(energy, log_partition=joint.gebm.log_partition, penalty=penalty),
+        KALEGuide(energy, log_partition=joint.gebm.log_partition, penalty=gradient_penalty(settings["final_penalty"])),
         base_optim=None,
         energy_optim=lambda parameters: _cosine_decay(adam(parameters), final_steps),
     )

@@ -20,9 +20,10 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", choices=("numpyro", "pyro"), default="numpyro")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=10)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--final-steps", type=int)
-    parser.add_argument("--draws", type=int, default=2000, help="independent draws of each")
+    parser.add_argument("--draws", type=int, default=4000, help="independent draws of each")
     args = parser.parse_args(argv)
     host = importlib.import_module(f"digits_{args.backend}")
     steps = host.STEPS if args.steps is None else args.steps
@@ -32,7 +33,7 @@ def main(argv=None):
     print("| seed | MMD² base | MMD² GEBM | Fréchet base | Fréchet GEBM | seconds of training |")
     print("|---|---|---|---|---|---|")
     wins = []
-    for seed in range(args.seeds):
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         start = time.perf_counter()
         gebm, _ = host.train(images, seed, SETTINGS, steps, final_steps, progress_bar=False)
         seconds = time.perf_counter() - start
