@@ -12,6 +12,8 @@ from pyro_gebm.infer import KineticLangevin, init_to_prior
 #: Base steps, and energy steps on the finished base; from measurement, for about three minutes on two cores.
 STEPS, FINAL_STEPS = 2_000, 8_000
 
+torch.set_num_threads(1)  # networks this small gain nothing from a second thread, and lose much on a busy machine
+
 
 def train(images, seed, settings, steps, final_steps, progress_bar=True):
     """Train base and energy together by KALE, then the energy alone on the finished base."""

@@ -41,6 +41,7 @@ def over_batch(fn, value, event_dim):
     Returns:
         Array of shape `batch + output`.
     """
+    value = jnp.asarray(value)
     batch = value.shape[: value.ndim - event_dim]
     if not batch:
         return fn(value)

@@ -194,6 +194,12 @@ class GEBM(dist.TorchDistribution):
         with torch.no_grad():
             return self.decode(self.latent.sample(sample_shape))
 
+    def __repr__(self):
+        beta, base = self.inverse_temperature, type(self.base).__name__
+        log_partition = "known" if self.log_partition is not None else "unknown"
+        beta = f"{beta.item():g}" if beta.dim() == 0 else f"of shape {tuple(beta.shape)}"
+        return f"GEBM(base: {base}, inverse_temperature: {beta}, log_partition: {log_partition})"
+
     def log_prob(self, value):
         r"""$\log g(x) - \beta E(x) - A$, for a base with density $g$; unnormalised while `log_partition` is None.
 
