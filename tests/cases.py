@@ -64,3 +64,39 @@ def assert_moments(draws, mean, covariance, **kwargs):
         for j in range(i + 1):
             product = (draws[..., i] - mean[i]) * (draws[..., j] - mean[j])
             assert_mean(product, covariance[i, j], **kwargs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Hierarchy:
+    """Observed components of linear-Gaussian draws that share an unknown offset.
+
+    `mu ~ N(0, 1)`; for every row i, `x_i ~ GEBM` at `beta`, `y_i ~ N(x_i[0] + mu, noise)`.
+    """
+
+    case: LinearGaussian
+    beta: float
+    y: np.ndarray
+    noise: float
+
+    def posterior(self):
+        """Mean and covariance of `(mu, z_1, ..., z_n)`."""
+        n, d = len(self.y), self.case.W.shape[1]
+        prior = np.linalg.inv(self.case.covariance(self.beta))
+        precision = np.zeros((1 + n * d, 1 + n * d))
+        precision[0, 0] = 1.0
+        linear = np.zeros(1 + n * d)
+        for i, y in enumerate(self.y):
+            block = slice(1 + i * d, 1 + (i + 1) * d)
+            precision[block, block] += prior
+            linear[block] += prior @ self.case.mean(self.beta)
+            row = np.zeros(1 + n * d)
+            row[0], row[block] = 1.0, self.case.W[0]
+            precision += np.outer(row, row) / self.noise**2
+            linear += row * (y - self.case.b[0]) / self.noise**2
+        covariance = np.linalg.inv(precision)
+        return covariance @ linear, covariance
+
+
+def hierarchy():
+    """Three rows, of which one is far out."""
+    return Hierarchy(linear_gaussian(), beta=1.5, y=np.array([0.4, 1.9, -0.3]), noise=0.5)

@@ -2,7 +2,6 @@
 
 import math
 
-import cases
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,21 +12,10 @@ import pytest
 from jax.scipy.stats import multivariate_normal
 from numpyro import handlers
 from numpyro.distributions import constraints
+from numpyro_cases import CASE, linear_gaussian_gebm, standard_normal
 
 from numpyro_gebm import GEBM, LatentReparam, Pushforward, divergences, nn
 from numpyro_gebm.guide import settle_log_partition
-
-CASE = cases.linear_gaussian()
-
-
-def standard_normal(dim):
-    return dist.Normal(jnp.zeros(dim), 1.0).to_event(1)
-
-
-def linear_gaussian_gebm(beta, **kwargs):
-    W, b, c, M = (jnp.asarray(a) for a in (CASE.W, CASE.b, CASE.c, CASE.M))
-    base = Pushforward(standard_normal(2), lambda z: W @ z + b)
-    return GEBM(base, lambda x: 0.5 * (x - c) @ M @ (x - c), inverse_temperature=beta, **kwargs)
 
 
 class Quadratic(eqx.Module):

@@ -4,28 +4,16 @@ import copy
 import math
 import pickle
 
-import cases
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro_cases import CASE, linear_gaussian_gebm, standard_normal
 
 from pyro_gebm import GEBM, LatentReparam, Pushforward, divergences, nn
 from pyro_gebm.guide import settle_log_partition
-
-CASE = cases.linear_gaussian()
-
-
-def standard_normal(dim, dtype=None):
-    return dist.Normal(torch.zeros(dim, dtype=dtype), torch.ones((), dtype=dtype)).to_event(1)
-
-
-def linear_gaussian_gebm(beta, **kwargs):
-    W, b, c, M = (torch.as_tensor(a) for a in (CASE.W, CASE.b, CASE.c, CASE.M))
-    base = Pushforward(standard_normal(2), lambda z: z @ W.T + b)
-    return GEBM(base, lambda x: 0.5 * ((x - c) @ M * (x - c)).sum(-1), inverse_temperature=beta, **kwargs)
 
 
 class Quadratic(torch.nn.Module):
