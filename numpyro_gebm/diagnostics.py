@@ -26,8 +26,9 @@ _STATISTICS = {
 def to_arviz(mcmc, gebm=None, site=None, *, coords=None, dims=None):
     """Draws, every statistic the kernel recorded, and E(x), as ArviZ data.
 
-    NumPyro's own kernels record what `mcmc.run(..., extra_fields=...)` asks for ("potential_energy", "energy",
-    "num_steps", "accept_prob", "adapt_state.step_size"); the kernels of `infer` record theirs always.
+    `lp` is the log density in unconstrained space, log-Jacobians included. NumPyro's own kernels record what
+    `mcmc.run(..., extra_fields=...)` asks for ("potential_energy", "energy", "num_steps", "accept_prob",
+    "adapt_state.step_size"); the kernels of `infer` record theirs always.
 
     Args:
         mcmc: a `numpyro.infer.MCMC` that has run.
@@ -59,13 +60,12 @@ def to_arviz(mcmc, gebm=None, site=None, *, coords=None, dims=None):
     if not isinstance(mcmc, MCMC):
         raise TypeError(f"Expected a numpyro.infer.MCMC; got {type(mcmc).__name__}.")
     draws = mcmc.get_samples(group_by_chain=True)
-    posterior = draws if isinstance(draws, dict) else {site or "z": draws}
-    posterior = {name: np.asarray(value) for name, value in posterior.items()}
-    statistics = {}
-    for name, value in mcmc.get_extra_fields(group_by_chain=True).items():
-        if name in _STATISTICS:
-            sign = -1 if name == "potential_energy" else 1
-            statistics[_STATISTICS[name]] = np.asarray(value) if sign == 1 else -np.asarray(value)
+    leaves = jax.tree_util.tree_flatten_with_path(draws if isinstance(draws, dict) else {site or "z": draws})[0]
+    posterior = {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}
+    fields = mcmc.get_extra_fields(group_by_chain=True).items()
+    statistics = {_STATISTICS.get(name, name): np.asarray(value) for name, value in fields if hasattr(value, "shape")}
+    if "lp" in statistics:
+        statistics["lp"] = -statistics["lp"]
     if gebm is not None:
         statistics["energy_x"] = _energy_of_latents(gebm, posterior[_latent_site(posterior, gebm, site)])
     return _from_dict(posterior, statistics, coords, dims)
@@ -74,8 +74,8 @@ def to_arviz(mcmc, gebm=None, site=None, *, coords=None, dims=None):
 def _latent_site(posterior, gebm, site):
     shape = gebm.latent.event_shape
     fits = [n for n, v in posterior.items() if v.shape[v.ndim - len(shape) :] == shape and v.ndim >= 2 + len(shape)]
-    if site is None and len(fits) > 1:  # `x_latent` beside `x`, say
-        fits = [n for n in fits if n.endswith("_latent")]
+    if site is None:  # `x_latent` is the site, and `x` what it was decoded to
+        fits = [name for name in fits if f"{name}_latent" not in fits]
     if site is None and len(fits) != 1:
         raise ValueError(f"Expected one site with latents of shape {shape}; got {sorted(posterior)}. Pass `site=`.")
     if site is not None and site not in fits:

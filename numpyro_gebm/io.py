@@ -103,9 +103,9 @@ def load(path, base=None, energy=None):
         raise ValueError(
             f"{path} does not fit: missing keys {sorted(expected - found)}, unexpected keys {sorted(found - expected)}."
         )
-    base = with_trained_part(base, _filled("base", part, arrays, path))
+    base = with_trained_part(base, eqx.nn.inference_mode(_filled("base", part, arrays, path)))
     return GEBM(
-        eqx.nn.inference_mode(base),
+        base,
         eqx.nn.inference_mode(_filled("energy", energy, arrays, path)),
         inverse_temperature=np.asarray(header["inverse_temperature"]),
         log_partition=None if header["log_partition"] is None else np.asarray(header["log_partition"]),
@@ -162,7 +162,7 @@ def _describe_prior(prior):
         prior = prior.base_dist
     for name, parameters in _PRIORS.items():
         if type(prior) is getattr(dist, name):
-            values = {p: np.broadcast_to(np.asarray(getattr(prior, p)), shape) for p in parameters}
+            values = {p: np.broadcast_to(np.asarray(jnp.asarray(getattr(prior, p))), shape) for p in parameters}
             return {"class": name, "shape": list(shape)}, {f"latent_prior.{p}": v for p, v in values.items()}
     return None, {}
 

@@ -10,7 +10,8 @@ __all__ = ["to_arviz"]
 def to_arviz(mcmc, gebm=None, site=None, *, coords=None, dims=None):
     """Draws, every statistic the kernel recorded, and E(x), as ArviZ data.
 
-    Pyro's own kernels record divergences only; the kernels of `infer` record one value a draw of each statistic.
+    `lp` is the log density in unconstrained space, log-Jacobians included. Pyro's own kernels record divergences
+    only; the kernels of `infer` record one value a draw of each statistic.
 
     Args:
         mcmc: a `pyro.infer.MCMC` that has run.
@@ -63,8 +64,8 @@ def _statistics(diagnostics, shape):
 def _latent_site(posterior, gebm, site):
     shape = tuple(gebm.latent.event_shape)
     fits = [n for n, v in posterior.items() if v.shape[v.ndim - len(shape) :] == shape and v.ndim >= 2 + len(shape)]
-    if site is None and len(fits) > 1:  # `x_latent` beside another site of the same shape, say
-        fits = [n for n in fits if n.endswith("_latent")]
+    if site is None:  # `x_latent` is the site, and `x` what it was decoded to
+        fits = [name for name in fits if f"{name}_latent" not in fits]
     if site is None and len(fits) != 1:
         raise ValueError(f"Expected one site with latents of shape {shape}; got {sorted(posterior)}. Pass `site=`.")
     if site is not None and site not in fits:

@@ -102,8 +102,10 @@ def load(path, base=None, energy=None):
         raise ValueError(
             f"{path} does not fit: missing keys {sorted(expected - found)}, unexpected keys {sorted(found - expected)}."
         )
-    _fill("base", part, arrays, path)
-    _fill("energy", energy, arrays, path)
+    for prefix, module in (("base", part), ("energy", energy)):
+        _check_shapes(prefix, module, arrays, path)
+    for prefix, module in (("base", part), ("energy", energy)):
+        _fill(prefix, module, arrays)
     return GEBM(
         base,
         energy,
@@ -190,15 +192,13 @@ def _named_arrays(prefix, module):
     return {f"{prefix}.{key}": value.detach().cpu().numpy() for key, value in module.state_dict().items()}
 
 
-def _fill(prefix, module, arrays, file):
-    if not isinstance(module, torch.nn.Module):
-        return
-    state = module.state_dict()
-    for key, value in state.items():
-        if tuple(value.shape) != arrays[f"{prefix}.{key}"].shape:
-            raise ValueError(
-                f"{file} does not fit: expected {prefix}.{key} of shape {tuple(value.shape)}; got "
-                f"{arrays[f'{prefix}.{key}'].shape}."
-            )
-    module.load_state_dict({key: _tensor(arrays[f"{prefix}.{key}"]) for key in state})
-    module.eval().requires_grad_(False)
+def _check_shapes(prefix, module, arrays, file):
+    for key, value in _named_arrays(prefix, module).items():
+        if value.shape != arrays[key].shape:
+            raise ValueError(f"{file} does not fit: expected {key} of shape {value.shape}; got {arrays[key].shape}.")
+
+
+def _fill(prefix, module, arrays):
+    if isinstance(module, torch.nn.Module):
+        module.load_state_dict({key: _tensor(arrays[f"{prefix}.{key}"]) for key in module.state_dict()})
+        module.eval().requires_grad_(False)

@@ -20,7 +20,7 @@ if importlib.util.find_spec("torch"):
 
 
 @pytest.fixture(autouse=True)
-def _seed():
+def _seed(monkeypatch):
     np.random.seed(0)
     if importlib.util.find_spec("pyro") is None:
         yield
@@ -28,6 +28,7 @@ def _seed():
     import pyro
     import torch
 
+    monkeypatch.setattr(torch.multiprocessing, "cpu_count", lambda: 1)  # chains in turn: JAX forbids forking
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     pyro.set_rng_seed(0)

@@ -191,12 +191,6 @@ def test_a_kernel_can_be_reused_and_pickled():
     torch.testing.assert_close(*draws, rtol=0, atol=0)
 
 
-def test_chains_in_processes_of_their_own():
-    kernel = KineticLangevin(potential_fn=normal_potential, step_size=0.3)
-    draws = run(kernel, 20, 5, 2, initial_params={"z": torch.zeros(2, 1)}, mp_context="spawn")["z"]
-    assert draws.shape == (2, 20, 1) and not torch.equal(draws[0], draws[1])
-
-
 def test_initial_parameters_are_used():
     kernel = KineticLangevin(latent_model(linear_gaussian_gebm(1.0)), step_size=1e-9)
     draws = run(kernel, 3, 0, 1, initial_params={"z": torch.tensor([0.5, -2.0])})["z"]

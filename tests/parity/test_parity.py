@@ -1,0 +1,291 @@
+"""The same weights give the same numbers in both hosts, and the same names take the same arguments."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+numpyro_gebm = pytest.importorskip("numpyro_gebm")
+pyro_gebm = pytest.importorskip("pyro_gebm")
+jax, jnp = pytest.importorskip("jax"), pytest.importorskip("jax.numpy")
+torch = pytest.importorskip("torch")
+numpyro_dist, pyro_dist = pytest.importorskip("numpyro.distributions"), pytest.importorskip("pyro.distributions")
+numpyro_dynamics, pyro_dynamics = numpyro_gebm.infer.dynamics, pyro_gebm.infer.dynamics
+
+NETWORKS = {
+    "mlp": {
+        "generator": ("MLP", ((2,), (2, 2), (5, 4), "tanh", "sigmoid")),
+        "energy": ("MLP", ((2, 2), (), (6,), "leaky_relu")),
+    },
+    "conv": {
+        "generator": ("ConvGenerator", (2, (2, 4, 4), (4, 3), "silu", "tanh")),
+        "energy": ("ConvEnergy", ((2, 4, 4), (3, 2), "softplus")),
+    },
+}
+PRIOR = {"loc": np.array([0.3, -0.2]), "scale": np.array([1.0, 0.5])}
+MODEL = {"inverse_temperature": 1.7, "log_partition": 0.4}
+RANDOM = np.random.default_rng(0)
+Z, V, E_DATA, E_BASE = (RANDOM.normal(size=shape) for shape in ((7, 2), 2, 30, 41))
+FEATURES = RANDOM.normal(size=(20, 3)), 0.5 + RANDOM.normal(size=(13, 3)) @ RANDOM.normal(size=(3, 3))
+
+
+def assert_same(ours, theirs):
+    np.testing.assert_allclose(_array(ours), _array(theirs), rtol=1e-10, atol=1e-10)
+
+
+def _array(value):
+    return value.detach().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
+def numpyro_gebm_of(kind):
+    generator, energy = (
+        getattr(numpyro_gebm.nn, name)(*arguments, key=jax.random.key(i))
+        for i, (name, arguments) in enumerate(NETWORKS[kind].values())
+    )
+    prior = numpyro_dist.Normal(**PRIOR).to_event(1)
+    return numpyro_gebm.GEBM(numpyro_gebm.Pushforward(prior, generator), energy, **MODEL)
+
+
+def pyro_gebm_of(kind):
+    torch.manual_seed(0)
+    generator, energy = (getattr(pyro_gebm.nn, name)(*args).double() for name, args in NETWORKS[kind].values())
+    prior = pyro_dist.Normal(**{name: torch.tensor(value) for name, value in PRIOR.items()}).to_event(1)
+    return pyro_gebm.GEBM(pyro_gebm.Pushforward(prior, generator), energy, **MODEL)
+
+
+@pytest.fixture(scope="module", params=[(kind, source) for kind in NETWORKS for source in ("numpyro", "pyro")], ids=str)
+def pair(request, tmp_path_factory):
+    """One GEBM in both hosts: made in `source`, saved there, loaded in the other."""
+    kind, source = request.param
+    path = tmp_path_factory.mktemp("pair") / "gebm.npz"
+    if source == "numpyro":
+        gebm = numpyro_gebm_of(kind)
+        numpyro_gebm.save(gebm, path)
+        return gebm, pyro_gebm.load(path)
+    gebm = pyro_gebm_of(kind)
+    pyro_gebm.save(gebm, path)
+    return numpyro_gebm.load(path), gebm
+
+
+@jax.jit
+def numpyro_values(gebm, z):
+    x = gebm.decode(z)
+    energies = jax.vmap(gebm.energy)(x)
+    penalty = numpyro_gebm.gradient_penalty(2.5)
+    return {
+        "decode": x,
+        "energy": energies,
+        "tilt": gebm.tilt(x),
+        "latent log_prob": gebm.latent.log_prob(z),
+        "latent gradient": jax.vmap(jax.grad(gebm.latent.log_prob))(z),
+        "prior log_prob": gebm.latent_prior.log_prob(z),
+        "kale": numpyro_gebm.divergences.kale(energies[:3], energies[3:], 0.3),
+        "donsker_varadhan": numpyro_gebm.divergences.donsker_varadhan(energies[:3], energies[3:]),
+        "base_loss": numpyro_gebm.divergences.base_loss(energies),
+        "gradient penalty": penalty(gebm.energy, x, x, jax.random.key(0)),  # data are the draws: no interpolation
+        "witness": jax.vmap(numpyro_gebm.KALEGuide(gebm.energy, log_partition=0.3))(x),
+        "tempered": gebm.temper(0.6).latent.log_prob(z),
+    }
+
+
+def pyro_values(gebm, z):
+    z = z.clone().requires_grad_(True)
+    x = gebm.decode(z)
+    energies = gebm.energy(x)
+    penalty = pyro_gebm.gradient_penalty(2.5)
+    return {
+        "decode": x,
+        "energy": energies,
+        "tilt": gebm.tilt(x),
+        "latent log_prob": gebm.latent.log_prob(z),
+        "latent gradient": torch.autograd.grad(gebm.latent.log_prob(z).sum(), z)[0],
+        "prior log_prob": gebm.latent_prior.log_prob(z),
+        "kale": pyro_gebm.divergences.kale(energies[:3], energies[3:], 0.3),
+        "donsker_varadhan": pyro_gebm.divergences.donsker_varadhan(energies[:3], energies[3:]),
+        "base_loss": pyro_gebm.divergences.base_loss(energies),
+        "gradient penalty": penalty(gebm.energy, x.detach(), x.detach()),
+        "witness": pyro_gebm.KALEGuide(gebm.energy, log_partition=0.3)(x),
+        "tempered": gebm.temper(0.6).latent.log_prob(z),
+    }
+
+
+def test_a_saved_model_has_the_same_values_in_the_other_host(pair):
+    ours, theirs = numpyro_values(pair[0], jnp.asarray(Z)), pyro_values(pair[1], torch.tensor(Z))
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name].detach(), rtol=1e-10, atol=1e-10, err_msg=name)
+    for name in ("inverse_temperature", "log_partition"):
+        assert getattr(pair[0], name).item() == getattr(pair[1], name).item() == MODEL[name]
+    assert pair[0].generator.config == pair[1].generator.config and pair[0].energy.config == pair[1].energy.config
+
+
+@pytest.mark.parametrize("splitting", numpyro_dynamics.SPLITTINGS)
+def test_a_step_without_friction_is_the_same(splitting, tmp_path):
+    ours = numpyro_gebm_of("mlp")
+    numpyro_gebm.save(ours, tmp_path / "gebm.npz")
+    theirs = pyro_gebm.load(tmp_path / "gebm.npz")
+
+    @jax.jit
+    def our_steps(gebm, z, v):
+        potential_and_grad = jax.value_and_grad(lambda z: -gebm.latent.log_prob(z["z"]))
+        state = numpyro_dynamics.KineticState({"z": z}, {"z": v}, *potential_and_grad({"z": z}))
+        for i in range(3):
+            state = numpyro_dynamics.kinetic_step(jax.random.key(i), state, potential_and_grad, 0.2, 0.0, splitting)
+        return state
+
+    def their_potential_and_grad(z):
+        z = z["z"].clone().requires_grad_(True)
+        potential_energy = -theirs.latent.log_prob(z)
+        return potential_energy.detach(), {"z": torch.autograd.grad(potential_energy, z)[0]}
+
+    z, v = {"z": torch.tensor(Z[0])}, {"z": torch.tensor(V)}
+    state = pyro_dynamics.KineticState(z, v, *their_potential_and_grad(z))
+    for _ in range(3):
+        state = pyro_dynamics.kinetic_step(state, their_potential_and_grad, 0.2, 0.0, splitting)
+    expected = our_steps(ours, jnp.asarray(Z[0]), jnp.asarray(V))
+    assert not np.allclose(state.z["z"], Z[0], atol=1e-2)
+    for name in ("z", "v", "z_grad"):
+        assert_same(getattr(expected, name)["z"], getattr(state, name)["z"])
+    assert_same(expected.potential_energy, state.potential_energy)
+    assert_same(numpyro_dynamics.kinetic_energy(expected.v), pyro_dynamics.kinetic_energy(state.v))
+
+
+def test_divergences_of_energies():
+    ours, theirs = numpyro_gebm.divergences, pyro_gebm.divergences
+    for name, arguments in {
+        "kale": (E_DATA, E_BASE, 0.7),
+        "donsker_varadhan": (E_DATA, E_BASE),
+        "base_loss": (E_BASE,),
+        "batch_log_partition": (1000.0 * E_BASE,),
+    }.items():
+        tensors = (torch.tensor(a) if isinstance(a, np.ndarray) else a for a in arguments)
+        assert_same(getattr(ours, name)(*arguments), getattr(theirs, name)(*tensors))
+
+
+@pytest.mark.parametrize("rows, bandwidth", [(10, None), (12, None), (12, 0.7)])  # the median of 435 or 496, given
+def test_mmd2(rows, bandwidth):
+    x, y = FEATURES[0], FEATURES[1][:rows]
+    ours = jax.jit(lambda x, y: numpyro_gebm.divergences.mmd2(x, y, bandwidth))(x, y)
+    assert_same(ours, pyro_gebm.divergences.mmd2(torch.tensor(x), torch.tensor(y), bandwidth))
+
+
+@pytest.mark.parametrize("columns", [1, 3])
+def test_frechet_distance(columns):
+    x, y = (features[:, :columns] for features in FEATURES)
+    ours = numpyro_gebm.metrics.frechet_distance(x, y)
+    assert_same(ours, pyro_gebm.metrics.frechet_distance(torch.tensor(x), torch.tensor(y)))
+
+
+@pytest.mark.parametrize("name", ["newton_step", "gradient_step"])
+@pytest.mark.parametrize("estimate", [-40.0, -0.3, 0.2, 40.0])  # the far ones are clipped
+def test_steps_of_the_log_partition(name, estimate):
+    ours, theirs = getattr(numpyro_gebm.guide, name), getattr(pyro_gebm.guide, name)
+    assert_same(ours(jnp.array(0.5), jnp.array(estimate), 0.1), theirs(torch.tensor(0.5), torch.tensor(estimate), 0.1))
+
+
+@pytest.mark.parametrize("source", ["numpyro", "pyro"])
+def test_a_float32_model_with_a_prior_of_python_floats_loads_in_the_other_host(source, tmp_path):
+    torch.set_default_dtype(torch.float32)
+    path, z = tmp_path / "gebm.npz", np.array([0.3, -0.2], dtype=np.float32)
+    with jax.enable_x64(False):
+        if source == "numpyro":
+            prior = numpyro_dist.Normal(0.0, 1.0).expand([2]).to_event(1)
+            generator = numpyro_gebm.nn.MLP((2,), (3,), (4,), key=jax.random.key(0))
+            energy = numpyro_gebm.nn.MLP((3,), (), (4,), key=jax.random.key(1))
+            ours = numpyro_gebm.GEBM(numpyro_gebm.Pushforward(prior, generator), energy)
+            numpyro_gebm.save(ours, path)
+            theirs = pyro_gebm.load(path)
+        else:
+            prior = pyro_dist.Normal(0.0, 1.0).expand([2]).to_event(1)
+            base = pyro_gebm.Pushforward(prior, pyro_gebm.nn.MLP((2,), (3,), (4,)))
+            theirs = pyro_gebm.GEBM(base, pyro_gebm.nn.MLP((3,), (), (4,)))
+            pyro_gebm.save(theirs, path)
+            ours = numpyro_gebm.load(path)
+        values = ours.latent.log_prob(z), theirs.latent.log_prob(torch.tensor(z)).detach().numpy()
+        assert [value.dtype for value in values] == [np.float32, np.float32]
+        np.testing.assert_allclose(*values, rtol=1e-5)
+
+
+#: Public names that one package has and the other lacks.
+ONLY_NUMPYRO = {"nn": {"Applied"}}
+#: Arguments that one host needs and the other does not: random keys, explicit states, Pyro's transforms.
+NUMPYRO_ARGUMENTS = {
+    "nn.MLP": {"key"},
+    "nn.ConvGenerator": {"key"},
+    "nn.ConvEnergy": {"key"},
+    "GEBM.sample": {"key"},
+    "GEBM.log_prob": {"intermediates"},
+    "EnergyTiltedPrior.sample": {"key"},
+    "EnergyTiltedPrior.log_prob": {"intermediates"},
+    "Pushforward.sample": {"key"},
+    "Pushforward.log_prob": {"intermediates"},
+    "KALE.run": {"rng_key", "init_state"},
+    "KALE.evaluate": {"state"},
+    "infer.AnnealedMALA.__call__": {"rng_key"},
+    "infer.dynamics.kinetic_step": {"rng_key"},
+    "infer.dynamics.standard_normal_like": {"rng_key", "tree"},
+    "guide.settle_log_partition": {"rng_key"},
+}
+PYRO_ARGUMENTS = {"infer.KineticLangevin": {"transforms"}, "infer.dynamics.standard_normal_like": {"tensors"}}
+#: Methods that twins have in common, beyond their constructors.
+METHODS = [
+    *(f"GEBM.{name}" for name in ("decode", "log_prob", "sample", "temper", "tilt")),
+    *(f"{name}.{method}" for name in ("EnergyTiltedPrior", "Pushforward") for method in ("log_prob", "sample")),
+    *("KALE.evaluate", "KALE.run", "KALEGuide.__call__", "infer.AnnealedMALA.__call__"),
+]
+#: Functions that are not in an `__all__` of a package but that its files share.
+SHARED = [
+    *(f"guide.{name}" for name in ("newton_step", "gradient_step", "settle_log_partition")),
+    *(f"infer.dynamics.{name}" for name in ("kinetic_step", "kinetic_energy", "standard_normal_like")),
+]
+LEVELS = ["", "divergences", "infer", "metrics", "nn"]
+
+
+def attribute(package, path):
+    value = package
+    for name in filter(None, path.split(".")):
+        value = getattr(value, name)
+    return value
+
+
+def public_callables():
+    for level in LEVELS:
+        for name in sorted(set(attribute(numpyro_gebm, level).__all__) & set(attribute(pyro_gebm, level).__all__)):
+            path = f"{level}.{name}".lstrip(".")
+            if callable(attribute(numpyro_gebm, path)):
+                yield path
+
+
+def arguments(package, path, left_out):
+    """Name, kind and default of every parameter; functions as defaults by their name and what they close over."""
+    value = attribute(package, path)
+    parameters = inspect.signature(value.__init__ if inspect.isclass(value) else value).parameters
+    assert left_out <= parameters.keys()
+    return [
+        (name, p.kind, (p.default.__qualname__, inspect.getclosurevars(p.default).nonlocals))
+        if inspect.isfunction(p.default)
+        else (name, p.kind, p.default)
+        for name, p in parameters.items()
+        if name not in left_out
+    ]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_public_names_are_the_same(level):
+    ours, theirs = set(attribute(numpyro_gebm, level).__all__), set(attribute(pyro_gebm, level).__all__)
+    assert ours - theirs == ONLY_NUMPYRO.get(level, set()) and not theirs - ours
+    for package in (numpyro_gebm, pyro_gebm):
+        names = attribute(package, level).__all__
+        assert len(names) == len(set(names)) and all(hasattr(attribute(package, level), name) for name in names)
+
+
+@pytest.mark.parametrize("path", [*public_callables(), *METHODS, *SHARED])
+def test_twins_take_the_same_arguments(path):
+    ours = arguments(numpyro_gebm, path, NUMPYRO_ARGUMENTS.get(path, set()))
+    assert ours == arguments(pyro_gebm, path, PYRO_ARGUMENTS.get(path, set()))
+
+
+def test_architectures_of_files_are_the_same():
+    assert numpyro_gebm.nn.ARCHITECTURES.keys() == pyro_gebm.nn.ARCHITECTURES.keys()
+    assert numpyro_gebm.io.FORMAT_VERSION == pyro_gebm.io.FORMAT_VERSION
+    assert numpyro_gebm.io._PRIORS == pyro_gebm.io._PRIORS

@@ -1,0 +1,118 @@
+"""What importing a package does and does not do, and how the two packages are laid out."""
+
+import functools
+import importlib.util
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+HOSTS = {"numpyro_gebm": "numpyro", "pyro_gebm": "pyro"}
+FOREIGN = {
+    "numpyro_gebm": {"torch", "pyro", "pyro_gebm"},
+    "pyro_gebm": {"jax", "jaxlib", "numpyro", "equinox", "optax", "flowjax", "numpyro_gebm"},
+}
+EXTRAS = {"arviz", "matplotlib", "sklearn", "flowjax", "xarray", "pandas", "scipy.stats"}
+#: Files of one package that have no twin in the other.
+WITHOUT_TWIN = {"numpyro_gebm": set(), "pyro_gebm": set()}
+
+STATES = {
+    "numpyro_gebm": """
+import jax, numpyro
+def state():
+    return {
+        "jax": {name: str(value) for name, value in jax.config.values.items()},
+        "validation": numpyro.distributions.Distribution._validate_args,
+        "numpy": [np.random.get_state()[1].tolist(), np.random.get_state()[2]],
+    }
+""",
+    "pyro_gebm": """
+import pyro, torch
+def state():
+    return {
+        "default dtype": str(torch.get_default_dtype()),
+        "default device": str(torch.get_default_device()),
+        "gradients": torch.is_grad_enabled(),
+        "threads": torch.get_num_threads(),
+        "validation": torch.distributions.Distribution._validate_args,
+        "settings": {name: str(value) for name, value in pyro.settings.get().items()},
+        "random": torch.get_rng_state().tolist(),
+        "numpy": [np.random.get_state()[1].tolist(), np.random.get_state()[2]],
+    }
+""",
+}
+
+
+def python(code):
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@functools.cache
+def imported(package):
+    """Modules that the host alone loads, what the package adds to them, and the global state before and after."""
+    if importlib.util.find_spec(HOSTS[package]) is None:
+        pytest.skip(f"needs {HOSTS[package]}")
+    return python(
+        f"""
+import json, sys, warnings
+import numpy as np
+{STATES[package]}
+host, before, filters = sorted(sys.modules), state(), list(warnings.filters)
+import {package}
+report = {{"host": host, "modules": sorted(sys.modules), "before": before, "after": state()}}
+report["filters"] = warnings.filters == filters
+print(json.dumps(report))
+"""
+    )
+
+
+@pytest.mark.parametrize("package", HOSTS)
+def test_a_package_does_not_import_the_other_framework(package):
+    modules = {name.split(".")[0] for name in imported(package)["modules"]}
+    assert {package, HOSTS[package]} <= modules
+    assert not modules & FOREIGN[package]
+
+
+@pytest.mark.parametrize("package", HOSTS)
+def test_a_package_does_not_import_its_extras(package):
+    report = imported(package)
+    added = set(report["modules"]) - set(report["host"])
+    assert not added & EXTRAS
+    assert not set(report["modules"]) & {"arviz", "matplotlib", "sklearn"}
+
+
+@pytest.mark.parametrize("package", HOSTS)
+def test_importing_changes_no_global_state(package):
+    report = imported(package)
+    assert report["filters"]
+    changed = {name for name, value in report["before"].items() if report["after"][name] != value}
+    assert not changed, {name: (report["before"][name], report["after"][name]) for name in changed}
+
+
+def files(package):
+    return {str(path.relative_to(ROOT / package)): path for path in sorted((ROOT / package).rglob("*.py"))}
+
+
+@pytest.mark.parametrize("package", HOSTS)
+def test_modules_are_short(package):
+    lines = {name: len(path.read_text().splitlines()) for name, path in files(package).items()}
+    assert not {name: count for name, count in lines.items() if count > 400}
+    median = statistics.median(lines.values())
+    assert median < 150, (median, {name: count for name, count in lines.items() if count >= 150})
+
+
+@pytest.mark.parametrize("package, other", [("numpyro_gebm", "pyro_gebm"), ("pyro_gebm", "numpyro_gebm")])
+def test_every_module_has_a_twin(package, other):
+    assert files(package).keys() - files(other).keys() == WITHOUT_TWIN[package]
+    assert (ROOT / package / "py.typed").exists()
+
+
+@pytest.mark.parametrize("package", HOSTS)
+def test_every_module_says_what_it_is_for(package):
+    assert not [name for name, path in files(package).items() if not path.read_text().startswith(('"""', 'r"""'))]
