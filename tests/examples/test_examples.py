@@ -19,7 +19,7 @@ def test_digits(backend, tmp_path, capsys):
     spec = importlib.util.spec_from_file_location("digits", ROOT / "examples" / "digits.py")
     digits = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(digits)
-    sizes = "--steps 20 --final-steps 10 --warmup 20 --samples 20 --chains 2 --draws 100 --no-progress"
+    sizes = "--steps 20 --final-steps 10 --warmup 100 --samples 30 --chains 2 --draws 100 --no-progress"
     digits.main(["--backend", backend, "--out", str(tmp_path), *sizes.split()])
     printed = capsys.readouterr().out
     assert "E(x)" in printed and "r_hat" in printed and "Frechet" in printed
