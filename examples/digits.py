@@ -46,7 +46,7 @@ def main(argv=None):
     gebm, curves = host.train(images, args.seed, SETTINGS, args.steps, args.final_steps, show)
     trained = time.perf_counter()
     host.save(gebm, out / "gebm.npz")
-    plot_training(curves, out / "training.png")
+    host.plot_losses(*curves, labels=("base and energy", "energy alone")).savefig(out / "training.png", dpi=100)
 
     print(f"Sampling the latent law: NUTS, {args.chains} chains ...", flush=True)
     sizes = (args.seed, args.warmup, args.samples, args.chains)
@@ -101,30 +101,6 @@ def comparison(host, features, held_out, base, model):
         mmd2, frechet = host.distances(features(x), features(held_out))
         lines.append(f"{name:5s}  {mmd2:8.5f}  {frechet:8.3f}")
     return "\n".join(lines)
-
-
-def plot_training(curves, path):
-    """KALE and the log-partition over joint and energy-only training."""
-    figure, axes = plt.subplots(2, 1, sharex=True, figsize=(7, 4.5), layout="constrained")
-    start = 0
-    for losses, phase in zip(curves, ("base and energy", "energy alone")):
-        steps = start + np.arange(len(losses.kale))
-        for axis, values in zip(axes, (losses.kale, losses.log_partition)):
-            axis.plot(steps, smooth(np.asarray(values)), label=phase)
-        start += len(steps)
-    axes[0].set(ylabel="KALE", title="Training")
-    axes[1].set(ylabel="log-partition A", xlabel="step")
-    axes[0].legend()
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
-
-
-def smooth(values, width=50):
-    """Running mean over `width` steps."""
-    width = max(1, min(width, len(values)))
-    total = np.cumsum(np.insert(values, 0, 0.0))
-    counts = np.minimum(np.arange(1, len(values) + 1), width)
-    return (total[1:] - total[np.arange(1, len(values) + 1) - counts]) / counts
 
 
 def plot_traces(runs, path):

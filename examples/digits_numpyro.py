@@ -8,7 +8,8 @@ import optax
 from numpyro.infer import MCMC, NUTS
 
 from numpyro_gebm import KALE, KALEGuide, Pushforward, divergences, gradient_penalty, metrics, nn, to_arviz
-from numpyro_gebm import save as save  # the example's driver calls it
+from numpyro_gebm import plot_losses as plot_losses  # the example's driver calls these
+from numpyro_gebm import save as save
 from numpyro_gebm.infer import KineticLangevin, init_to_prior
 
 #: Base steps, and energy steps on the finished base; from measurement, for about three minutes on two cores.

@@ -6,7 +6,8 @@ import torch
 from pyro.infer import MCMC, NUTS
 
 from pyro_gebm import KALE, KALEGuide, Pushforward, divergences, gradient_penalty, metrics, nn, to_arviz
-from pyro_gebm import save as save  # the example's driver calls it
+from pyro_gebm import plot_losses as plot_losses  # the example's driver calls these
+from pyro_gebm import save as save
 from pyro_gebm.infer import KineticLangevin, init_to_prior
 
 #: Base steps, and energy steps on the finished base; from measurement, for about three minutes on two cores.
@@ -25,6 +26,10 @@ def train(images, seed, settings, steps, final_steps, progress_bar=True):
     def adam(parameters):
         return torch.optim.Adam(parameters, settings["rate"], betas=(0.5, 0.999))
 
+    def adam_with_decay(parameters):
+        optim = adam(parameters)
+        return optim, torch.optim.lr_scheduler.CosineAnnealingLR(optim, max(final_steps, 1))
+
     kale = KALE(
         base,
         KALEGuide(energy, penalty=gradient_penalty(settings["penalty"])),
@@ -37,17 +42,10 @@ def train(images, seed, settings, steps, final_steps, progress_bar=True):
         joint.gebm.base,
         KALEGuide(energy, log_partition=joint.gebm.log_partition, penalty=gradient_penalty(settings["final_penalty"])),
         base_optim=None,
-        energy_optim=lambda parameters: _cosine_decay(adam(parameters), final_steps),
+        energy_optim=adam_with_decay,
     )
     final = kale.run(final_steps, images, batch_size=128, progress_bar=progress_bar)
     return final.gebm, [joint.losses, final.losses]
-
-
-def _cosine_decay(optimizer, num_steps):
-    """Let the learning rate fall to zero over `num_steps` steps of the optimiser."""
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(num_steps, 1))
-    optimizer.register_step_post_hook(lambda *_: schedule.step())
-    return optimizer
 
 
 def sample_nuts(gebm, seed, num_warmup, num_samples, num_chains, progress_bar=True):

@@ -4,10 +4,12 @@ from numpyro_gebm import divergences, infer, metrics, nn
 from numpyro_gebm.base import Pushforward
 from numpyro_gebm.diagnostics import to_arviz
 from numpyro_gebm.gebm import GEBM, EnergyTiltedPrior
-from numpyro_gebm.guide import KALEGuide, gradient_penalty
+from numpyro_gebm.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
 from numpyro_gebm.io import load, save
 from numpyro_gebm.kale import KALE
+from numpyro_gebm.plotting import plot_losses
 from numpyro_gebm.reparam import LatentReparam
+from numpyro_gebm.training import TrainingDiverged, energy_bursts
 
 __all__ = [
     "GEBM",
@@ -16,12 +18,17 @@ __all__ = [
     "KALEGuide",
     "LatentReparam",
     "Pushforward",
+    "TrainingDiverged",
     "divergences",
+    "energy_bursts",
     "gradient_penalty",
     "infer",
+    "l2_penalty",
     "load",
     "metrics",
     "nn",
+    "plot_losses",
     "save",
+    "sum_of_penalties",
     "to_arviz",
 ]

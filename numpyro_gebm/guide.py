@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax, random
@@ -10,7 +11,16 @@ from jax.scipy.special import logsumexp
 from numpyro_gebm._callables import Partitioned, over_batch
 from numpyro_gebm.divergences import batch_log_partition
 
-__all__ = ["KALEGuide", "gradient_penalty", "gradient_step", "newton_step", "settle_log_partition"]
+__all__ = [
+    "KALEGuide",
+    "decayed_rate",
+    "gradient_penalty",
+    "gradient_step",
+    "l2_penalty",
+    "newton_step",
+    "settle_log_partition",
+    "sum_of_penalties",
+]
 
 #: Largest change of A, in units of the rate, that one batch may ask for.
 CLIP = 5.0
@@ -46,6 +56,21 @@ def gradient_step(log_partition, batch_estimate, rate):
         The new A.
     """
     return log_partition + rate * jnp.clip(jnp.exp(batch_estimate - log_partition) - 1.0, -CLIP, CLIP)
+
+
+def decayed_rate(rate, step):
+    r"""Rate of A after the warm-up, $r\, \max(0.1, 1 / (1 + t / 1000))$.
+
+    It falls so that A averages over batches, and stays high enough to follow an energy that changes.
+
+    Args:
+        rate: r.
+        step: t, energy steps since the warm-up.
+
+    Returns:
+        The rate of this step.
+    """
+    return rate * jnp.maximum(0.1, 1.0 / (1.0 + step / 1000.0))
 
 
 def settle_log_partition(base, energy, rng_key, num_batches=100, batch_size=2000):
@@ -100,6 +125,48 @@ def gradient_penalty(weight=1.0):
     return penalty
 
 
+def l2_penalty(weight):
+    r"""Squared norm of the energy's parameters, $w\, \|\psi\|^2$.
+
+    Args:
+        weight: w, non-negative.
+
+    Returns:
+        A penalty, see `gradient_penalty`.
+
+    Raises:
+        ValueError: for a negative weight.
+    """
+    if not weight >= 0:
+        raise ValueError(f"Expected a penalty weight >= 0; got {weight}.")
+
+    def penalty(energy, data, base_draws, rng_key):
+        arrays = jax.tree.leaves(eqx.filter(energy, eqx.is_inexact_array))
+        return weight * sum(jnp.sum(array**2) for array in arrays)
+
+    return penalty
+
+
+def sum_of_penalties(*penalties):
+    """The sum of several penalties, each with random numbers of its own.
+
+    Args:
+        penalties: penalties, see `gradient_penalty`.
+
+    Returns:
+        A penalty.
+
+    Example:
+        >>> guide = KALEGuide(lambda x: x.sum(), penalty=sum_of_penalties(gradient_penalty(1.0), l2_penalty(1e-4)))
+    """
+
+    def penalty(energy, data, base_draws, rng_key):
+        keys = random.split(rng_key, len(penalties))
+        return sum(p(energy, data, base_draws, key) for p, key in zip(penalties, keys, strict=True))
+
+    return penalty
+
+
 class KALEGuide:
     r"""Energy and log-partition of KALE, with their regulariser. Not a program: it has no sample sites.
 
@@ -108,7 +175,8 @@ class KALEGuide:
     Args:
         energy: callable pytree from one event to a scalar of shape `()`.
         log_partition: initial A; None starts it by Monte Carlo.
-        log_partition_rate: rate of the steps of A, which is not among the energy optimiser's parameters.
+        log_partition_rate: rate of the steps of A, which is not among the energy optimiser's parameters; it decays
+            (`decayed_rate`).
         penalty: callable `(energy, data, base_draws, rng_key) -> scalar` added to the energy's loss, or None.
 
     Raises:

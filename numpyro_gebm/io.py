@@ -176,7 +176,7 @@ def _build_prior(description, arrays):
 _PRIORS = {"Normal": ("loc", "scale"), "Uniform": ("low", "high"), "Laplace": ("loc", "scale")}
 
 
-def _name(prefix, path):
+def array_name(prefix, path):
     """PyTorch-style name of a leaf: `energy.layers.0.weight`."""
     parts = [str(getattr(k, "name", getattr(k, "idx", getattr(k, "key", k)))) for k in path]
     return ".".join([prefix, *parts])
@@ -184,14 +184,14 @@ def _name(prefix, path):
 
 def _named_arrays(prefix, tree):
     leaves, _ = jax.tree_util.tree_flatten_with_path(eqx.filter(tree, eqx.is_array))
-    return {_name(prefix, path): np.asarray(leaf) for path, leaf in leaves}
+    return {array_name(prefix, path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def _filled(prefix, tree, arrays, file):
     def fill(path, leaf):
         if not eqx.is_array(leaf):
             return leaf
-        key = _name(prefix, path)
+        key = array_name(prefix, path)
         if arrays[key].shape != leaf.shape:
             raise ValueError(f"{file} does not fit: expected {key} of shape {leaf.shape}; got {arrays[key].shape}.")
         return jnp.asarray(arrays[key])

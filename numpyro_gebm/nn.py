@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax, random
 
-__all__ = ["ARCHITECTURES", "MLP", "Applied", "ConvEnergy", "ConvGenerator"]
+__all__ = ["ARCHITECTURES", "MLP", "Applied", "ConvEnergy", "ConvGenerator", "spectral_norm_bound"]
 
 _ACTIVATIONS = {
     "identity": lambda x: x,
@@ -22,11 +22,54 @@ _ACTIVATIONS = {
     "tanh": jnp.tanh,
 }
 
+#: Lipschitz constants of the activations, where they are not 1.
+_STEEPEST = {"sigmoid": 0.25, "silu": 1.0999}
+
 
 def _activation(name):
     if name not in _ACTIVATIONS:
         raise ValueError(f"Expected an activation in {sorted(_ACTIVATIONS)}; got {name!r}.")
     return _ACTIVATIONS[name]
+
+
+def spectral_norm_bound(weight, num_iterations=6):
+    r"""Upper bound of the largest singular value of a matrix, by Gram iteration.
+
+    .. math:: \sigma_{\max}(W) \le \|(W W^\top)^{2^n}\|_F^{1 / 2^{n+1}}
+
+    Without state, differentiable, and never below the truth; with 6 iterations at most 2.5 % above it for rank 512.
+    Source: arXiv:2305.16173.
+
+    Args:
+        weight: array of at least two axes; the first against all others.
+        num_iterations: n.
+
+    Returns:
+        Scalar.
+
+    Example:
+        >>> round(float(spectral_norm_bound(jnp.array([[3.0, 0.0], [0.0, 1.0]]))), 4)
+        3.0
+    """
+    matrix = weight.reshape(weight.shape[0], -1)
+    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+    log_norm = 0.0
+    for i in range(num_iterations + 1):
+        norm = jnp.sqrt(jnp.sum(gram**2) + jnp.finfo(gram.dtype).tiny)
+        log_norm = log_norm + jnp.log(norm) / 2**i
+        gram = gram / norm
+        gram = gram @ gram
+    return jnp.exp(0.5 * log_norm)
+
+
+def _scaled_down(layer, bound):
+    """The layer with its weight scaled so that the bound of its spectral norm is at most `bound`."""
+    scale = jnp.minimum(1.0, bound / spectral_norm_bound(layer.weight))
+    return eqx.tree_at(lambda layer: layer.weight, layer, scale * layer.weight)
+
+
+def _bounded_below(energy, lower_bound):
+    return energy if lower_bound is None else lower_bound + jax.nn.softplus(energy - lower_bound)
 
 
 class _Linear(eqx.Module):
@@ -83,10 +126,14 @@ class MLP(eqx.Module):
         hidden: widths of the hidden layers.
         activation: "relu", "leaky_relu" (slope 0.2), "tanh", "silu", "softplus", "sigmoid" or "identity".
         output_activation: the same names.
+        lipschitz: L; the weights of every layer are then scaled down (spectral normalisation, see
+            `spectral_norm_bound`) so that the network is L-Lipschitz in the Euclidean norm; None for no bound.
+        lower_bound: b; an energy only. The output e becomes `b + softplus(e - b) >= b`; None for no bound.
         key: a JAX random key.
 
     Raises:
-        ValueError: for an unknown activation.
+        ValueError: for an unknown activation, a Lipschitz constant that is not positive, or a lower bound on
+            something that is not an energy.
 
     Example:
         >>> energy = MLP((8, 8), (), hidden=(32,), activation="leaky_relu", key=jax.random.key(0))
@@ -100,13 +147,26 @@ class MLP(eqx.Module):
     hidden: tuple = eqx.field(static=True)
     activation: str = eqx.field(static=True)
     output_activation: str = eqx.field(static=True)
+    lipschitz: float | None = eqx.field(static=True)
+    lower_bound: float | None = eqx.field(static=True)
 
     def __init__(
-        self, input_shape, output_shape, hidden=(256, 256), activation="relu", output_activation="identity", *, key
+        self,
+        input_shape,
+        output_shape,
+        hidden=(256, 256),
+        activation="relu",
+        output_activation="identity",
+        lipschitz=None,
+        lower_bound=None,
+        *,
+        key,
     ):
         self.input_shape, self.output_shape, self.hidden = tuple(input_shape), tuple(output_shape), tuple(hidden)
         self.activation, self.output_activation = activation, output_activation
+        self.lipschitz, self.lower_bound = lipschitz, lower_bound
         _activation(activation), _activation(output_activation)
+        _check_bounds(lipschitz, lower_bound, self.output_shape)
         sizes = (math.prod(self.input_shape), *self.hidden, math.prod(self.output_shape))
         keys = random.split(key, len(sizes) - 1)
         self.layers = tuple(_Linear(a, b, key=k) for a, b, k in zip(sizes, sizes[1:], keys))
@@ -114,14 +174,29 @@ class MLP(eqx.Module):
     @property
     def config(self):
         """Arguments that build the same architecture again."""
-        names = ("input_shape", "output_shape", "hidden", "activation", "output_activation")
+        names = ("input_shape", "output_shape", "hidden", "activation", "output_activation", "lipschitz", "lower_bound")
         return {name: getattr(self, name) for name in names}
+
+    def lipschitz_constant(self):
+        """An upper bound of the network's Lipschitz constant, in the Euclidean norm."""
+        return self._steepness() * math.prod(spectral_norm_bound(layer.weight) for layer in self._layers())
+
+    def _steepness(self):
+        return _steepness(self.activation) ** len(self.hidden) * _steepness(self.output_activation)
+
+    def _layers(self):
+        if self.lipschitz is None:
+            return self.layers
+        bound = (self.lipschitz / self._steepness()) ** (1 / len(self.layers))
+        return [_scaled_down(layer, bound) for layer in self.layers]
 
     def __call__(self, x):
         x = _check_shape(x, self.input_shape).reshape(-1)
-        for layer in self.layers[:-1]:
+        *layers, last = self._layers()
+        for layer in layers:
             x = _activation(self.activation)(layer(x))
-        return _activation(self.output_activation)(self.layers[-1](x)).reshape(self.output_shape)
+        out = _activation(self.output_activation)(last(x)).reshape(self.output_shape)
+        return _bounded_below(out, self.lower_bound)
 
 
 class ConvGenerator(eqx.Module):
@@ -190,6 +265,8 @@ class ConvEnergy(eqx.Module):
         event_shape: `(C, H, W)`, with H and W divisible by `2**len(channels)`.
         channels: channels from the finest map to the coarsest; each entry halves the size.
         activation: see `MLP`.
+        lipschitz: see `MLP`; a 3x3 convolution counts as 3 times the spectral norm of its weight as a matrix.
+        lower_bound: see `MLP`.
         key: a JAX random key.
 
     Raises:
@@ -206,10 +283,16 @@ class ConvEnergy(eqx.Module):
     event_shape: tuple = eqx.field(static=True)
     channels: tuple = eqx.field(static=True)
     activation: str = eqx.field(static=True)
+    lipschitz: float | None = eqx.field(static=True)
+    lower_bound: float | None = eqx.field(static=True)
 
-    def __init__(self, event_shape, channels=(32, 64), activation="leaky_relu", *, key):
+    def __init__(
+        self, event_shape, channels=(32, 64), activation="leaky_relu", lipschitz=None, lower_bound=None, *, key
+    ):
         self.event_shape, self.channels, self.activation = tuple(event_shape), tuple(channels), activation
+        self.lipschitz, self.lower_bound = lipschitz, lower_bound
         _activation(activation)
+        _check_bounds(lipschitz, lower_bound, ())
         height, width = _coarse_size(self.event_shape, len(self.channels))
         key_last, *keys = random.split(key, len(self.channels) + 1)
         sizes = (self.event_shape[0], *self.channels)
@@ -219,13 +302,29 @@ class ConvEnergy(eqx.Module):
     @property
     def config(self):
         """Arguments that build the same architecture again."""
-        return {name: getattr(self, name) for name in ("event_shape", "channels", "activation")}
+        names = ("event_shape", "channels", "activation", "lipschitz", "lower_bound")
+        return {name: getattr(self, name) for name in names}
+
+    def lipschitz_constant(self):
+        """An upper bound of the network's Lipschitz constant, in the Euclidean norm."""
+        return self._steepness() * math.prod(spectral_norm_bound(layer.weight) for layer in self._layers())
+
+    def _steepness(self):
+        return (3.0 * _steepness(self.activation)) ** len(self.convs)
+
+    def _layers(self):
+        layers = (*self.convs, self.last)
+        if self.lipschitz is None:
+            return layers
+        bound = (self.lipschitz / self._steepness()) ** (1 / len(layers))
+        return [_scaled_down(layer, bound) for layer in layers]
 
     def __call__(self, x):
         x = _check_shape(x, self.event_shape)
-        for conv in self.convs:
+        *convs, last = self._layers()
+        for conv in convs:
             x = _activation(self.activation)(conv(_space_to_depth(x)))
-        return self.last(x.reshape(-1)).reshape(())
+        return _bounded_below(last(x.reshape(-1)).reshape(()), self.lower_bound)
 
 
 class Applied(eqx.Module):
@@ -253,6 +352,19 @@ class Applied(eqx.Module):
 
 #: Architectures that `save` and `load` know by name, in both packages.
 ARCHITECTURES = {"MLP": MLP, "ConvGenerator": ConvGenerator, "ConvEnergy": ConvEnergy}
+
+
+def _steepness(activation):
+    return _STEEPEST.get(activation, 1.0)
+
+
+def _check_bounds(lipschitz, lower_bound, output_shape):
+    if lipschitz is not None and not 0 < lipschitz < math.inf:
+        raise ValueError(f"Expected lipschitz > 0 or None; got {lipschitz}.")
+    if lower_bound is not None and (output_shape != () or not math.isfinite(lower_bound)):
+        raise ValueError(
+            f"Expected a finite lower_bound of an energy (output_shape ()); got {lower_bound} for {output_shape}."
+        )
 
 
 def _check_shape(x, shape):

@@ -4,10 +4,12 @@ from pyro_gebm import divergences, infer, metrics, nn
 from pyro_gebm.base import Pushforward
 from pyro_gebm.diagnostics import to_arviz
 from pyro_gebm.gebm import GEBM, EnergyTiltedPrior
-from pyro_gebm.guide import KALEGuide, gradient_penalty
+from pyro_gebm.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
 from pyro_gebm.io import load, save
 from pyro_gebm.kale import KALE
+from pyro_gebm.plotting import plot_losses
 from pyro_gebm.reparam import LatentReparam
+from pyro_gebm.training import TrainingDiverged, energy_bursts
 
 __all__ = [
     "GEBM",
@@ -16,12 +18,17 @@ __all__ = [
     "KALEGuide",
     "LatentReparam",
     "Pushforward",
+    "TrainingDiverged",
     "divergences",
+    "energy_bursts",
     "gradient_penalty",
     "infer",
+    "l2_penalty",
     "load",
     "metrics",
     "nn",
+    "plot_losses",
     "save",
+    "sum_of_penalties",
     "to_arviz",
 ]

@@ -6,7 +6,16 @@ import torch
 
 from pyro_gebm.divergences import batch_log_partition
 
-__all__ = ["KALEGuide", "gradient_penalty", "gradient_step", "newton_step", "settle_log_partition"]
+__all__ = [
+    "KALEGuide",
+    "decayed_rate",
+    "gradient_penalty",
+    "gradient_step",
+    "l2_penalty",
+    "newton_step",
+    "settle_log_partition",
+    "sum_of_penalties",
+]
 
 #: Largest change of A, in units of the rate, that one batch may ask for.
 CLIP = 5.0
@@ -42,6 +51,21 @@ def gradient_step(log_partition, batch_estimate, rate):
         The new A.
     """
     return log_partition + rate * (torch.exp(batch_estimate - log_partition) - 1.0).clamp(-CLIP, CLIP)
+
+
+def decayed_rate(rate, step):
+    r"""Rate of A after the warm-up, $r\, \max(0.1, 1 / (1 + t / 1000))$.
+
+    It falls so that A averages over batches, and stays high enough to follow an energy that changes.
+
+    Args:
+        rate: r.
+        step: t, energy steps since the warm-up.
+
+    Returns:
+        The rate of this step.
+    """
+    return rate * max(0.1, 1.0 / (1.0 + step / 1000.0))
 
 
 @torch.no_grad()
@@ -90,6 +114,47 @@ def gradient_penalty(weight=1.0):
     return penalty
 
 
+def l2_penalty(weight):
+    r"""Squared norm of the energy's parameters, $w\, \|\psi\|^2$.
+
+    Args:
+        weight: w, non-negative.
+
+    Returns:
+        A penalty, see `gradient_penalty`.
+
+    Raises:
+        ValueError: for a negative weight.
+    """
+    if not weight >= 0:
+        raise ValueError(f"Expected a penalty weight >= 0; got {weight}.")
+
+    def penalty(energy, data, base_draws):
+        return weight * sum(parameter.square().sum() for parameter in energy.parameters())
+
+    return penalty
+
+
+def sum_of_penalties(*penalties):
+    """The sum of several penalties.
+
+    Args:
+        penalties: penalties, see `gradient_penalty`.
+
+    Returns:
+        A penalty.
+
+    Example:
+        >>> both = sum_of_penalties(gradient_penalty(1.0), l2_penalty(1e-4))
+        >>> guide = KALEGuide(torch.nn.Linear(3, 1), penalty=both)
+    """
+
+    def penalty(energy, data, base_draws):
+        return sum(p(energy, data, base_draws) for p in penalties)
+
+    return penalty
+
+
 class KALEGuide:
     r"""Energy and log-partition of KALE, with their regulariser. Not a program: it has no sample sites.
 
@@ -98,7 +163,8 @@ class KALEGuide:
     Args:
         energy: `torch.nn.Module` or callable from events `(N,) + event_shape` to `(N,)`.
         log_partition: initial A; None starts it by Monte Carlo.
-        log_partition_rate: rate of the steps of A, which is not among the energy optimiser's parameters.
+        log_partition_rate: rate of the steps of A, which is not among the energy optimiser's parameters; it decays
+            (`decayed_rate`).
         penalty: callable `(energy, data, base_draws) -> scalar` added to the energy's loss, or None.
 
     Raises:

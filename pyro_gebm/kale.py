@@ -1,45 +1,36 @@
 """Training of base and energy together by KALE."""
 
 import copy
-from typing import NamedTuple
+import time
+import warnings
 
-import numpy as np
 import torch
-from pyro.optim import PyroOptim
 from tqdm import tqdm
 
 from pyro_gebm._callables import evaluation_mode
 from pyro_gebm.base import snapshot, trained_part
+from pyro_gebm.batches import InMemory, Stream, check_shape
+from pyro_gebm.checkpoints import Checkpoints, get_rng_state, read_latest_checkpoint, set_rng_state
 from pyro_gebm.divergences import base_loss, batch_log_partition, donsker_varadhan, kale
 from pyro_gebm.gebm import GEBM, check_energy
-from pyro_gebm.guide import KALEGuide, gradient_step, newton_step, settle_log_partition
+from pyro_gebm.guide import KALEGuide, decayed_rate, gradient_step, newton_step, settle_log_partition
+from pyro_gebm.training import (
+    PATIENCE,
+    KALELosses,
+    KALEResult,
+    Optimizer,
+    TrainingDiverged,
+    check_arguments,
+    shown,
+    trained_parameters,
+)
 
-__all__ = ["KALE", "KALELosses", "KALEResult"]
+__all__ = ["KALE"]
 
 #: Energy steps during which the log-partition takes Newton-like steps.
 LOG_PARTITION_WARMUP = 100
-#: Steps between two looks at the losses (a host synchronisation); results do not depend on it.
+#: Most base steps between two looks at the losses; results do not depend on it.
 CHUNK = 100
-
-
-class KALELosses(NamedTuple):
-    """KALE estimate (higher is a better energy), penalty and log-partition; scalars of a step, curves of a run."""
-
-    kale: torch.Tensor
-    penalty: torch.Tensor
-    log_partition: torch.Tensor
-
-
-class KALEResult(NamedTuple):
-    """What `KALE.run` returns.
-
-    `gebm` is a snapshot in evaluation mode with the settled log-partition (`KALE.log_partition` is the raw last
-    value); `losses` has one value per step asked for (the mean over its energy steps); `guide` is the trained critic.
-    """
-
-    gebm: GEBM
-    losses: KALELosses
-    guide: KALEGuide
 
 
 class KALE:
@@ -48,23 +39,28 @@ class KALE:
     .. math:: \min_G \max_{E, A}\; -\mathbb{E}_P[E + A] - \mathbb{E}_G[\exp(-(E + A))] + 1
 
     `energy_steps` steps of the energy (and of A) alternate with one step of the base, whose gradient uses
-    self-normalised weights. The modules are trained in place. Source: arXiv:2003.05033.
+    self-normalised weights. A step whose loss or gradient is not finite is not applied. The modules are trained in
+    place. Source: arXiv:2003.05033.
 
     Args:
         base: a `Pushforward`, a `TransformedDistribution`, or with `base_optim=None` any continuous distribution.
         guide: a `KALEGuide`.
-        base_optim: factory from parameters to a `torch.optim.Optimizer`, or None to freeze the base.
-        energy_optim: factory from parameters to a `torch.optim.Optimizer`, or None to freeze the energy.
+        base_optim: factory from parameters to a `torch.optim.Optimizer`, or to a pair of it and a learning-rate
+            scheduler that is stepped after every step; None freezes the base.
+        energy_optim: the same for the energy; None freezes it.
         objective: "kale" or "donsker_varadhan".
-        energy_steps: energy steps per base step.
+        energy_steps: energy steps per base step: a number, or a callable of the base step's number, such as
+            `energy_bursts()`.
         noise_factor: base draws per data point.
-        ema_decay: not implemented yet.
-        trainable: not implemented yet.
+        ema_decay: decay of an exponential moving average of the base, which then is the base of the result; None
+            for none.
+        trainable: callable from the name of a parameter (`base.layers.0.weight`, `energy.layers.1.bias`, as in a
+            saved file) to whether it is trained; None trains every one that requires a gradient.
 
     Raises:
         ValueError: if both optimisers are None, or one is given for a part without parameters.
         TypeError: if an optimiser is not a factory (a `pyro.optim` object, or a built optimiser).
-        NotImplementedError: for an argument that is not implemented yet, by name.
+        NotImplementedError: for an objective that is not implemented yet, by name.
 
     Example:
         >>> import pyro.distributions as dist, torch
@@ -89,40 +85,24 @@ class KALE:
         ema_decay=None,
         trainable=None,
     ):
-        _not_yet(ema_decay=ema_decay, trainable=trainable)
-        if objective in ("maximum_likelihood", "contrastive_divergence"):
-            raise NotImplementedError(f"KALE(objective={objective!r}) is not implemented yet.")
-        if objective not in ("kale", "donsker_varadhan"):
-            raise ValueError(f'Expected objective "kale" or "donsker_varadhan"; got {objective!r}.')
-        if base_optim is None and energy_optim is None:
-            raise ValueError("Nothing to train: expected base_optim or energy_optim; got None for both.")
-        for name, optim in (("base_optim", base_optim), ("energy_optim", energy_optim)):
-            if isinstance(optim, (PyroOptim, torch.optim.Optimizer)) or not (optim is None or callable(optim)):
-                kind = f"{type(optim).__module__.rsplit('.', 1)[0]}.{type(optim).__name__}"
-                raise TypeError(
-                    f"Expected a factory or None for {name}; got {kind}. "
-                    "Write `lambda parameters: torch.optim.Adam(parameters, 1e-4)`."
-                )
-        if energy_steps < 1 or noise_factor < 1:
-            raise ValueError(
-                f"Expected energy_steps >= 1 and noise_factor >= 1; got {energy_steps} and {noise_factor}."
-            )
+        check_arguments(objective, energy_steps, noise_factor, ema_decay, base_optim, energy_optim)
         energies = check_energy(base, guide.energy)
         self.base, self.guide = base, guide
-        self.objective, self.noise_factor = objective, noise_factor
+        self.objective, self.noise_factor, self.ema_decay = objective, noise_factor, ema_decay
         self.energy_steps = 1 if energy_optim is None or base_optim is None else energy_steps
-        self._base_parameters = _parameters(trained_part(base))
-        self._energy_parameters = _parameters(guide.energy)
-        if base_optim is not None and not self._base_parameters:
+        base_parameters = trained_parameters("base", trained_part(base), trainable)
+        energy_parameters = trained_parameters("energy", guide.energy, trainable)
+        if base_optim is not None and not base_parameters:
             raise ValueError(
                 f"The base ({type(base).__name__}) has no parameters to train: pass base_optim=None, or a "
                 "Pushforward or flow that is a torch.nn.Module."
             )
-        if energy_optim is not None and not self._energy_parameters:
+        if energy_optim is not None and not energy_parameters:
             raise ValueError("The energy has no parameters to train: pass energy_optim=None, or a torch.nn.Module.")
-        self.base_optim = None if base_optim is None else base_optim(self._base_parameters)
-        self.energy_optim = None if energy_optim is None else energy_optim(self._energy_parameters)
-        self.num_steps_taken = 0
+        self.base_optim = None if base_optim is None else Optimizer("base_optim", base_optim, base_parameters)
+        self.energy_optim = None if energy_optim is None else Optimizer("energy_optim", energy_optim, energy_parameters)
+        self.num_steps_taken = self.base_steps_taken = self.in_cycle = self.num_skipped = 0
+        self._base_average = None if ema_decay is None else [p.detach().clone() for p in base_parameters]
         log_partition = guide.log_partition
         if log_partition is None:
             with evaluation_mode(trained_part(base), guide.energy):
@@ -130,7 +110,7 @@ class KALE:
         self.log_partition = torch.as_tensor(log_partition, dtype=energies.dtype, device=energies.device)
 
     def step(self, batch):
-        """One energy step on a batch and, after every `energy_steps` of them, one base step.
+        """One energy step on a batch and, after `energy_steps` of them, one base step.
 
         Args:
             batch: data of shape `(N,) + event_shape`.
@@ -139,9 +119,8 @@ class KALE:
             `KALELosses` of scalars.
         """
         losses = self._energy_step(batch)
-        self.num_steps_taken += 1
-        if self.num_steps_taken % self.energy_steps == 0:
-            self._base_step(self.noise_factor * len(batch))
+        if self.in_cycle >= self._energy_steps_now():
+            losses = losses._replace(base_grad_norm=self._base_step(self.noise_factor * len(batch)))
         return losses
 
     @torch.no_grad()
@@ -154,7 +133,8 @@ class KALE:
         Returns:
             Scalar; not negated.
         """
-        data = self._check_data(data)
+        check_shape(data, self.base.event_shape)
+        data = torch.as_tensor(data, dtype=self.log_partition.dtype, device=self.log_partition.device)
         with evaluation_mode(trained_part(self.base), self.guide.energy):
             chunks = data.split(1000)
             energy_data = torch.cat([self.guide.energy(chunk) for chunk in chunks])
@@ -166,7 +146,7 @@ class KALE:
         num_steps,
         data,
         *,
-        batch_size,
+        batch_size=None,
         progress_bar=True,
         checkpoint_dir=None,
         checkpoint_every=None,
@@ -175,62 +155,70 @@ class KALE:
         """Train for `num_steps` base steps (energy steps, when the base is frozen).
 
         Args:
-            num_steps: number of base steps.
-            data: tensor or array of shape `(N,) + event_shape`, reshuffled every epoch.
-            batch_size: data points a step, at most N.
-            progress_bar: show KALE, A and the penalty while training.
-            checkpoint_dir: not implemented yet.
-            checkpoint_every: not implemented yet.
-            resume_from: not implemented yet.
+            num_steps: number of base steps; with `resume_from` those of the interrupted run are among them.
+            data: tensor or array of shape `(N,) + event_shape`, reshuffled every epoch, or an iterable of batches of
+                one shape (a `DataLoader` is iterated again when it ends; of a tuple the first entry is taken).
+            batch_size: data points a step, at most N; not used with an iterable.
+            progress_bar: show KALE, A, the penalty and the gradient norms while training.
+            checkpoint_dir: folder for checkpoints: parameters, optimisers, random state and position in the data.
+                They are written atomically and the last three are kept.
+            checkpoint_every: base steps between checkpoints; one is written at the start and one at the end as well.
+            resume_from: folder (or file) to resume from, on the CPU bit for bit as if there had been no interruption.
+                A damaged newest checkpoint is passed over with a warning.
 
         Returns:
             A `KALEResult`.
 
         Raises:
-            ValueError: if the data do not fit the base or are fewer than a batch, or contain values that are not
-                finite.
-            FloatingPointError: if KALE stops being finite.
-            NotImplementedError: for an argument that is not implemented yet, by name.
+            ValueError: if the data do not fit the base or are fewer than a batch, contain values that are not finite,
+                or end too soon.
+            TrainingDiverged: if losses or gradients are not finite ten steps in a row; a few of them are skipped with
+                a warning.
+            FileNotFoundError: if `resume_from` holds no checkpoint.
         """
-        _not_yet(checkpoint_dir=checkpoint_dir, checkpoint_every=checkpoint_every, resume_from=resume_from)
-        if not hasattr(data, "shape"):
-            raise NotImplementedError("KALE.run(data=<iterable of batches>) is not implemented yet: pass a tensor.")
-        data = self._check_data(data)
-        if not 1 <= batch_size <= len(data):
-            raise ValueError(f"Expected 1 <= batch_size <= {len(data)} (the number of data); got {batch_size}.")
-        finite = torch.isfinite(data).reshape(len(data), -1).all(1)
-        if not finite.all():
-            rows = (~finite).nonzero().flatten()
-            raise ValueError(f"Expected finite data; got NaN or inf in {len(rows)} rows, the first is {rows[0]}.")
-        batches = _shuffled_batches(data, batch_size)
-        curves = []
-        with tqdm(total=num_steps, disable=not progress_bar, desc="KALE", unit="step") as bar:
-            for start in range(0, num_steps, CHUNK):
-                count = min(CHUNK, num_steps - start)
-                rows = [torch.stack(self.step(next(batches))) for _ in range(count * self.energy_steps)]
-                chunk = torch.stack(rows).reshape(count, self.energy_steps, -1).mean(1).cpu()
+        if hasattr(data, "shape"):
+            batches = InMemory(data, self.base.event_shape, batch_size, self.log_partition)
+        else:
+            batches = Stream(data, self.base.event_shape, self.log_partition)
+        checkpoints = Checkpoints(checkpoint_dir, checkpoint_every)
+        first, curves = self.base_steps_taken, []
+        if resume_from is not None:
+            first, curves = self._resume(read_latest_checkpoint(resume_from, self.log_partition.device), batches)
+        skipped, count, good = self.num_skipped, 1, copy.deepcopy(self.state_dict())
+
+        def checkpoint():
+            return self._checkpoint(batches, first, curves)
+
+        initial = self.base_steps_taken - first
+        with tqdm(total=num_steps, initial=initial, disable=not progress_bar, desc="KALE", unit="step") as bar:
+            while (done := self.base_steps_taken - first) < num_steps:
+                checkpoints.write_if_due(done, checkpoint)
+                start = time.perf_counter()
+                count = min(count, num_steps - done, checkpoints.until_next(done))
+                chunk = torch.stack([self._cycle(batches, good) for _ in range(count)]).cpu()
                 curves.append(chunk)
-                if not torch.isfinite(chunk[:, 0]).all():
-                    raise FloatingPointError(
-                        f"KALE stopped being finite after {start + int(torch.isfinite(chunk[:, 0]).sum())} steps. "
-                        "Lower the energy's learning rate, or raise the penalty."
-                    )
+                good = good if self._skipped_in_row() else copy.deepcopy(self.state_dict())
                 bar.update(count)
-                last = dict(zip(KALELosses._fields, chunk[-1].tolist()))
-                bar.set_postfix({name: f"{value:.3f}" for name, value in last.items()})
-        losses = KALELosses(*torch.cat(curves).unbind(1)) if curves else None
-        return self._result(losses)
+                bar.set_postfix(shown(KALELosses(*chunk.unbind(1)), self.num_skipped - skipped))
+                # look about once a second
+                count = max(1, min(CHUNK, 2 * count, int(count / (time.perf_counter() - start))))
+        checkpoints.write(num_steps, checkpoint)
+        if self.num_skipped > skipped:
+            warnings.warn(
+                f"{self.num_skipped - skipped} steps were not applied: their loss or gradient was not finite.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        curves = torch.cat(curves) if curves else torch.zeros(0, len(KALELosses._fields))
+        return self._result(KALELosses(*curves.unbind(1)))
 
     def state_dict(self):
-        """Parameters, optimiser states, log-partition and step count, as for a `torch.nn.Module`."""
-        part = trained_part(self.base)
+        """Parameters, optimisers, log-partition and counters, as for a `torch.nn.Module`."""
         return {
-            "base": None if part is None else part.state_dict(),
-            "energy": self.guide.energy.state_dict() if isinstance(self.guide.energy, torch.nn.Module) else None,
-            "base_optim": None if self.base_optim is None else self.base_optim.state_dict(),
-            "energy_optim": None if self.energy_optim is None else self.energy_optim.state_dict(),
+            **{name: None if part is None else part.state_dict() for name, part in self._parts().items()},
+            "base_average": self._base_average,
             "log_partition": self.log_partition,
-            "num_steps_taken": self.num_steps_taken,
+            **{name: getattr(self, name) for name in _COUNTERS},
         }
 
     def load_state_dict(self, state):
@@ -239,20 +227,70 @@ class KALE:
         Args:
             state: what `state_dict` returned.
         """
-        targets = {
+        for name, part in self._parts().items():
+            if part is not None:
+                part.load_state_dict(state[name])
+        if self._base_average is not None:
+            self._base_average = [average.clone() for average in state["base_average"]]
+        self.log_partition = state["log_partition"].to(self.log_partition)
+        for name in _COUNTERS:
+            setattr(self, name, state[name])
+
+    def _parts(self):
+        energy = self.guide.energy if isinstance(self.guide.energy, torch.nn.Module) else None
+        return {
             "base": trained_part(self.base),
-            "energy": self.guide.energy,
+            "energy": energy,
             "base_optim": self.base_optim,
             "energy_optim": self.energy_optim,
         }
-        for name, target in targets.items():
-            if state[name] is not None:
-                target.load_state_dict(state[name])
-        self.log_partition = state["log_partition"].to(self.log_partition)
-        self.num_steps_taken = state["num_steps_taken"]
+
+    def _checkpoint(self, batches, first, curves):
+        return {
+            "training": self.state_dict(),
+            "batches": batches.state_dict(),
+            "rng": get_rng_state(self.log_partition.device),
+            "first": first,
+            "losses": torch.cat(curves) if curves else None,
+        }
+
+    def _resume(self, state, batches):
+        """Go back to a checkpoint: base steps taken before its run, and the losses of the run so far."""
+        self.load_state_dict(state["training"])
+        batches.load_state_dict(state["batches"])
+        set_rng_state(state["rng"], self.log_partition.device)
+        return state["first"], [] if state["losses"] is None else [state["losses"].cpu()]
+
+    def _cycle(self, batches, good):
+        """One base step after its energy steps; the mean of their losses."""
+        rows, before = [], self.base_steps_taken
+        while self.base_steps_taken == before:
+            losses = self.step(batches.next())
+            rows.append(torch.stack(losses[:-1]))
+            self._stop_if_diverged(good)
+        return torch.cat([torch.stack(rows).mean(0), losses.base_grad_norm[None]])
+
+    def _skipped_in_row(self):
+        return max(optim.skipped_in_row for optim in (self.base_optim, self.energy_optim) if optim is not None)
+
+    def _stop_if_diverged(self, good):
+        """Go back to the good state of an earlier look and raise, if the last steps were all bad."""
+        if self._skipped_in_row() >= PATIENCE:
+            stopped = self.base_steps_taken
+            self.load_state_dict(good)
+            raise TrainingDiverged(
+                f"KALE stopped at base step {stopped}: loss or gradient was not finite {PATIENCE} steps in a row. The "
+                f"last good state, of base step {self.base_steps_taken}, is restored (and is `error.state`). Lower the "
+                "learning rates, or raise the penalty.",
+                good,
+            )
 
     def _result(self, losses):
         base = snapshot(self.base)
+        if self._base_average is not None:
+            with torch.no_grad():
+                for new, old, average in zip(_parameters(base), _parameters(self.base), self._averages()):
+                    new.copy_(old if average is None else average)
         energy = copy.deepcopy(self.guide.energy)
         if isinstance(energy, torch.nn.Module):
             energy.eval().requires_grad_(False)
@@ -265,6 +303,14 @@ class KALE:
         )
         return KALEResult(GEBM(base, energy, log_partition=settled), losses, guide)
 
+    def _averages(self):
+        """The moving average of every parameter of the base, None for one that is not trained."""
+        averages = {id(p): a for p, a in zip(self.base_optim.parameters, self._base_average)} if self.base_optim else {}
+        return [averages.get(id(p)) for p in _parameters(self.base)]
+
+    def _energy_steps_now(self):
+        return self.energy_steps(self.base_steps_taken) if callable(self.energy_steps) else self.energy_steps
+
     def _energy_step(self, batch):
         energy = self.guide.energy
         with torch.no_grad():
@@ -272,48 +318,44 @@ class KALE:
         with torch.set_grad_enabled(self.energy_optim is not None):
             energy_data, energy_base = energy(torch.cat([batch, draws])).split([len(batch), len(draws)])
             value = kale(energy_data, energy_base, self.log_partition)
-            penalty = torch.zeros_like(value)
-            if self.energy_optim is not None:
+            penalty = norm = torch.zeros_like(value)
+            if self.energy_optim is None:
+                ok = bool(torch.isfinite(value))
+            else:
                 if self.guide.penalty is not None:
                     penalty = self.guide.penalty(energy, batch, draws)
                 objective = value if self.objective == "kale" else donsker_varadhan(energy_data, energy_base)
-                _apply(self.energy_optim, penalty - objective, self._energy_parameters)
-        estimate = batch_log_partition(energy_base.detach())
-        rule = newton_step if self.num_steps_taken < LOG_PARTITION_WARMUP else gradient_step
-        self.log_partition = rule(self.log_partition, estimate, self.guide.log_partition_rate)
-        return KALELosses(value.detach(), penalty.detach(), self.log_partition)
+                ok, norm = self.energy_optim.apply(penalty - objective)
+        if ok:
+            estimate = batch_log_partition(energy_base.detach())
+            rate, since = self.guide.log_partition_rate, self.num_steps_taken - LOG_PARTITION_WARMUP
+            if since < 0:
+                self.log_partition = newton_step(self.log_partition, estimate, rate)
+            else:
+                self.log_partition = gradient_step(self.log_partition, estimate, decayed_rate(rate, since))
+        self.num_skipped += not ok
+        self.num_steps_taken += 1
+        self.in_cycle += 1
+        return KALELosses(value.detach(), penalty.detach(), self.log_partition, norm, torch.zeros_like(norm))
 
     def _base_step(self, num):
-        if self.base_optim is not None:
-            _apply(self.base_optim, base_loss(self.guide.energy(self.base.rsample((num,)))), self._base_parameters)
-
-    def _check_data(self, data):
-        shape, event_shape = tuple(np.shape(data)), tuple(self.base.event_shape)
-        if len(shape) == 0 or shape[1:] != event_shape or shape[0] == 0:
-            raise ValueError(f"Expected data of shape (N,) + {event_shape}, N >= 1; got {shape}.")
-        return torch.as_tensor(data, dtype=self.log_partition.dtype, device=self.log_partition.device)
-
-
-def _parameters(module):
-    return [p for p in module.parameters() if p.requires_grad] if isinstance(module, torch.nn.Module) else []
-
-
-def _apply(optim, loss, parameters):
-    """One optimiser step; only the gradients of `parameters` are computed."""
-    for parameter, grad in zip(parameters, torch.autograd.grad(loss, parameters, allow_unused=True)):
-        parameter.grad = grad
-    optim.step()
-    optim.zero_grad()
+        """A base step; the norm of its gradient."""
+        self.base_steps_taken += 1
+        self.in_cycle = 0
+        if self.base_optim is None:
+            return torch.zeros_like(self.log_partition)
+        ok, norm = self.base_optim.apply(base_loss(self.guide.energy(self.base.rsample((num,)))))
+        self.num_skipped += not ok
+        if self._base_average is not None:
+            parameters = [p.detach() for p in self.base_optim.parameters]
+            torch._foreach_lerp_(self._base_average, parameters, 1.0 - self.ema_decay)
+        return norm
 
 
-def _shuffled_batches(data, batch_size):
-    while True:
-        order = torch.randperm(len(data), device=data.device)
-        for i in range(len(data) // batch_size):
-            yield data[order[i * batch_size : (i + 1) * batch_size]]
+#: What `KALE.state_dict` holds besides the parts.
+_COUNTERS = ("num_steps_taken", "base_steps_taken", "in_cycle", "num_skipped")
 
 
-def _not_yet(**arguments):
-    for name, value in arguments.items():
-        if value is not None:
-            raise NotImplementedError(f"The argument `{name}` of KALE is not implemented yet; leave it at None.")
+def _parameters(base):
+    part = trained_part(base)
+    return [] if part is None else list(part.parameters())

@@ -1,0 +1,140 @@
+"""Batches of data: shuffled from an array on the device, or taken from any iterable."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax, random
+
+__all__ = ["InMemory", "Stream", "check_shape"]
+
+#: Batches taken from an iterable at once, at least one base step's.
+STREAM_BATCHES = 64
+
+
+def check_shape(data, event_shape):
+    """Raise ValueError unless `data` is a non-empty batch of events."""
+    shape = tuple(np.shape(data))
+    if len(shape) == 0 or shape[1:] != tuple(event_shape) or shape[0] == 0:
+        raise ValueError(f"Expected data of shape (N,) + {tuple(event_shape)}, N >= 1; got {shape}.")
+
+
+class InMemory:
+    """An array of data, shuffled anew every epoch.
+
+    Args:
+        data: array of shape `(N,) + event_shape`.
+        event_shape: shape of one event.
+        batch_size: data points a step.
+        dtype: of the batches.
+
+    Raises:
+        ValueError: if the shape does not fit, the batch is larger than the data, or values are not finite.
+    """
+
+    limit = None
+
+    def __init__(self, data, event_shape, batch_size, dtype):
+        check_shape(data, event_shape)
+        if batch_size is None or not 1 <= batch_size <= len(data):
+            raise ValueError(f"Expected 1 <= batch_size <= {len(data)} (the number of data); got {batch_size}.")
+        finite = np.isfinite(np.asarray(data)).reshape(len(data), -1).all(axis=1)
+        if not finite.all():
+            rows = np.flatnonzero(~finite)
+            raise ValueError(f"Expected finite data; got NaN or inf in {len(rows)} rows, the first is {rows[0]}.")
+        self.source = _Shuffled(jnp.asarray(data, dtype), batch_size)
+
+    def take(self, step, num):
+        """What a compiled chunk reads its batches from."""
+        return self.source
+
+    def skip(self, num):
+        """Nothing to do: the position in the data follows from the number of the step."""
+
+
+class _Shuffled(eqx.Module):
+    data: jax.Array
+    batch_size: int = eqx.field(static=True)
+
+    def start(self, step, rng_key):
+        """Order of the data in the epoch of a step: it depends on the key and the epoch only."""
+        epoch = step // (len(self.data) // self.batch_size)
+        return random.permutation(random.fold_in(rng_key, epoch), len(self.data))
+
+    def batch(self, step, rng_key, order):
+        """The batch of a step, and the order of its epoch."""
+        position = step % (len(self.data) // self.batch_size)
+        order = lax.cond(position == 0, lambda: self.start(step, rng_key), lambda: order)
+        return self.data[lax.dynamic_slice(order, (position * self.batch_size,), (self.batch_size,))], order
+
+
+class Stream:
+    """Batches from an iterable: a loader is iterated again when it ends, a generator once.
+
+    Args:
+        iterable: yields arrays of shape `(batch_size,) + event_shape`, all of one shape; a tuple's first entry is
+            taken (loaders that yield `(data, label)`).
+        event_shape: shape of one event.
+        dtype: of the batches handed out.
+    """
+
+    limit = STREAM_BATCHES
+
+    def __init__(self, iterable, event_shape, dtype):
+        self.iterable, self.event_shape, self.dtype = iterable, tuple(event_shape), dtype
+        self.iterator, self.shape, self.count = iter(iterable), None, 0
+
+    def next(self):
+        """The next batch, as a NumPy array.
+
+        Raises:
+            ValueError: if the iterable is empty or ends for good, or a batch has another shape than the first.
+        """
+        try:
+            batch = next(self.iterator)
+        except StopIteration:
+            self.iterator = iter(self.iterable)
+            try:
+                batch = next(self.iterator)
+            except StopIteration:
+                raise ValueError(
+                    f"Expected more batches; got {self.count} before the data ended for good. Pass a loader that can "
+                    "be iterated again (an empty one cannot be trained on), or a longer generator."
+                ) from None
+        batch = np.asarray(batch[0] if isinstance(batch, (tuple, list)) else batch, dtype=self.dtype)
+        check_shape(batch, self.event_shape)
+        self.shape = batch.shape if self.shape is None else self.shape
+        if batch.shape != self.shape:
+            raise ValueError(
+                f"Expected batches of one shape, {self.shape}; got {batch.shape}. Drop the last, shorter batch "
+                "(`drop_last=True`)."
+            )
+        self.count += 1
+        return batch
+
+    def take(self, step, num):
+        """What a compiled chunk reads its next `num` batches from."""
+        batches = [self.next() for _ in range(num)]
+        batches += [np.zeros_like(batches[0])] * (self.limit - num)  # one shape, so that nothing is compiled twice
+        return _Stacked(jnp.asarray(np.stack(batches)), jnp.asarray(step))
+
+    def skip(self, num):
+        """Pass over `num` batches: a run that goes on from a checkpoint has used them."""
+        for _ in range(num):
+            self.next()
+
+
+class _Stacked(eqx.Module):
+    batches: jax.Array
+    first: jax.Array
+
+    @property
+    def batch_size(self):
+        return self.batches.shape[1]
+
+    def start(self, step, rng_key):
+        """No position to keep."""
+
+    def batch(self, step, rng_key, position):
+        """The batch of a step."""
+        return self.batches[step - self.first], None
