@@ -16,6 +16,7 @@ from numpyro_gebm._callables import over_batch
 from numpyro_gebm.base import trained_part, with_trained_part
 from numpyro_gebm.batches import InMemory, Stream, check_shape
 from numpyro_gebm.checkpoints import Checkpoints, read_latest_checkpoint
+from numpyro_gebm.contrastive import draws_of, move_chains, start_chains
 from numpyro_gebm.divergences import base_loss, batch_log_partition, donsker_varadhan, kale
 from numpyro_gebm.gebm import GEBM, check_energy
 from numpyro_gebm.guide import KALEGuide, decayed_rate, gradient_step, newton_step, settle_log_partition
@@ -54,7 +55,8 @@ class KALE:
         guide: a `KALEGuide`.
         base_optim: an Optax optimiser (with its schedules), or None to freeze the base.
         energy_optim: an Optax optimiser, or None to freeze the energy.
-        objective: "kale" or "donsker_varadhan".
+        objective: "kale"; "donsker_varadhan"; "maximum_likelihood", of a base with a density, for the base alone; or
+            "contrastive_divergence", for the energy alone, with persistent MALA chains in the latent space.
         energy_steps: energy steps per base step: a number, or a callable of the base step's number, such as
             `energy_bursts()`.
         noise_factor: base draws per data point.
@@ -66,7 +68,6 @@ class KALE:
     Raises:
         ValueError: if both optimisers are None, or one is given for a part without parameters.
         TypeError: if an optimiser is not an Optax one.
-        NotImplementedError: for an objective that is not implemented yet, by name.
 
     Example:
         >>> import jax, numpyro.distributions as dist, optax
@@ -92,7 +93,7 @@ class KALE:
         ema_decay=None,
         trainable=None,
     ):
-        check_arguments(objective, energy_steps, noise_factor, ema_decay, base_optim, energy_optim)
+        check_arguments(base, objective, energy_steps, noise_factor, ema_decay, base_optim, energy_optim)
         for name, optim in (("base_optim", base_optim), ("energy_optim", energy_optim)):
             if optim is not None and not isinstance(optim, optax.GradientTransformation):
                 raise TypeError(
@@ -114,6 +115,7 @@ class KALE:
         self.base_optim, self.energy_optim = base_optim, energy_optim
         self.objective, self.noise_factor, self.ema_decay = objective, noise_factor, ema_decay
         self.energy_steps = 1 if energy_optim is None or base_optim is None else energy_steps
+        self._has_chains = objective == "contrastive_divergence"
         self._run_chunk = jax.jit(self._chunk)
         self._update = jax.jit(self._one_update)
         self._evaluate = jax.jit(self._kale_on)
@@ -153,6 +155,7 @@ class KALE:
             energy_optim=None if self.energy_optim is None else self.energy_optim.init(self._energy_arrays),
             base_average=None if self.ema_decay is None else self._base_arrays,
             log_partition=jnp.asarray(log_partition, self._dtype),
+            chains=start_chains(self.base, stream_key(rng_key, "chains")) if self._has_chains else None,
         )
 
     def update(self, state, batch):
@@ -274,7 +277,7 @@ class KALE:
         arrays = state.base if state.base_average is None else state.base_average
         energy = eqx.nn.inference_mode(self._energy_of(state.energy))
         base = with_trained_part(self.base, eqx.nn.inference_mode(self._part_of(arrays)))
-        settled = settle_log_partition(base, energy, stream_key(state, "settle"))
+        settled = settle_log_partition(base, energy, stream_key(state.rng_key, "settle"))
         guide = KALEGuide(
             energy,
             log_partition=settled,
@@ -302,10 +305,20 @@ class KALE:
         key_base, key_penalty, _ = step_keys(state, state.step)
         draws = self._base_draws(state.base, key_base, self.noise_factor * len(batch))
 
+        chains, model_draws = state.chains, None
+        if chains is not None:
+            base = with_trained_part(self.base, self._part_of(state.base))
+            gebm = GEBM(base, self._energy_of(state.energy), validate_args=False)
+            chains = move_chains(chains, gebm, random.fold_in(key_base, 1))
+            model_draws = draws_of(chains, gebm)
+
         def loss(arrays):
             energy_data, energy_base = self._energies(arrays, batch), self._energies(arrays, draws)
-            value = kale(energy_data, energy_base, state.log_partition)
-            objective = value if self.objective == "kale" else donsker_varadhan(energy_data, energy_base)
+            value = objective = kale(energy_data, energy_base, state.log_partition)
+            if self.objective == "donsker_varadhan":
+                objective = donsker_varadhan(energy_data, energy_base)
+            elif self.objective == "contrastive_divergence":
+                objective = self._energies(arrays, model_draws).mean() - energy_data.mean()
             penalty = jnp.zeros((), value.dtype)
             if self.guide.penalty is not None:
                 penalty = self.guide.penalty(self._energy_of(arrays), batch, draws, key_penalty).astype(value.dtype)
@@ -330,6 +343,7 @@ class KALE:
             energy=energy,
             energy_optim=optim,
             log_partition=log_partition,
+            chains=chains,
         )
         return count_skipped(state, ok, part=0), KALELosses(value, penalty, log_partition, norm, jnp.zeros_like(norm))
 
@@ -343,6 +357,8 @@ class KALE:
             return state, jnp.zeros((), self._dtype)
 
         def loss(arrays):
+            if self.objective == "maximum_likelihood":
+                return -with_trained_part(self.base, self._part_of(arrays)).log_prob(batch).mean()
             return base_loss(self._energies(state.energy, self._base_draws(arrays, key, num)))
 
         value, grads = jax.value_and_grad(loss)(state.base)
@@ -365,7 +381,7 @@ class KALE:
 
     def _kale_on(self, state, data):
         size = min(len(data), 1000)
-        key = random.fold_in(stream_key(state, "evaluate"), state.step)
+        key = random.fold_in(stream_key(state.rng_key, "evaluate"), state.step)
         energy = self._energy_of(state.energy)
         energy_data = lax.map(energy, data, batch_size=size)
 

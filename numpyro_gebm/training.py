@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax import lax, random
 
+from numpyro_gebm.base import has_density
+from numpyro_gebm.contrastive import Chains
 from numpyro_gebm.gebm import GEBM
 from numpyro_gebm.guide import KALEGuide
 from numpyro_gebm.io import array_name
@@ -31,6 +33,8 @@ __all__ = [
 
 #: Most base steps that run as one compiled program between two looks at the losses; results do not depend on it.
 CHUNK = 100
+#: What `KALE` can optimise; the last two are baselines, for one of the two parts.
+OBJECTIVES = ("kale", "donsker_varadhan", "maximum_likelihood", "contrastive_divergence")
 #: Steps in a row with a loss or gradient that is not finite, after which a run stops.
 PATIENCE = 10
 
@@ -41,7 +45,7 @@ class KALEState(NamedTuple):
     `step` counts energy steps (and so the batches used) and `base_step` base steps; where one part is frozen they are
     the same. `in_cycle` counts energy steps since the last base step. `skipped` counts steps that were not applied
     because a loss or gradient was not finite, `skipped_in_row` the latest of them in a row, for energy and base.
-    `base_average` is the moving average of the base, or None.
+    `base_average` is the moving average of the base, `chains` those of contrastive divergence, or None.
     """
 
     step: jax.Array
@@ -56,6 +60,7 @@ class KALEState(NamedTuple):
     energy_optim: Any
     base_average: Any
     log_partition: jax.Array
+    chains: Chains | None
 
 
 class KALELosses(NamedTuple):
@@ -113,28 +118,30 @@ def energy_bursts(steps=5, *, initial=100, every=500):
     return lambda base_step: jnp.where(base_step % every == 0, initial, steps)
 
 
-def check_arguments(objective, energy_steps, noise_factor, ema_decay, base_optim, energy_optim):
-    """Check the arguments of `KALE` that do not depend on base and energy; raises ValueError."""
-    if objective in ("maximum_likelihood", "contrastive_divergence"):
-        raise NotImplementedError(f"KALE(objective={objective!r}) is not implemented yet.")
-    if objective not in ("kale", "donsker_varadhan"):
-        raise ValueError(f'Expected objective "kale" or "donsker_varadhan"; got {objective!r}.')
+def check_arguments(base, objective, energy_steps, noise_factor, ema_decay, base_optim, energy_optim):
+    """Check the arguments of `KALE` that do not depend on the networks; raises ValueError."""
+    if objective not in OBJECTIVES:
+        raise ValueError(f"Expected objective in {OBJECTIVES}; got {objective!r}.")
     if base_optim is None and energy_optim is None:
         raise ValueError("Nothing to train: expected base_optim or energy_optim; got None for both.")
+    if objective == "maximum_likelihood" and (energy_optim is not None or not has_density(base)):
+        raise ValueError("Expected energy_optim=None and a base with a density for maximum likelihood; got otherwise.")
+    if objective == "contrastive_divergence" and base_optim is not None:
+        raise ValueError("Expected base_optim=None for contrastive divergence: it trains the energy alone.")
     if (not callable(energy_steps) and energy_steps < 1) or noise_factor < 1:
         raise ValueError(f"Expected energy_steps >= 1 and noise_factor >= 1; got {energy_steps} and {noise_factor}.")
     if ema_decay is not None and not 0 <= ema_decay < 1:
         raise ValueError(f"Expected ema_decay in [0, 1) or None; got {ema_decay}.")
 
 
-def stream_key(state, purpose):
+def stream_key(rng_key, purpose):
     """A random key of its own for each purpose, so that no two ever share random numbers."""
-    return random.fold_in(state.rng_key, ("step", "data", "evaluate", "settle").index(purpose))
+    return random.fold_in(rng_key, ("step", "data", "evaluate", "settle", "chains").index(purpose))
 
 
 def step_keys(state, step):
     """Keys of one energy step: base draws, penalty, and the base step after it."""
-    return random.split(random.fold_in(stream_key(state, "step"), step), 3)
+    return random.split(random.fold_in(stream_key(state.rng_key, "step"), step), 3)
 
 
 def split_trained(prefix, tree, trainable):
@@ -184,7 +191,7 @@ def cycles(state, batches, count, energy_step, base_step, energy_steps_at):
     Returns:
         `(state, losses, done)`: losses in arrays of length `CHUNK`, of which the first `done` are filled.
     """
-    key = stream_key(state, "data")
+    key = stream_key(state.rng_key, "data")
     zeros = KALELosses(*(jnp.zeros((), state.log_partition.dtype) for _ in KALELosses._fields))
 
     def alive(state):

@@ -11,6 +11,7 @@ from pyro_gebm._callables import evaluation_mode
 from pyro_gebm.base import snapshot, trained_part
 from pyro_gebm.batches import InMemory, Stream, check_shape
 from pyro_gebm.checkpoints import Checkpoints, get_rng_state, read_latest_checkpoint, set_rng_state
+from pyro_gebm.contrastive import Chains
 from pyro_gebm.divergences import base_loss, batch_log_partition, donsker_varadhan, kale
 from pyro_gebm.gebm import GEBM, check_energy
 from pyro_gebm.guide import KALEGuide, decayed_rate, gradient_step, newton_step, settle_log_partition
@@ -48,7 +49,8 @@ class KALE:
         base_optim: factory from parameters to a `torch.optim.Optimizer`, or to a pair of it and a learning-rate
             scheduler that is stepped after every step; None freezes the base.
         energy_optim: the same for the energy; None freezes it.
-        objective: "kale" or "donsker_varadhan".
+        objective: "kale"; "donsker_varadhan"; "maximum_likelihood", of a base with a density, for the base alone; or
+            "contrastive_divergence", for the energy alone, with persistent MALA chains in the latent space.
         energy_steps: energy steps per base step: a number, or a callable of the base step's number, such as
             `energy_bursts()`.
         noise_factor: base draws per data point.
@@ -60,7 +62,6 @@ class KALE:
     Raises:
         ValueError: if both optimisers are None, or one is given for a part without parameters.
         TypeError: if an optimiser is not a factory (a `pyro.optim` object, or a built optimiser).
-        NotImplementedError: for an objective that is not implemented yet, by name.
 
     Example:
         >>> import pyro.distributions as dist, torch
@@ -85,7 +86,7 @@ class KALE:
         ema_decay=None,
         trainable=None,
     ):
-        check_arguments(objective, energy_steps, noise_factor, ema_decay, base_optim, energy_optim)
+        check_arguments(base, objective, energy_steps, noise_factor, ema_decay, base_optim, energy_optim)
         energies = check_energy(base, guide.energy)
         self.base, self.guide = base, guide
         self.objective, self.noise_factor, self.ema_decay = objective, noise_factor, ema_decay
@@ -102,6 +103,9 @@ class KALE:
         self.base_optim = None if base_optim is None else Optimizer("base_optim", base_optim, base_parameters)
         self.energy_optim = None if energy_optim is None else Optimizer("energy_optim", energy_optim, energy_parameters)
         self.num_steps_taken = self.base_steps_taken = self.in_cycle = self.num_skipped = 0
+        self._chains = None
+        if objective == "contrastive_divergence":
+            self._chains = Chains(GEBM(base, guide.energy, validate_args=False))
         self._base_average = None if ema_decay is None else [p.detach().clone() for p in base_parameters]
         log_partition = guide.log_partition
         if log_partition is None:
@@ -120,7 +124,7 @@ class KALE:
         """
         losses = self._energy_step(batch)
         if self.in_cycle >= self._energy_steps_now():
-            losses = losses._replace(base_grad_norm=self._base_step(self.noise_factor * len(batch)))
+            losses = losses._replace(base_grad_norm=self._base_step(batch))
         return losses
 
     @torch.no_grad()
@@ -243,6 +247,7 @@ class KALE:
             "energy": energy,
             "base_optim": self.base_optim,
             "energy_optim": self.energy_optim,
+            "chains": self._chains,
         }
 
     def _checkpoint(self, batches, first, curves):
@@ -317,14 +322,17 @@ class KALE:
             draws = self.base.sample((self.noise_factor * len(batch),))
         with torch.set_grad_enabled(self.energy_optim is not None):
             energy_data, energy_base = energy(torch.cat([batch, draws])).split([len(batch), len(draws)])
-            value = kale(energy_data, energy_base, self.log_partition)
+            value = objective = kale(energy_data, energy_base, self.log_partition)
             penalty = norm = torch.zeros_like(value)
             if self.energy_optim is None:
                 ok = bool(torch.isfinite(value))
             else:
                 if self.guide.penalty is not None:
                     penalty = self.guide.penalty(energy, batch, draws)
-                objective = value if self.objective == "kale" else donsker_varadhan(energy_data, energy_base)
+                if self.objective == "donsker_varadhan":
+                    objective = donsker_varadhan(energy_data, energy_base)
+                elif self.objective == "contrastive_divergence":
+                    objective = energy(self._chains.move()).mean() - energy_data.mean()
                 ok, norm = self.energy_optim.apply(penalty - objective)
         if ok:
             estimate = batch_log_partition(energy_base.detach())
@@ -338,13 +346,17 @@ class KALE:
         self.in_cycle += 1
         return KALELosses(value.detach(), penalty.detach(), self.log_partition, norm, torch.zeros_like(norm))
 
-    def _base_step(self, num):
+    def _base_step(self, batch):
         """A base step; the norm of its gradient."""
         self.base_steps_taken += 1
         self.in_cycle = 0
         if self.base_optim is None:
             return torch.zeros_like(self.log_partition)
-        ok, norm = self.base_optim.apply(base_loss(self.guide.energy(self.base.rsample((num,)))))
+        if self.objective == "maximum_likelihood":
+            loss = -self.base.log_prob(batch.clone()).mean()  # a fresh tensor: flows cache by identity
+        else:
+            loss = base_loss(self.guide.energy(self.base.rsample((self.noise_factor * len(batch),))))
+        ok, norm = self.base_optim.apply(loss)
         self.num_skipped += not ok
         if self._base_average is not None:
             parameters = [p.detach() for p in self.base_optim.parameters]

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from pyro.optim import PyroOptim
 
+from pyro_gebm.base import has_density
 from pyro_gebm.gebm import GEBM
 from pyro_gebm.guide import KALEGuide
 
@@ -19,6 +20,8 @@ __all__ = [
     "trained_parameters",
 ]
 
+#: What `KALE` can optimise; the last two are baselines, for one of the two parts.
+OBJECTIVES = ("kale", "donsker_varadhan", "maximum_likelihood", "contrastive_divergence")
 #: Steps in a row with a loss or gradient that is not finite, after which a run stops.
 PATIENCE = 10
 
@@ -78,14 +81,16 @@ def energy_bursts(steps=5, *, initial=100, every=500):
     return lambda base_step: initial if base_step % every == 0 else steps
 
 
-def check_arguments(objective, energy_steps, noise_factor, ema_decay, base_optim, energy_optim):
-    """Check the arguments of `KALE` that do not depend on base and energy; raises ValueError."""
-    if objective in ("maximum_likelihood", "contrastive_divergence"):
-        raise NotImplementedError(f"KALE(objective={objective!r}) is not implemented yet.")
-    if objective not in ("kale", "donsker_varadhan"):
-        raise ValueError(f'Expected objective "kale" or "donsker_varadhan"; got {objective!r}.')
+def check_arguments(base, objective, energy_steps, noise_factor, ema_decay, base_optim, energy_optim):
+    """Check the arguments of `KALE` that do not depend on the networks; raises ValueError."""
+    if objective not in OBJECTIVES:
+        raise ValueError(f"Expected objective in {OBJECTIVES}; got {objective!r}.")
     if base_optim is None and energy_optim is None:
         raise ValueError("Nothing to train: expected base_optim or energy_optim; got None for both.")
+    if objective == "maximum_likelihood" and (energy_optim is not None or not has_density(base)):
+        raise ValueError("Expected energy_optim=None and a base with a density for maximum likelihood; got otherwise.")
+    if objective == "contrastive_divergence" and base_optim is not None:
+        raise ValueError("Expected base_optim=None for contrastive divergence: it trains the energy alone.")
     if (not callable(energy_steps) and energy_steps < 1) or noise_factor < 1:
         raise ValueError(f"Expected energy_steps >= 1 and noise_factor >= 1; got {energy_steps} and {noise_factor}.")
     if ema_decay is not None and not 0 <= ema_decay < 1:

@@ -108,22 +108,13 @@ def _anneal(latent, rng_key, num_chains, config):
         point, log_step = carry
         progress = (t + 1) / (config.annealing * config.num_steps)
         ladder = jnp.minimum(1.0, progress) ** 4
-        key_noise, key_accept = random.split(random.fold_in(rng_key, t + 1))
-        h = jnp.exp(log_step).reshape(log_step.shape + (1,) * (point[0].ndim - ndim))
 
         def log_density_and_grad(point):
             _, log_prior, log_prior_grad, tilt, tilt_grad = point
             return log_prior + ladder * tilt, log_prior_grad + ladder * tilt_grad
 
-        log_density, grad = log_density_and_grad(point)
-        noise = random.normal(key_noise, grad.shape, grad.dtype)
-        proposal = evaluate(point[0] + 0.5 * h**2 * grad + h * noise)
-        new_log_density, new_grad = log_density_and_grad(proposal)
-        reverse_noise = noise + 0.5 * h * (grad + new_grad)
-        log_ratio = new_log_density - log_density + 0.5 * _sum_to(noise**2 - reverse_noise**2, ndim)
-        accept_prob = jnp.exp(jnp.minimum(0.0, jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio)))
-        accept = random.uniform(key_accept, accept_prob.shape, accept_prob.dtype) < accept_prob
-        point = jax.tree.map(lambda new, old: jnp.where(_right_expand(accept, new), new, old), proposal, point)
+        key = random.fold_in(rng_key, t + 1)
+        point, accept_prob = mala_step(key, point, log_step, evaluate, log_density_and_grad)
         gain = 0.1 / jnp.sqrt(jnp.maximum(1.0, t + 1 - config.annealing * config.num_steps))
         return (point, log_step + gain * (accept_prob - config.target_accept_prob)), None
 
@@ -132,6 +123,34 @@ def _anneal(latent, rng_key, num_chains, config):
     log_step = jnp.full(start[1].shape, jnp.log(config.step_size), start[1].dtype)
     (point, _), _ = lax.scan(step, (start, log_step), jnp.arange(config.num_steps))
     return transform(point[0])
+
+
+def mala_step(rng_key, point, log_step, evaluate, log_density_and_grad):
+    """One Metropolis-adjusted Langevin step of many independent chains.
+
+    Args:
+        rng_key: a JAX random key.
+        point: tuple whose first entry is the position, of shape `chains + (...)`, with what `evaluate` adds.
+        log_step: log of the step size of every chain, shape `chains`.
+        evaluate: callable from a position to a point.
+        log_density_and_grad: callable from a point to the log density, of shape `chains`, and its gradient.
+
+    Returns:
+        `(point, acceptance probability)`.
+    """
+    key_noise, key_accept = random.split(rng_key)
+    ndim = log_step.ndim
+    h = jnp.exp(log_step).reshape(log_step.shape + (1,) * (point[0].ndim - ndim))
+    log_density, grad = log_density_and_grad(point)
+    noise = random.normal(key_noise, grad.shape, grad.dtype)
+    proposal = evaluate(point[0] + 0.5 * h**2 * grad + h * noise)
+    new_log_density, new_grad = log_density_and_grad(proposal)
+    reverse_noise = noise + 0.5 * h * (grad + new_grad)
+    log_ratio = new_log_density - log_density + 0.5 * _sum_to(noise**2 - reverse_noise**2, ndim)
+    accept_prob = jnp.exp(jnp.minimum(0.0, jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio)))
+    accept = random.uniform(key_accept, accept_prob.shape, accept_prob.dtype) < accept_prob
+    point = jax.tree.map(lambda new, old: jnp.where(_right_expand(accept, new), new, old), proposal, point)
+    return point, accept_prob
 
 
 def _value_and_grad(fn, u):

@@ -91,9 +91,9 @@ def _anneal(latent, num_chains, config):
 
     def evaluate(u):
         """Log-prior and log-weight, and their gradients, at each chain's position."""
-        return u, *_value_and_grad(log_prior, u), *_value_and_grad(tilt, u)
+        return u, *value_and_grad(log_prior, u), *value_and_grad(tilt, u)
 
-    def log_density_and_grad(point, ladder):
+    def tempered(point, ladder):
         _, log_prior, log_prior_grad, tilt, tilt_grad = point
         return log_prior + ladder * tilt, log_prior_grad + ladder * tilt_grad
 
@@ -104,22 +104,39 @@ def _anneal(latent, num_chains, config):
         log_step = torch.full_like(point[1], math.log(config.step_size))
         for t in range(1, config.num_steps + 1):
             ladder = min(1.0, t / (config.annealing * config.num_steps)) ** 4
-            h = _right_expand(log_step.exp(), point[0])
-            log_density, grad = log_density_and_grad(point, ladder)
-            noise = torch.randn_like(grad)
-            proposal = evaluate(point[0] + 0.5 * h**2 * grad + h * noise)
-            new_log_density, new_grad = log_density_and_grad(proposal, ladder)
-            reverse_noise = noise + 0.5 * h * (grad + new_grad)
-            log_ratio = new_log_density - log_density + 0.5 * _sum_to(noise**2 - reverse_noise**2, ndim)
-            accept_prob = torch.nan_to_num(log_ratio, nan=-math.inf).clamp(max=0.0).exp()
-            accept = torch.rand_like(accept_prob) < accept_prob
-            point = [torch.where(_right_expand(accept, new), new, old) for new, old in zip(proposal, point)]
+            point, accept_prob = mala_step(point, log_step, evaluate, lambda p, ladder=ladder: tempered(p, ladder))
             gain = 0.1 / math.sqrt(max(1.0, t - config.annealing * config.num_steps))
             log_step = log_step + gain * (accept_prob - config.target_accept_prob)
         return transform(point[0])
 
 
-def _value_and_grad(fn, u):
+def mala_step(point, log_step, evaluate, log_density_and_grad):
+    """One Metropolis-adjusted Langevin step of many independent chains.
+
+    Args:
+        point: list whose first entry is the position, of shape `chains + (...)`, with what `evaluate` adds.
+        log_step: log of the step size of every chain, shape `chains`.
+        evaluate: callable from a position to a point.
+        log_density_and_grad: callable from a point to the log density, of shape `chains`, and its gradient.
+
+    Returns:
+        `(point, acceptance probability)`.
+    """
+    ndim = log_step.dim()
+    h = _right_expand(log_step.exp(), point[0])
+    log_density, grad = log_density_and_grad(point)
+    noise = torch.randn_like(grad)
+    proposal = evaluate(point[0] + 0.5 * h**2 * grad + h * noise)
+    new_log_density, new_grad = log_density_and_grad(proposal)
+    reverse_noise = noise + 0.5 * h * (grad + new_grad)
+    log_ratio = new_log_density - log_density + 0.5 * _sum_to(noise**2 - reverse_noise**2, ndim)
+    accept_prob = torch.nan_to_num(log_ratio, nan=-math.inf).clamp(max=0.0).exp()
+    accept = torch.rand_like(accept_prob) < accept_prob
+    return [torch.where(_right_expand(accept, new), new, old) for new, old in zip(proposal, point)], accept_prob
+
+
+def value_and_grad(fn, u):
+    """Values of a function of independent chains, and their gradients, detached."""
     with torch.enable_grad():
         u = u.detach().requires_grad_(True)
         value = fn(u)
