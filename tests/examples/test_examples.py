@@ -10,21 +10,38 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+def _example(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.parametrize("backend", ["numpyro", "pyro"])
 @pytest.mark.filterwarnings("ignore:num_chains=2 is more than available_cpu:UserWarning")  # Pyro's, on two cores
 @pytest.mark.filterwarnings("ignore:Stochastic Optimizer:sklearn.exceptions.ConvergenceWarning")
 def test_digits(backend, tmp_path, capsys):
     for package in ("sklearn", "matplotlib", "arviz", backend):
         pytest.importorskip(package)
-    spec = importlib.util.spec_from_file_location("digits", ROOT / "examples" / "digits.py")
-    digits = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(digits)
+    digits = _example("digits")
     sizes = "--steps 20 --final-steps 10 --warmup 100 --samples 30 --chains 2 --draws 100 --no-progress"
     digits.main(["--backend", backend, "--out", str(tmp_path), *sizes.split()])
     printed = capsys.readouterr().out
     assert "E(x)" in printed and "r_hat" in printed and "Frechet" in printed
     expected = {"samples.png", "trace.png", "training.png", "draws_nuts.nc", "draws_kinetic_langevin.nc", "gebm.npz"}
     assert {path.name for path in tmp_path.iterdir()} == expected
+
+
+@pytest.mark.parametrize("backend", ["numpyro", "pyro"])
+def test_curve(backend, tmp_path, capsys):
+    for package in ("matplotlib", backend):
+        pytest.importorskip(package)
+    sizes = "--steps 20 --final-steps 10 --draws 100 --seeds 1 --no-progress"
+    _example("curve").main(["--backend", backend, "--out", str(tmp_path), *sizes.split()])
+    printed = capsys.readouterr().out
+    assert "| floor | base | GEBM |" in printed and "| floor | initial base | base | GEBM |" in printed
+    assert "settled A within 0.05" in printed
+    assert {path.name for path in tmp_path.iterdir()} == {"curve_a.png", "curve_b.png"}
 
 
 def _readme_blocks():
