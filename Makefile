@@ -20,10 +20,10 @@ demo: $(READY)
 	$(BIN)/python examples/digits.py --backend $(BACKEND) --out out
 
 test: $(READY)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow"
 
 test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow tests
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m slow tests
 
 lint: $(READY)
 	$(BIN)/ruff check .

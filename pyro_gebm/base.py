@@ -161,7 +161,10 @@ def snapshot(base):
     """A copy of a base that further training does not touch: evaluation mode, no gradients."""
     inner = _unwrap(base)
     if isinstance(inner, torch.distributions.TransformedDistribution):
-        inner.clear_cache()  # a cached, non-leaf tensor cannot be copied
+        inner.clear_cache()  # a cached tensor that is not a leaf cannot be copied
+        for transform in inner.transforms:
+            cached = [name for name, value in vars(transform).items() if isinstance(value, torch.Tensor)]
+            vars(transform).update({name: None for name in cached if name.startswith("_cached")})
     new = copy.deepcopy(base)
     part = trained_part(new)
     if part is not None:

@@ -1,12 +1,19 @@
 """Exact tests run in float64, every test starts from a fixed seed."""
 
+import atexit
 import importlib.util
 import os
+import shutil
+import tempfile
 
 import numpy as np
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "agg")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # many tests compile the same program; the workers share it
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gebm-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 if importlib.util.find_spec("jax"):
     import jax

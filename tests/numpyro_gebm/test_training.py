@@ -50,7 +50,9 @@ def numbered_batches(bad=()):
 
 
 @pytest.mark.parametrize(
-    "kwargs", [{}, {"energy_steps": energy_bursts(2, initial=9, every=5)}, {"ema_decay": 0.9}], ids=str
+    "kwargs",
+    [{}, {"energy_steps": energy_bursts(2, initial=9, every=5)}, {"ema_decay": 0.9}],
+    ids=["plain", "bursts", "average"],
 )
 def test_resuming_is_bit_for_bit(kwargs, tmp_path):
     whole = train(build(**kwargs), 12)

@@ -57,7 +57,9 @@ def shuffled_loader():
 
 
 @pytest.mark.parametrize(
-    "kwargs", [{}, {"energy_steps": energy_bursts(2, initial=9, every=5)}, {"ema_decay": 0.9}], ids=str
+    "kwargs",
+    [{}, {"energy_steps": energy_bursts(2, initial=9, every=5)}, {"ema_decay": 0.9}],
+    ids=["plain", "bursts", "average"],
 )
 @pytest.mark.parametrize("loader", [False, True])
 def test_resuming_is_bit_for_bit(kwargs, loader, tmp_path):
