@@ -24,7 +24,10 @@ def plot_losses(*losses, labels=None, window=50):
         ImportError: without Matplotlib, naming the extra to install.
 
     Example:
-        >>> figure = plot_losses(result.losses)  # doctest: +SKIP
+        >>> from pyro_gebm.training import KALELosses
+        >>> figure = plot_losses(KALELosses(*np.ones((5, 100))), labels=("a run",))
+        >>> [axis.get_ylabel() for axis in figure.axes][:3]
+        ['KALE', 'log-partition A', 'penalty']
     """
     try:
         from matplotlib.figure import Figure
