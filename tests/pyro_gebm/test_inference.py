@@ -170,9 +170,9 @@ def test_kinetic_langevin_on_constrained_sites():
         pyro.sample("a", dist.Gamma(torch.tensor(4.0), 2.0))
         pyro.sample("b", dist.Beta(torch.tensor(3.0), 2.0))
 
-    draws = run(KineticLangevin(model, step_size=0.3, num_steps=6), 2000)
-    cases.assert_mean(draws["a"], 2.0, z_max=5, min_ess=1000)  # the splitting's own bias is of order h^2
-    cases.assert_mean(draws["b"], 0.6, z_max=5, min_ess=1000)
+    draws = run(KineticLangevin(model, step_size=0.3, num_steps=6), 1000)
+    cases.assert_mean(draws["a"], 2.0, z_max=5, min_ess=500)  # the splitting's own bias is of order h^2
+    cases.assert_mean(draws["b"], 0.6, z_max=5, min_ess=500)
 
 
 def test_a_kernel_can_be_reused_and_pickled():
