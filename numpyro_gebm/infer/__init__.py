@@ -1,7 +1,11 @@
 """How a GEBM is sampled."""
 
 from numpyro_gebm.infer.annealed_mala import AnnealedMALA
+from numpyro_gebm.infer.ghmc import GHMC
 from numpyro_gebm.infer.initialization import init_to_prior
 from numpyro_gebm.infer.kinetic_langevin import KineticLangevin
+from numpyro_gebm.infer.mala import MALA
+from numpyro_gebm.infer.malt import MALT
+from numpyro_gebm.infer.ula import ULA
 
-__all__ = ["AnnealedMALA", "KineticLangevin", "init_to_prior"]
+__all__ = ["GHMC", "MALA", "MALT", "ULA", "AnnealedMALA", "KineticLangevin", "init_to_prior"]

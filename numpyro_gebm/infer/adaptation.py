@@ -1,0 +1,199 @@
+r"""Warm-up: the step size, the length scale of the law, the mass, and when the warm-up may stop.
+
+Everything is estimated from all chains together. The step size follows the mean acceptance probability by dual
+averaging, one update a step. The length scale is
+
+.. math:: s = \sqrt{\operatorname{tr} \Sigma^2 / \operatorname{tr} \Sigma}
+
+with $\Sigma$ the covariance of $z / \sigma$: close to the largest standard deviation (arXiv:2110.11576); friction and
+trajectory length follow from it. Time is cut into windows that grow; at the end of each the scale is estimated from its
+draws alone, the dual averaging starts again, and the warm-up is over once a window changed next to nothing.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax, random
+from numpyro.infer.hmc_util import dual_averaging
+
+__all__ = ["AdaptState", "Window", "adapt", "finish", "init_adaptation", "moments", "start_window", "update_window"]
+
+#: Each window is that much longer than the one before.
+GROWTH = 1.5
+#: Random directions along which the covariance is applied, to estimate the trace of its square.
+NUM_PROBES = 16
+#: The warm-up stops when the log of step size and of length scale moved less than that from window to window, ...
+LOG_TOLERANCE = 0.2
+#: ... the mean potential moved less than that, in standard deviations of the potential, ...
+POTENTIAL_TOLERANCE = 0.2
+#: ... and the mean acceptance probability of the window was that close to its target.
+ACCEPT_TOLERANCE = 0.1
+
+_init_dual_averaging, _update_dual_averaging = dual_averaging()
+
+
+class Window(NamedTuple):
+    """Sums over the positions y = (z - center) / scale of a window and over its potentials, less `potential_center`.
+
+    `probes`, of shape `(d, NUM_PROBES)`, is fixed; `total_projected` sums y y'probes.
+    """
+
+    center: jax.Array
+    potential_center: jax.Array
+    probes: jax.Array
+    num: jax.Array
+    total: jax.Array
+    total_square: jax.Array
+    total_projected: jax.Array
+    potential: jax.Array
+    potential_square: jax.Array
+    accept_prob: jax.Array
+
+
+class AdaptState(NamedTuple):
+    """State of the warm-up; the first three have the shape of the chains, and all chains have the same.
+
+    `scale` is the square root of the diagonal of the inverse mass, of shape `(d,)`; `window_end` the step at which the
+    window ends; `before` the log step size, log length scale and mean potential of the window before;
+    `num_warmup_steps` the steps that the warm-up took.
+    """
+
+    step_size: jax.Array
+    length_scale: jax.Array
+    warmup_converged: jax.Array
+    scale: jax.Array
+    dual_averaging: tuple
+    window: Window
+    window_length: jax.Array
+    window_end: jax.Array
+    before: tuple
+    num_warmup_steps: jax.Array
+
+
+def start_window(z, potential_energy, probes):
+    """An empty `Window`, centred at positions of shape `(N, d)` and their potentials."""
+    zero, zeros = jnp.zeros((), z.dtype), jnp.zeros(z.shape[1], z.dtype)
+    center, potential_center = z.mean(0), potential_energy.mean().astype(z.dtype)
+    return Window(center, potential_center, probes, zero, zeros, zeros, jnp.zeros_like(probes), zero, zero, zero)
+
+
+def update_window(window, z, potential_energy, accept_prob, scale):
+    """Add positions of shape `(N, d)`, potentials and acceptance probabilities of shape `(N,)` to a `Window`."""
+    y, potential = (z - window.center) / scale, potential_energy - window.potential_center
+    return window._replace(
+        num=window.num + len(z),
+        total=window.total + y.sum(0),
+        total_square=window.total_square + (y**2).sum(0),
+        total_projected=window.total_projected + y.T @ (y @ window.probes),
+        potential=window.potential + potential.sum(),
+        potential_square=window.potential_square + (potential**2).sum(),
+        accept_prob=window.accept_prob + accept_prob.sum(),
+    )
+
+
+def moments(window):
+    """Of a window: length scale s, variances of y of shape `(d,)`, mean and standard deviation of the potential.
+
+    The trace of the squared covariance is estimated from the covariance applied to the probes (Hutchinson).
+    """
+    mean = window.total / window.num
+    variance = window.total_square / window.num - mean**2
+    projected = window.total_projected / window.num - jnp.outer(mean, mean @ window.probes)
+    scale = jnp.sqrt(jnp.sum(projected**2) / NUM_PROBES / jnp.sum(variance))
+    potential = window.potential / window.num
+    deviation = jnp.sqrt(jnp.maximum(window.potential_square / window.num - potential**2, 0.0))
+    return scale, variance, window.potential_center + potential, deviation
+
+
+def init_adaptation(z, potential_energy, step_size, first_window):
+    """State of the warm-up before the first step.
+
+    Args:
+        z: positions, shape `(N, d)`.
+        potential_energy: their potentials, shape `(N,)`.
+        step_size: initial step size.
+        first_window: steps in the first window.
+
+    Returns:
+        An `AdaptState`.
+    """
+    probes = random.normal(random.key(0), (z.shape[1], NUM_PROBES), z.dtype)
+    step_size = jnp.asarray(step_size, z.dtype)
+    return AdaptState(
+        step_size=jnp.full(len(z), step_size),
+        length_scale=jnp.ones(len(z), z.dtype),
+        warmup_converged=jnp.zeros(len(z), bool),
+        scale=jnp.ones(z.shape[1], z.dtype),
+        dual_averaging=_init_dual_averaging(jnp.log(step_size)),
+        window=start_window(z, potential_energy, probes),
+        window_length=jnp.asarray(first_window, z.dtype),
+        window_end=jnp.asarray(first_window),
+        before=(jnp.full((), jnp.inf, z.dtype),) * 3,
+        num_warmup_steps=jnp.asarray(0),
+    )
+
+
+def adapt(state, z, potential_energy, accept_prob, target_accept_prob, *, step_size=True, mass=False):
+    """One update of the warm-up after a step.
+
+    Args:
+        state: `AdaptState`.
+        z: positions, shape `(N, d)`.
+        potential_energy: their potentials, shape `(N,)`.
+        accept_prob: acceptance probabilities, shape `(N,)`.
+        target_accept_prob: what their mean should be.
+        step_size: whether the step size is adapted.
+        mass: whether the mass is.
+
+    Returns:
+        The next `AdaptState`.
+    """
+    state = state._replace(
+        window=update_window(state.window, z, potential_energy, accept_prob, state.scale),
+        num_warmup_steps=state.num_warmup_steps + 1,
+    )
+    if step_size:
+        averaging = _update_dual_averaging(target_accept_prob - accept_prob.mean(), state.dual_averaging)
+        state = state._replace(dual_averaging=averaging, step_size=_like(state.step_size, jnp.exp(averaging[0])))
+    ended = state.num_warmup_steps >= state.window_end
+    return lax.cond(ended, lambda s: _end_window(s, z, potential_energy, target_accept_prob, step_size, mass), lambda s: s, state)
+
+
+def finish(state):
+    """The averaged step size, for when the warm-up's budget ends before it has converged."""
+    averaging = state.dual_averaging
+    step_size = jnp.where(averaging[3] > 0, jnp.exp(averaging[1]), state.step_size)
+    return state._replace(step_size=_like(state.step_size, step_size))
+
+
+def _end_window(state, z, potential_energy, target_accept_prob, step_size, mass):
+    scale, variance, potential, deviation = moments(state.window)
+    state = finish(state)
+    now = (jnp.log(state.step_size[0]), jnp.log(scale), potential)
+    changes = [jnp.abs(new - old) for new, old in zip(now, state.before)]
+    converged = (changes[1] < LOG_TOLERANCE) & (changes[2] < POTENTIAL_TOLERANCE * deviation)
+    if step_size:
+        off_target = jnp.abs(state.window.accept_prob / state.window.num - target_accept_prob)
+        converged = converged & (changes[0] < LOG_TOLERANCE) & (off_target < ACCEPT_TOLERANCE)
+    if mass:
+        root = jnp.sqrt(variance)
+        state, scale = state._replace(scale=state.scale * root), scale / jnp.sqrt(variance.mean())
+    length = jnp.ceil(GROWTH * state.window_length)
+    return state._replace(
+        length_scale=_like(state.length_scale, scale),
+        warmup_converged=jnp.full_like(state.warmup_converged, converged),
+        dual_averaging=_like_tree(state.dual_averaging, _init_dual_averaging(now[0])),
+        window=start_window(z, potential_energy, state.window.probes),
+        window_length=length,
+        window_end=state.window_end + length.astype(state.window_end.dtype),
+        before=now,
+    )
+
+
+def _like(like, value):
+    return jnp.full_like(like, value)
+
+
+def _like_tree(like, tree):
+    return jax.tree.map(lambda old, new: jnp.asarray(new, jnp.result_type(old)), like, tree)

@@ -1,0 +1,349 @@
+"""What the Langevin kernels share: the shell that makes a step a NumPyro kernel."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax, random
+from jax.flatten_util import ravel_pytree
+from numpyro.infer.mcmc import MCMCKernel
+from numpyro.infer.util import initialize_model
+from numpyro.util import identity, is_prng_key
+
+from numpyro_gebm.infer.adaptation import AdaptState, adapt, finish, init_adaptation
+from numpyro_gebm.infer.dynamics import kinetic_energy, standard_normal
+from numpyro_gebm.infer.initialization import init_to_prior
+
+__all__ = ["Chains", "LangevinKernel", "LangevinState", "StepInfo", "accept_probability", "choose"]
+
+#: Energy error above which a step is reported as divergent, as in NumPyro's HMC.
+MAX_ENERGY_ERROR = 1000.0
+#: Steps into NaN in a row after which a run stops.
+PATIENCE = 100
+
+
+class Chains(NamedTuple):
+    """Positions of N chains and what a kernel keeps beside them.
+
+    `z`, `v`, `grad_point` and `z_grad` have shape `(N, d)`, `potential_energy` and `slice` `(N,)`. `grad_point` is
+    where potential and gradient were taken: `z` itself, but for the mid-point splittings.
+    """
+
+    z: jax.Array
+    v: jax.Array
+    slice: jax.Array
+    grad_point: jax.Array
+    potential_energy: jax.Array
+    z_grad: jax.Array
+
+
+class StepInfo(NamedTuple):
+    """What a step reports, in shape `(N,)`; `num_steps` counts gradients."""
+
+    accept_prob: jax.Array
+    energy_error: jax.Array
+    num_steps: jax.Array
+
+
+class LangevinState(NamedTuple):
+    """State of a kernel of `infer`; fields are named as in NumPyro's HMC.
+
+    Args:
+        i: iterations so far, warm-up included.
+        z: position, a pytree.
+        v: velocity in units of the mass, flat; standard normal at stationarity.
+        slice: slice variable (GHMC).
+        grad_point: where the gradient was last taken, flat: `z`, but for the splittings ABOBA and UBU.
+        potential_energy: the potential there.
+        z_grad: its gradient there, flat.
+        energy: potential plus kinetic energy.
+        accept_prob: acceptance probability, the mean over the steps of the draw; of an unadjusted kernel that which a
+            Metropolis test would have had.
+        mean_accept_prob: its mean since the warm-up.
+        energy_error: energy error of the deterministic part, the mean over the steps of the draw.
+        kinetic_temperature: `|v|^2 / d`, the mean over the steps of the draw; its expectation is 1 without
+            discretisation bias.
+        diverging: whether a step led to a potential that is not finite, or to an energy error above 1000.
+        num_steps: gradients spent on the draw.
+        step_size: step size of the draw.
+        num_nan: steps into NaN in a row.
+        adapt_state: `AdaptState` of the warm-up, with `step_size`, `length_scale` and `warmup_converged`.
+        rng_key: random key.
+    """
+
+    i: jax.Array
+    z: object
+    v: jax.Array
+    slice: jax.Array
+    grad_point: jax.Array
+    potential_energy: jax.Array
+    z_grad: jax.Array
+    energy: jax.Array
+    accept_prob: jax.Array
+    mean_accept_prob: jax.Array
+    energy_error: jax.Array
+    kinetic_temperature: jax.Array
+    diverging: jax.Array
+    num_steps: jax.Array
+    step_size: jax.Array
+    num_nan: jax.Array
+    adapt_state: AdaptState
+    rng_key: jax.Array
+
+
+class LangevinKernel(MCMCKernel):
+    """Base of the kernels: start, warm-up, statistics and many chains around the step of a subclass.
+
+    With `chain_method="vectorized"` all chains are stepped, and adapted, together. During the warm-up an iteration is
+    one step, so that the chains adapt often; afterwards a draw is `num_steps` of them. Once the warm-up has converged,
+    what is left of it costs nothing.
+
+    A subclass defines `_step`, one step of all chains, in which a step that fails is already turned down, and
+    `_max_step`, the largest step size in units of the length scale.
+    """
+
+    sample_field = "z"
+    default_fields = (
+        "z",
+        "potential_energy",
+        "energy",
+        "accept_prob",
+        "energy_error",
+        "kinetic_temperature",
+        "num_steps",
+        "diverging",
+        "step_size",
+        "adapt_state.warmup_converged",
+    )
+    _first_window = 50
+    _max_step = float("inf")
+
+    def __init__(
+        self,
+        model=None,
+        potential_fn=None,
+        *,
+        step_size,
+        adapt_step_size,
+        target_accept_prob,
+        adapt_mass_matrix,
+        num_steps,
+        step_size_schedule=None,
+        init_strategy=init_to_prior,
+    ):
+        if (model is None) == (potential_fn is None):
+            raise ValueError("Only one of `model` or `potential_fn` must be specified.")
+        if not step_size > 0:
+            raise ValueError(f"Expected step_size > 0; got {step_size}.")
+        if not 0 < target_accept_prob < 1:
+            raise ValueError(f"Expected target_accept_prob in (0, 1); got {target_accept_prob}.")
+        if not num_steps >= 1:
+            raise ValueError(f"Expected num_steps >= 1; got {num_steps}.")
+        self._model, self._potential_fn = model, potential_fn
+        self._step_size, self._adapt_step_size = step_size, adapt_step_size
+        self._target_accept_prob, self._adapt_mass_matrix = target_accept_prob, adapt_mass_matrix
+        self._num_steps, self._step_size_schedule = num_steps, step_size_schedule
+        self._init_strategy = init_strategy
+        self._num_warmup = 0
+        self._potential_fn_gen = self._postprocess_fn = self._sample_fn = None
+
+    @property
+    def model(self):
+        """The model, or None."""
+        return self._model
+
+    def _step(self, rng_key, chains, potential_and_grad, step_size, adapt_state):
+        """Step keys, `Chains`, a potential, step sizes, all of shape `(N,)`, to `(Chains, StepInfo)`."""
+        raise NotImplementedError
+
+    def _potential(self, model_args, model_kwargs):
+        if self._potential_fn_gen is None:
+            return self._potential_fn
+        return self._potential_fn_gen(*model_args, **model_kwargs)
+
+    def init(self, rng_key, num_warmup, init_params=None, model_args=(), model_kwargs=None):
+        model_kwargs = {} if model_kwargs is None else model_kwargs
+        single = is_prng_key(rng_key)
+        keys = _typed(rng_key)
+        keys, init_keys = random.split(keys) if single else jnp.swapaxes(jax.vmap(random.split)(keys), 0, 1)
+        if self._model is not None:
+            info, self._potential_fn_gen, self._postprocess_fn, _ = initialize_model(
+                init_keys,
+                self._model,
+                init_strategy=self._init_strategy,
+                dynamic_args=True,
+                model_args=model_args,
+                model_kwargs=model_kwargs,
+            )
+            init_params = info.z if init_params is None else init_params
+        elif init_params is None:
+            raise ValueError("Expected `init_params` with `potential_fn`; got None. Pass them to `MCMC.run`.")
+        self._num_warmup = num_warmup
+        init_params = jax.tree.map(jnp.asarray, init_params)
+
+        def ensemble(state, model_args, model_kwargs):
+            return self._draw(state, self._potential(model_args, model_kwargs))
+
+        def single_chain(state, model_args, model_kwargs):
+            return _one(ensemble(_many(state), model_args, model_kwargs))
+
+        self._sample_fn = single_chain if single else ensemble
+        potential = self._potential(model_args, model_kwargs)
+        like = rng_key if single else rng_key[0]
+        state = self._start(keys[None] if single else keys, _many(init_params) if single else init_params, potential)
+        state = state._replace(rng_key=_as_given(state.rng_key, like))
+        return _one(state) if single else state
+
+    def _start(self, keys, z, potential):
+        flat, potential_and_grad, _ = _flattened(z, potential)
+        potential_energy, z_grad = potential_and_grad(flat)
+        finite = jnp.isfinite(potential_energy)
+        if not isinstance(finite, jax.core.Tracer) and not finite.all():
+            raise ValueError(
+                "Expected a finite potential at the initial point; got "
+                f"{potential_energy}. Pass `init_params`, or check the energy for NaN."
+            )
+        keys, keys_v, keys_slice = jnp.moveaxis(jax.vmap(lambda key: random.split(key, 3))(keys), 1, 0)
+        v = standard_normal(keys_v, flat)
+        uniform = jax.vmap(lambda key: random.uniform(key, (), flat.dtype, -1.0, 1.0))(keys_slice)
+        zero, count = jnp.zeros(len(flat), flat.dtype), jnp.zeros(len(flat), int)
+        return LangevinState(
+            i=count,
+            z=z,
+            v=v,
+            slice=uniform,
+            grad_point=flat,
+            potential_energy=potential_energy,
+            z_grad=z_grad,
+            energy=potential_energy + kinetic_energy(v),
+            accept_prob=zero,
+            mean_accept_prob=zero,
+            energy_error=zero,
+            kinetic_temperature=zero,
+            diverging=jnp.zeros(len(flat), bool),
+            num_steps=count,
+            step_size=jnp.full_like(zero, self._step_size),
+            num_nan=count,
+            adapt_state=init_adaptation(flat, potential_energy, self._step_size, self._first_window),
+            rng_key=keys,
+        )
+
+    def sample(self, state, model_args, model_kwargs):
+        return self._sample_fn(state, model_args, model_kwargs)
+
+    def _draw(self, state, potential):
+        """The next draw of an ensemble, or one step of its warm-up."""
+        warming = state.i[0] < self._num_warmup
+        idle = warming & state.adapt_state.warmup_converged[0]
+        return lax.cond(idle, lambda s: s._replace(i=s.i + 1), lambda s: self._advance(s, potential, warming), state)
+
+    def _advance(self, state, potential, warming):
+        flat, potential_and_grad, unravel = _flattened(state.z, potential)
+        keys = jax.vmap(random.split)(_typed(state.rng_key))
+        chains = Chains(flat, *(getattr(state, name) for name in Chains._fields[1:]))
+        step_size = state.adapt_state.step_size
+        if self._step_size_schedule is not None:
+            factor = self._step_size_schedule(jnp.maximum(state.i[0] - self._num_warmup, 0))
+            step_size = jnp.where(warming, step_size, (step_size * factor).astype(step_size.dtype))
+
+        def body(j, carry):
+            chains, info, temperature, diverging, num_nan = carry
+            step_keys = jax.vmap(lambda key: random.fold_in(key, j))(keys[:, 1])
+            chains, new = self._step(step_keys, chains, potential_and_grad, step_size, state.adapt_state)
+            bad = ~(new.energy_error < MAX_ENERGY_ERROR)
+            num_nan = jnp.where(jnp.isnan(new.energy_error), num_nan + 1, 0)
+            new = new._replace(energy_error=jnp.where(jnp.isfinite(new.energy_error), new.energy_error, 0.0))
+            info = jax.tree.map(jnp.add, info, new)
+            return chains, info, temperature + jnp.mean(chains.v**2, -1), diverging | bad, num_nan
+
+        zero = jnp.zeros_like(state.potential_energy)
+        start = (chains, StepInfo(zero, zero, jnp.zeros_like(state.num_steps)), zero)
+        start = (*start, jnp.zeros_like(state.diverging), state.num_nan)
+        num = jnp.where(warming, 1, self._num_steps)
+        chains, info, temperature, diverging, num_nan = lax.fori_loop(0, num, body, start)
+        num_nan = eqx.error_if(
+            num_nan,
+            (num_nan >= PATIENCE).any(),
+            f"The potential was NaN {PATIENCE} steps in a row: check the energy, or start elsewhere (`init_params`).",
+        )
+        accept_prob = info.accept_prob / num
+        count = jnp.where(warming, 1, state.i - self._num_warmup + 1)
+        return state._replace(
+            i=state.i + 1,
+            z=unravel(chains.z),
+            **{name: value for name, value in chains._asdict().items() if name != "z"},
+            energy=chains.potential_energy + kinetic_energy(chains.v),
+            accept_prob=accept_prob,
+            mean_accept_prob=state.mean_accept_prob + (accept_prob - state.mean_accept_prob) / count,
+            energy_error=info.energy_error / num,
+            kinetic_temperature=temperature / num,
+            diverging=diverging,
+            num_steps=info.num_steps,
+            step_size=step_size,
+            num_nan=num_nan,
+            adapt_state=lax.cond(warming, lambda: self._adapted(state, chains, accept_prob), lambda: state.adapt_state),
+            rng_key=_as_given(keys[:, 0], state.rng_key[0]),
+        )
+
+    def _adapted(self, state, chains, accept_prob):
+        new = adapt(
+            state.adapt_state,
+            chains.z,
+            chains.potential_energy,
+            accept_prob,
+            self._target_accept_prob,
+            step_size=self._adapt_step_size,
+            mass=self._adapt_mass_matrix,
+        )
+        if not self._adapt_step_size:
+            return new
+        new = lax.cond(state.i[0] + 1 == self._num_warmup, finish, lambda s: s, new)
+        return new._replace(step_size=jnp.minimum(new.step_size, self._max_step * new.length_scale))
+
+    def postprocess_fn(self, model_args, model_kwargs):
+        if self._postprocess_fn is None:
+            return identity
+        return self._postprocess_fn(*model_args, **model_kwargs)
+
+    def get_diagnostics_str(self, state):
+        return (
+            f"step size {float(state.step_size):.2e}, potential {float(state.potential_energy):.2f}, "
+            f"acc. prob={float(state.mean_accept_prob):.2f}"
+        )
+
+    def __getstate__(self):
+        return {**self.__dict__, "_sample_fn": None, "_potential_fn_gen": None, "_postprocess_fn": None}
+
+
+def choose(mask, new, old):
+    """Of two `Chains`, per chain, the new one where `mask` (shape `(N,)`) holds."""
+    return jax.tree.map(lambda a, b: jnp.where(mask.reshape((-1,) + (1,) * (a.ndim - 1)), a, b), new, old)
+
+
+def accept_probability(error):
+    """Probability min(1, exp(-error)) of a Metropolis test; 0 where the error is NaN."""
+    return jnp.exp(-jnp.maximum(jnp.where(jnp.isnan(error), jnp.inf, error), 0.0))
+
+
+def _flattened(z, potential):
+    """Positions as an array `(N, d)`, potential and gradient of such arrays, and the way back."""
+    _, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], z))
+    flat = jax.vmap(lambda z: ravel_pytree(z)[0])(z)
+    return flat, jax.vmap(jax.value_and_grad(lambda x: potential(unravel(x)))), jax.vmap(unravel)
+
+
+def _many(tree):
+    return jax.tree.map(lambda x: x[None], tree)
+
+
+def _one(tree):
+    return jax.tree.map(lambda x: x[0], tree)
+
+
+def _typed(keys):
+    return keys if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else random.wrap_key_data(keys)
+
+
+def _as_given(keys, like):
+    return keys if jnp.issubdtype(like.dtype, jax.dtypes.prng_key) else random.key_data(keys)
