@@ -21,6 +21,8 @@ __all__ = ["AdaptState", "Window", "adapt", "finish", "init_adaptation", "moment
 
 #: Each window is that much longer than the one before.
 GROWTH = 1.5
+#: Gain of the dual averaging, 1 / (GAMMA sqrt(t)); a fifth of Stan's, as the mean over chains is less noisy.
+GAMMA = 0.25
 #: Random directions along which the covariance is applied, to estimate the trace of its square.
 NUM_PROBES = 16
 #: The warm-up stops when the log of step size and of length scale moved less than that from window to window, ...
@@ -30,7 +32,7 @@ POTENTIAL_TOLERANCE = 0.2
 #: ... and the mean acceptance probability of the window was that close to its target.
 ACCEPT_TOLERANCE = 0.1
 
-_init_dual_averaging, _update_dual_averaging = dual_averaging()
+_init_dual_averaging, _update_dual_averaging = dual_averaging(gamma=GAMMA)
 
 
 class Window(NamedTuple):
@@ -157,7 +159,8 @@ def adapt(state, z, potential_energy, accept_prob, target_accept_prob, *, step_s
         averaging = _update_dual_averaging(target_accept_prob - accept_prob.mean(), state.dual_averaging)
         state = state._replace(dual_averaging=averaging, step_size=_like(state.step_size, jnp.exp(averaging[0])))
     ended = state.num_warmup_steps >= state.window_end
-    return lax.cond(ended, lambda s: _end_window(s, z, potential_energy, target_accept_prob, step_size, mass), lambda s: s, state)
+    target = target_accept_prob if step_size else None
+    return lax.cond(ended, lambda s: _end_window(s, z, potential_energy, target, mass), lambda s: s, state)
 
 
 def finish(state):
@@ -167,14 +170,14 @@ def finish(state):
     return state._replace(step_size=_like(state.step_size, step_size))
 
 
-def _end_window(state, z, potential_energy, target_accept_prob, step_size, mass):
+def _end_window(state, z, potential_energy, target, mass):
     scale, variance, potential, deviation = moments(state.window)
     state = finish(state)
     now = (jnp.log(state.step_size[0]), jnp.log(scale), potential)
     changes = [jnp.abs(new - old) for new, old in zip(now, state.before)]
     converged = (changes[1] < LOG_TOLERANCE) & (changes[2] < POTENTIAL_TOLERANCE * deviation)
-    if step_size:
-        off_target = jnp.abs(state.window.accept_prob / state.window.num - target_accept_prob)
+    if target is not None:
+        off_target = jnp.abs(state.window.accept_prob / state.window.num - target)
         converged = converged & (changes[0] < LOG_TOLERANCE) & (off_target < ACCEPT_TOLERANCE)
     if mass:
         root = jnp.sqrt(variance)

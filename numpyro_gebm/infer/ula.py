@@ -41,7 +41,8 @@ class ULA(LangevinKernel):
         >>> from numpyro.infer import MCMC
         >>> from numpyro_gebm import GEBM
         >>> gebm = GEBM(dist.Normal(0.0, 1.0), lambda x: 0.5 * x**2)
-        >>> mcmc = MCMC(ULA(lambda: numpyro.sample("z", gebm.latent)), num_warmup=50, num_samples=20, progress_bar=False)
+        >>> kernel = ULA(lambda: numpyro.sample("z", gebm.latent))
+        >>> mcmc = MCMC(kernel, num_warmup=50, num_samples=20, progress_bar=False)
         >>> mcmc.run(jax.random.key(0))
         >>> mcmc.get_samples()["z"].shape
         (20,)

@@ -1,7 +1,12 @@
 """How a GEBM is sampled."""
 
 from pyro_gebm.infer.annealed_mala import AnnealedMALA
+from pyro_gebm.infer.ghmc import GHMC
 from pyro_gebm.infer.initialization import init_to_prior
 from pyro_gebm.infer.kinetic_langevin import KineticLangevin
+from pyro_gebm.infer.mala import MALA
+from pyro_gebm.infer.malt import MALT
+from pyro_gebm.infer.ula import ULA
+from pyro_gebm.infer.vectorized import VectorizedMCMC
 
-__all__ = ["AnnealedMALA", "KineticLangevin", "init_to_prior"]
+__all__ = ["GHMC", "MALA", "MALT", "ULA", "AnnealedMALA", "KineticLangevin", "VectorizedMCMC", "init_to_prior"]

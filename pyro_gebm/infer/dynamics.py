@@ -1,16 +1,23 @@
-r"""Pure steps of kinetic Langevin dynamics, by splitting.
+r"""Pure steps of Langevin dynamics, for any number of chains at once.
 
-The dynamics, with potential $U$, friction $\gamma$ and unit mass, in time $t$:
+Positions and velocities are tensors of shape `chains + (d,)`, potentials of shape `chains`. The mass is diagonal: with
+`scale` $\sigma$ (a scalar or shape `(d,)`; 1 for unit mass) the steps are those of unit mass in $z / \sigma$, and the
+velocity v is that of $z / \sigma$, standard normal at stationarity. Noise is of PyTorch's global generator.
 
-.. math:: dz = v\, dt, \qquad dv = -\nabla U(z)\, dt - \gamma v\, dt + \sqrt{2\gamma}\, dW
+Overdamped Langevin, with step size h in units of $z / \sigma$ (the authors' step is $\gamma = h^2$):
 
-A step of size h (in units of time) is a palindrome of exact sub-steps (arXiv:1203.5428):
+.. math:: z' = z - \tfrac{h^2}{2} \sigma^2 \nabla U(z) + h\, \sigma\, \xi, \qquad \xi \sim N(0, I)
 
-- A, drift: $z \leftarrow z + \tau v$
-- B, kick: $v \leftarrow v - \tau \nabla U(z)$
+Kinetic Langevin, with friction $\gamma$ and time t:
+
+.. math:: dz = \sigma v\, dt, \qquad dv = -\sigma \nabla U(z)\, dt - \gamma v\, dt + \sqrt{2\gamma}\, dW
+
+A step of size h (in units of time) is a palindrome of exact sub-steps (arXiv:1203.5428, arXiv:2104.09029):
+
+- A, drift: $z \leftarrow z + \tau \sigma v$
+- B, kick: $v \leftarrow v - \tau \sigma \nabla U(z)$
 - O, Ornstein-Uhlenbeck: $v \leftarrow e^{-\gamma\tau} v + \sqrt{1 - e^{-2\gamma\tau}}\, \xi$
-
-where each letter that occurs n times in the name takes $\tau = h/n$.
+- U, A and O at once, exactly.
 """
 
 import math
@@ -18,55 +25,229 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["SPLITTINGS", "KineticState", "kinetic_step"]
+__all__ = [
+    "SPLITTINGS",
+    "KineticState",
+    "energy_error",
+    "kinetic_energy",
+    "kinetic_step",
+    "leapfrog_step",
+    "overdamped_move",
+    "refreshed",
+    "reverse_noise",
+    "update_slice",
+]
 
-#: Splittings that begin and end with the gradient at the current position, so that it is evaluated once a step.
-SPLITTINGS = ("BAOAB", "OBABO")
+#: Sub-steps of every splitting and their share of the step. One gradient a step: of BAOAB and OBABO the gradient at
+#: the end serves the next step; ABOBA (arXiv:2003.05033) and UBU take theirs at the mid-point.
+SPLITTINGS = {
+    "ABOBA": (("A", 0.5), ("B", 0.5), ("O", 1.0), ("B", 0.5), ("A", 0.5)),
+    "BAOAB": (("B", 0.5), ("A", 0.5), ("O", 1.0), ("A", 0.5), ("B", 0.5)),
+    "OBABO": (("O", 0.5), ("B", 0.5), ("A", 1.0), ("B", 0.5), ("O", 0.5)),
+    "UBU": (("U", 0.5), ("B", 1.0), ("U", 0.5)),
+}
 
 
 class KineticState(NamedTuple):
-    """Position, velocity, and the potential and its gradient at the position; z, v, z_grad are dicts of tensors."""
+    """Position and velocity, and where the gradient was last taken, with the potential and its gradient there.
 
-    z: dict
-    v: dict
+    `grad_point` is `z` itself, but for ABOBA and UBU the mid-point of the last step.
+    """
+
+    z: torch.Tensor
+    v: torch.Tensor
+    grad_point: torch.Tensor
     potential_energy: torch.Tensor
-    z_grad: dict
+    z_grad: torch.Tensor
 
 
-def kinetic_step(state, potential_and_grad, step_size, friction, splitting="BAOAB"):
+def kinetic_step(state, potential_and_grad, step_size, friction, splitting="BAOAB", scale=1.0):
     """One step of a splitting of kinetic Langevin dynamics; one gradient of the potential.
 
     Args:
-        state: `KineticState` of one chain.
-        potential_and_grad: callable from a position to the scalar potential and its gradient.
-        step_size: h, in units of time.
-        friction: gamma, in units of inverse time; 0 is Hamiltonian dynamics.
+        state: `KineticState` of shape `chains`.
+        potential_and_grad: callable from positions to potentials (shape `chains`) and their gradients.
+        step_size: h, in units of time; a number or a scalar.
+        friction: gamma, in units of inverse time; a number or a scalar; 0 is Hamiltonian dynamics.
         splitting: one of `SPLITTINGS`.
+        scale: square root of the diagonal of the inverse mass matrix.
 
     Returns:
         The next `KineticState`.
     """
-    z, v, potential_energy, grad = state
-    for i, letter in enumerate(splitting):
-        tau = step_size / splitting.count(letter)
+    z, v, grad_point, potential_energy, grad = state
+    h_gamma, moved = friction * step_size, False
+    for letter, share in SPLITTINGS[splitting]:
+        tau = share * step_size
+        if letter == "B":
+            if moved:
+                grad_point, (potential_energy, grad), moved = z, potential_and_grad(z), False
+            v = _plus(v, -tau, _scaled(grad, scale))
+            continue
         if letter == "A":
-            z = {name: z[name] + tau * v[name] for name in z}
-            if "A" not in splitting[i + 1 :]:  # the last move of this step: the gradient serves the next step too
-                potential_energy, grad = potential_and_grad(z)
-        elif letter == "B":
-            v = {name: v[name] - tau * grad[name] for name in v}
+            z = _plus(z, tau, _scaled(v, scale))
+        elif letter == "O":
+            v = refreshed(v, _exp(-share * h_gamma))
         else:
-            decay = math.exp(-friction * tau)
-            noise = standard_normal_like(v)
-            v = {name: decay * v[name] + math.sqrt(1 - decay**2) * noise[name] for name in v}
-    return KineticState(z, v, potential_energy, grad)
+            displacement, v = _drift_and_noise(v, tau, share * h_gamma)
+            z = z + _scaled(displacement, scale)
+        moved = moved or letter in "AU"
+    return KineticState(z, v, grad_point, potential_energy, grad)
 
 
-def standard_normal_like(tensors):
-    """Independent standard normal draws, of the shapes, dtypes and devices of a dict of tensors."""
-    return {name: torch.randn_like(x) for name, x in tensors.items()}
+def leapfrog_step(state, potential_and_grad, step_size, scale=1.0):
+    """One leapfrog step, BAB: the deterministic part of OBABO.
+
+    Args:
+        state: `KineticState` of shape `chains`, its gradient taken at its position.
+        potential_and_grad: callable from positions to potentials (shape `chains`) and their gradients.
+        step_size: h, in units of time; a number or a scalar.
+        scale: as in `kinetic_step`.
+
+    Returns:
+        The next `KineticState`.
+    """
+    v = _plus(state.v, -0.5 * step_size, _scaled(state.z_grad, scale))
+    z = _plus(state.z, step_size, _scaled(v, scale))
+    potential_energy, z_grad = potential_and_grad(z)
+    return KineticState(z, _plus(v, -0.5 * step_size, _scaled(z_grad, scale)), z, potential_energy, z_grad)
+
+
+def refreshed(v, persistence):
+    r"""Velocity kept in part: $\rho v + \sqrt{1 - \rho^2}\, \xi$.
+
+    Args:
+        v: velocities.
+        persistence: $\rho$ in [0, 1]; a number or a scalar.
+
+    Returns:
+        Velocities.
+    """
+    return _plus(persistence * v, (1 - persistence**2) ** 0.5, torch.randn_like(v))
+
+
+def _drift_and_noise(v, tau, a):
+    r"""Exact y and v at time tau of $dy = v dt$, $dv = -\gamma v dt + \sqrt{2\gamma} dW$ from y = 0.
+
+    $a = \gamma\tau$.
+    """
+    a = torch.as_tensor(a, dtype=torch.float64, device=v.device)
+    small = a < 0.05  # the closed forms cancel there: series to relative 1e-8 instead
+    safe = torch.where(small, 1.0, a)
+    drift = torch.where(small, 1 - a / 2 + a**2 / 6 - a**3 / 24 + a**4 / 120, -torch.expm1(-safe) / safe)
+    third = torch.where(
+        small,
+        2 / 3 - a / 2 + 7 * a**2 / 30 - a**3 / 12 + 31 * a**4 / 1260,
+        (2 * safe - 3 + 4 * torch.exp(-safe) - torch.exp(-2 * safe)) / safe**3,
+    )
+    variance_v, variance_y = -torch.expm1(-2 * a), third * a * tau**2
+    covariance = a * tau * drift**2
+    on_v = covariance / torch.where(a > 0, variance_v, 1.0).sqrt()
+    rest = (variance_y - on_v**2).clamp(min=0.0).sqrt()
+    noise_v, noise_y = torch.randn_like(v), torch.randn_like(v)
+    factors = (tau * drift, on_v, rest, torch.exp(-a), variance_v.sqrt())
+    drift, on_v, rest, decay, deviation = (factor.to(v.dtype) for factor in factors)
+    return drift * v + on_v * noise_v + rest * noise_y, decay * v + deviation * noise_v
+
+
+def energy_error(start, end, step_size, scale=1.0):
+    r"""Energy error of the leapfrog step that leads from one gradient point to the next.
+
+    .. math:: \Delta = U_1 - U_0 - \tfrac12 (m_1 - m_0) \cdot (g_1 + g_0)
+              + \tfrac{h^2}{8} (|\sigma g_1|^2 - |\sigma g_0|^2)
+
+    For friction 0, and for ABOBA and OBABO at any, it is the energy error of the deterministic part of the step: the
+    potential plus the kinetic energy gained in the kicks. Its mean over the stationary law of the exact dynamics is
+    of order h^6 per dimension.
+
+    Args:
+        start: `KineticState` before.
+        end: `KineticState` after.
+        step_size: h, a number or a scalar.
+        scale: as in `kinetic_step`.
+
+    Returns:
+        Shape `chains`.
+    """
+    total = end.z_grad + start.z_grad
+    move = end.grad_point - start.grad_point
+    inner = _plus(-move, 0.25 * step_size**2, _scaled(end.z_grad - start.z_grad, scale**2))
+    return end.potential_energy - start.potential_energy + 0.5 * _dot(total, inner)
+
+
+def overdamped_move(z, grad, noise, step_size, scale=1.0):
+    """Move of one overdamped Langevin step: the next position.
+
+    Args:
+        z: positions.
+        grad: gradient of the potential there.
+        noise: standard normal, of the same shape.
+        step_size: h, a number or a tensor that broadcasts against `z`.
+        scale: as in `kinetic_step`.
+
+    Returns:
+        Positions.
+    """
+    z = _plus(z, -0.5 * step_size**2, _scaled(grad, scale**2))
+    return _plus(z, step_size, _scaled(noise, scale))
+
+
+def reverse_noise(grad, new_grad, noise, step_size, scale=1.0):
+    r"""Noise (up to its sign) of the overdamped move that leads back.
+
+    The log acceptance ratio of MALA is $U - U' + \tfrac12 (|\xi|^2 - |\xi'|^2)$.
+
+    Args:
+        grad: gradient of the potential at the start.
+        new_grad: gradient of the potential at the end.
+        noise: $\xi$, the noise of the move there.
+        step_size: h, a number or a tensor that broadcasts against `noise`.
+        scale: as in `kinetic_step`.
+
+    Returns:
+        $\xi'$, of the shape of `noise`.
+    """
+    return _plus(noise, -0.5 * step_size, _scaled(grad + new_grad, scale))
+
+
+def update_slice(u, error, persistence):
+    r"""Metropolis test with a slice variable that persists from step to step (arXiv:2001.11950).
+
+    u, uniform on (-1, 1), drifts by $\tfrac12 (1 - \rho^2)$, wrapped around; the step is accepted if
+    $\log |u| < -\Delta$, and u is then multiplied by $e^\Delta$. Rejections, which reverse the velocity, come in
+    bunches, and between them the velocity persists for long.
+
+    Args:
+        u: the slice variable.
+        error: energy error $\Delta$ of the step.
+        persistence: $\rho$, the factor by which the velocity was kept.
+
+    Returns:
+        `(accept, u)`.
+    """
+    u = (u + 0.5 * (1 - persistence**2) + 1) % 2 - 1
+    accept = u.abs().log() < -error
+    return accept, torch.where(accept, u * error.exp(), u)
 
 
 def kinetic_energy(v):
-    """Half the squared norm of a dict of velocities."""
-    return 0.5 * sum((x**2).sum() for x in v.values())
+    """Half the squared norm of velocities, shape `chains`."""
+    return 0.5 * _dot(v, v)
+
+
+def _dot(x, y):
+    return torch.linalg.vecdot(x, y)
+
+
+def _plus(x, factor, y):
+    """x + factor y, in one pass where the factor is a number."""
+    return torch.add(x, y, alpha=factor) if isinstance(factor, float) else x + factor * y
+
+
+def _scaled(x, scale):
+    """scale x, without a pass for the scale 1."""
+    return x if isinstance(scale, float) and scale == 1.0 else scale * x
+
+
+def _exp(x):
+    return x.exp() if isinstance(x, torch.Tensor) else math.exp(x)

@@ -1,57 +1,67 @@
 """Kinetic Langevin dynamics as a Pyro kernel."""
 
-from collections import OrderedDict
-
 import torch
-from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
-from pyro.infer.mcmc.util import initialize_model
-from pyro.ops.integrator import potential_grad
 
-from pyro_gebm.infer.dynamics import SPLITTINGS, KineticState, kinetic_energy, kinetic_step, standard_normal_like
-from pyro_gebm.infer.initialization import init_to_prior, max_plate_nesting
+from pyro_gebm.infer.dynamics import SPLITTINGS, KineticState, energy_error, kinetic_step
+from pyro_gebm.infer.initialization import init_to_prior
+from pyro_gebm.infer.kernel import LangevinKernel, StepInfo, accept_probability, choose
 
 __all__ = ["KineticLangevin"]
 
+#: Friction, where it is not given, times the length scale of the law: neither z nor z^2 then decorrelates slowly.
+FRICTION = 1.0
 
-class KineticLangevin(MCMCKernel):
-    r"""Unadjusted kinetic (underdamped) Langevin dynamics, for `pyro.infer.MCMC`.
 
-    .. math:: dz = v\, dt, \qquad dv = -\nabla U(z)\, dt - \gamma v\, dt + \sqrt{2\gamma}\, dW
+class KineticLangevin(LangevinKernel):
+    r"""Unadjusted kinetic (underdamped) Langevin dynamics, for `pyro.infer.MCMC` and `infer.VectorizedMCMC`.
+
+    .. math:: dz = \sigma v\, dt, \qquad dv = -\sigma \nabla U(z)\, dt - \gamma v\, dt + \sqrt{2\gamma}\, dW
 
     One draw is `num_steps` steps of the splitting `integrator`, one gradient each. There is no Metropolis test: the
-    law of the draws has a bias of second order in the step size (for BAOAB none in the positions of a Gaussian).
-    Stable for a step size below 2 over the largest frequency: for a standard normal latent prior keep it under
-    `1 / sqrt(1 + beta L)`, with L the largest curvature of the energy in z. Source: arXiv:2003.05033 (the sampler),
-    arXiv:1203.5428 (the splittings).
+    law of the draws has a bias of second order in the step size (for BAOAB none in the positions of a Gaussian);
+    `GHMC` is the adjusted twin. In the warm-up the step size follows the acceptance probability of its deterministic
+    part, and stays below half the law's length scale. `kinetic_temperature` differs from 1 where the step is too large.
+    Stable for a step size below 2 over the largest frequency. Source: arXiv:2003.05033 (the sampler, ABOBA),
+    arXiv:1203.5428 (the splittings), arXiv:2104.09029 (UBU).
 
-    A step that leads to a potential that is not finite is not taken; the velocity is then drawn afresh and the draw
-    is counted as a divergence.
+    A step that leads to a potential that is not finite is not taken; the velocity is then reversed, and the draw is
+    reported as diverging. With ABOBA and UBU `potential_energy` is taken at the mid-point of the last step.
 
     Args:
         model: a Pyro model; exactly one of `model` and `potential_fn` is given.
-        potential_fn: callable from a dict of unconstrained tensors (one chain) to a scalar; needs `initial_params`.
-        step_size: h, in units of time (the latent's unit, as the mass is one).
-        friction: gamma, in units of inverse time.
+        potential_fn: callable from a dict of unconstrained tensors (one chain) to a scalar; needs
+            `initial_params`.
+        step_size: initial h, in units of time (that of the latent over $\sigma$, as the velocity's scale is one).
+        friction: $\gamma$, in units of inverse time; None is 1 over the length scale of the law, which the warm-up
+            estimates; 0 is Hamiltonian dynamics.
         num_steps: steps a draw.
-        integrator: "BAOAB" or "OBABO".
+        integrator: one of "BAOAB", "ABOBA", "OBABO", "UBU".
+        adapt_step_size: whether the warm-up adapts the step size.
+        target_accept_prob: acceptance probability that a test of the deterministic part would have.
+        adapt_mass_matrix: whether the warm-up adapts a diagonal mass, $1 / \sigma^2$; else $\sigma = 1$.
+        step_size_schedule: callable from the number of draws since the warm-up to a factor of the step size, such as
+            `lambda i: 0.1 ** (i // 200)`; None for none.
         init_strategy: where chains start; a draw of every site's base prior by default.
         transforms: transforms of constrained sites, as for Pyro's HMC; found automatically where None.
 
     Raises:
-        ValueError: for both or neither of model and potential_fn, a step size that is not positive, a negative
-            friction, an unknown integrator, or an initial point where the potential is not finite.
+        ValueError: for both or neither of model and potential_fn, an argument out of its range, or an initial point
+            where the potential is not finite.
+        RuntimeError: at run time, if the potential is NaN 100 steps in a row.
 
     Example:
         >>> import pyro, pyro.distributions as dist
         >>> from pyro.infer import MCMC
         >>> from pyro_gebm import GEBM
         >>> gebm = GEBM(dist.Normal(0.0, 1.0), lambda x: 0.5 * x**2)
-        >>> kernel = KineticLangevin(lambda: pyro.sample("z", gebm.latent), step_size=0.5)
-        >>> mcmc = MCMC(kernel, num_samples=20, warmup_steps=10, disable_progbar=True)
+        >>> kernel = KineticLangevin(lambda: pyro.sample("z", gebm.latent))
+        >>> mcmc = MCMC(kernel, num_samples=20, warmup_steps=50, disable_progbar=True)
         >>> mcmc.run()
         >>> tuple(mcmc.get_samples()["z"].shape)
         (20,)
     """
+
+    _max_step = 0.5
 
     def __init__(
         self,
@@ -59,110 +69,40 @@ class KineticLangevin(MCMCKernel):
         potential_fn=None,
         *,
         step_size=0.1,
-        friction=1.0,
-        num_steps=1,
+        friction=None,
+        num_steps=10,
         integrator="BAOAB",
+        adapt_step_size=True,
+        target_accept_prob=0.9,
+        adapt_mass_matrix=False,
+        step_size_schedule=None,
         init_strategy=init_to_prior,
         transforms=None,
     ):
-        if (model is None) == (potential_fn is None):
-            raise ValueError("Only one of `model` or `potential_fn` must be specified.")
-        if not step_size > 0:
-            raise ValueError(f"Expected step_size > 0; got {step_size}.")
-        if not friction >= 0:
-            raise ValueError(f"Expected friction >= 0; got {friction}.")
-        if not num_steps >= 1:
-            raise ValueError(f"Expected num_steps >= 1; got {num_steps}.")
+        super().__init__(
+            model,
+            potential_fn,
+            step_size=step_size,
+            adapt_step_size=adapt_step_size,
+            target_accept_prob=target_accept_prob,
+            adapt_mass_matrix=adapt_mass_matrix,
+            num_steps=num_steps,
+            step_size_schedule=step_size_schedule,
+            init_strategy=init_strategy,
+            transforms=transforms,
+        )
+        if friction is not None and not friction >= 0:
+            raise ValueError(f"Expected friction >= 0 or None; got {friction}.")
+        self._friction = friction
         if integrator not in SPLITTINGS:
-            raise ValueError(f"Expected integrator in {SPLITTINGS}; got {integrator!r}.")
-        self.model = model
-        self.potential_fn = potential_fn
-        self.transforms = transforms
-        self._step_size, self._friction = step_size, friction
-        self._num_steps, self._integrator = num_steps, integrator
-        self._init_strategy = init_strategy
-        self._reset()
+            raise ValueError(f"Expected integrator in {tuple(SPLITTINGS)}; got {integrator!r}.")
+        self._integrator = integrator
 
-    def _reset(self):
-        self._initial_params = None
-        self._state = None
-        self._i = 0
-        self._statistics = {"lp": [], "energy": [], "diverging": []}
-
-    @property
-    def initial_params(self):
-        """Unconstrained start of the chain."""
-        return self._initial_params
-
-    @initial_params.setter
-    def initial_params(self, params):
-        self._initial_params = params
-
-    def setup(self, warmup_steps, *args, **kwargs):
-        self._warmup_steps = warmup_steps
-        if self.model is not None:
-            self._initial_params, self.potential_fn, self.transforms, _ = initialize_model(
-                self.model,
-                args,
-                kwargs,
-                transforms=self.transforms,
-                max_plate_nesting=max_plate_nesting(self.model, args, kwargs),
-                init_strategy=self._init_strategy,
-                initial_params=self._initial_params,
-            )
-        if self._initial_params is None:
-            raise ValueError("Expected `initial_params` with `potential_fn`; got None. Pass them to `MCMC`.")
-        z = {name: value.detach() for name, value in self._initial_params.items()}
-        potential_energy, z_grad = self._potential_and_grad(z)
-        if not torch.isfinite(potential_energy):
-            raise ValueError(
-                "Expected a finite potential at the initial point; got "
-                f"{potential_energy.item()}. Pass `initial_params`, or check the energy for NaN."
-            )
-        self._state = KineticState(z, standard_normal_like(z), potential_energy, z_grad)
-
-    def _potential_and_grad(self, z):
-        z_grad, potential_energy = potential_grad(self.potential_fn, z)
-        return potential_energy, z_grad
-
-    def sample(self, params):
-        start = self._state
-        end = start
-        for _ in range(self._num_steps):
-            end = kinetic_step(end, self._potential_and_grad, self._step_size, self._friction, self._integrator)
-        bad = ~torch.isfinite(end.potential_energy)
-        v = standard_normal_like(start.v)
-        pick = {k: torch.where(bad, start.z[k], end.z[k]) for k in start.z}
-        self._state = KineticState(
-            z=pick,
-            v={k: torch.where(bad, v[k], end.v[k]) for k in v},
-            potential_energy=torch.where(bad, start.potential_energy, end.potential_energy),
-            z_grad={k: torch.where(bad, start.z_grad[k], end.z_grad[k]) for k in v},
-        )
-        self._i += 1
-        if self._i > self._warmup_steps:
-            self._statistics["lp"].append(-self._state.potential_energy)
-            self._statistics["energy"].append(self._state.potential_energy + kinetic_energy(self._state.v))
-            self._statistics["diverging"].append(bad)
-        return dict(self._state.z)
-
-    def logging(self):
-        return OrderedDict(
-            [
-                ("step size", f"{self._step_size:.2e}"),
-                ("potential", f"{float(self._state.potential_energy):.2f}"),
-            ]
-        )
-
-    def diagnostics(self):
-        """Divergences as Pyro's kernels report them, and under "sample_stats" one value a draw of each statistic."""
-        stats = {name: torch.stack(values).cpu() for name, values in self._statistics.items() if values}
-        num = len(self._statistics["diverging"])
-        if num:
-            stats["step_size"] = torch.full((num,), float(self._step_size))
-            stats["n_steps"] = torch.full((num,), self._num_steps)
-        divergences = stats["diverging"].nonzero().flatten().tolist() if num else []
-        return {"divergences": divergences, "sample_stats": stats}
-
-    def cleanup(self):
-        self._reset()
+    def _step(self, chains, potential_and_grad, step_size, adapt_state):
+        friction = FRICTION / adapt_state.length_scale if self._friction is None else self._friction
+        start = KineticState(chains.z, chains.v, chains.grad_point, chains.potential_energy, chains.z_grad)
+        end = kinetic_step(start, potential_and_grad, step_size, friction, self._integrator, adapt_state.scale)
+        error = energy_error(start, end, step_size, adapt_state.scale)
+        info = StepInfo(accept_probability(error), error, 1)
+        stay = chains._replace(v=-chains.v)
+        return choose(torch.isfinite(end.potential_energy), chains._replace(**end._asdict()), stay), info

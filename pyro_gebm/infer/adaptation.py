@@ -1,0 +1,192 @@
+r"""Warm-up: the step size, the length scale of the law, the mass, and when the warm-up may stop.
+
+Everything is estimated from all chains together. The step size follows the mean acceptance probability by dual
+averaging, one update a step. The length scale is
+
+.. math:: s = \sqrt{\operatorname{tr} \Sigma^2 / \operatorname{tr} \Sigma}
+
+with $\Sigma$ the covariance of $z / \sigma$: close to the largest standard deviation (arXiv:2110.11576); friction and
+trajectory length follow from it. Time is cut into windows that grow; at the end of each the scale is estimated from its
+draws alone, the dual averaging starts again, and the warm-up is over once a window changed next to nothing. Only there
+are numbers read off the device.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from pyro.ops.dual_averaging import DualAveraging
+
+__all__ = ["AdaptState", "Window", "adapt", "finish", "init_adaptation", "moments", "start_window", "update_window"]
+
+#: Each window is that much longer than the one before.
+GROWTH = 1.5
+#: Gain of the dual averaging, 1 / (GAMMA sqrt(t)); a fifth of Stan's, as the mean over chains is less noisy.
+GAMMA = 0.25
+#: Random directions along which the covariance is applied, to estimate the trace of its square.
+NUM_PROBES = 16
+#: The warm-up stops when the log of step size and of length scale moved less than that from window to window, ...
+LOG_TOLERANCE = 0.2
+#: ... the mean potential moved less than that, in standard deviations of the potential, ...
+POTENTIAL_TOLERANCE = 0.2
+#: ... and the mean acceptance probability of the window was that close to its target.
+ACCEPT_TOLERANCE = 0.1
+
+
+class Window(NamedTuple):
+    """Sums over the positions y = (z - center) / scale of a window and over its potentials, less `potential_center`.
+
+    `probes`, of shape `(d, NUM_PROBES)`, is fixed; `total_projected` sums y y'probes.
+    """
+
+    center: torch.Tensor
+    potential_center: torch.Tensor
+    probes: torch.Tensor
+    num: int
+    total: torch.Tensor
+    total_square: torch.Tensor
+    total_projected: torch.Tensor
+    potential: torch.Tensor
+    potential_square: torch.Tensor
+    accept_prob: torch.Tensor
+
+
+class AdaptState(NamedTuple):
+    """State of the warm-up, the same for all chains.
+
+    `step_size` is a scalar tensor while it is adapted, else a number; `scale` the square root of the diagonal of the
+    inverse mass, 1 until a mass is known; `window_end` the step at which the window ends; `before` the log step size,
+    log length scale and mean potential of the window before; `num_warmup_steps` the steps that the warm-up took.
+    """
+
+    step_size: object
+    length_scale: float
+    warmup_converged: bool
+    scale: object
+    dual_averaging: DualAveraging
+    window: Window
+    window_length: int
+    window_end: int
+    before: tuple
+    num_warmup_steps: int
+
+
+def start_window(z, potential_energy, probes):
+    """An empty `Window`, centred at positions of shape `(N, d)` and their potentials."""
+    zero, zeros = torch.zeros_like(potential_energy[0]), torch.zeros_like(z[0])
+    return Window(
+        z.mean(0), potential_energy.mean(), probes, 0, zeros, zeros, torch.zeros_like(probes), zero, zero, zero
+    )
+
+
+def update_window(window, z, potential_energy, accept_prob, scale):
+    """Add positions of shape `(N, d)`, potentials and acceptance probabilities of shape `(N,)` to a `Window`."""
+    y, potential = (z - window.center) / scale, potential_energy - window.potential_center
+    return window._replace(
+        num=window.num + len(z),
+        total=window.total + y.sum(0),
+        total_square=window.total_square + (y**2).sum(0),
+        total_projected=window.total_projected + y.T @ (y @ window.probes),
+        potential=window.potential + potential.sum(),
+        potential_square=window.potential_square + (potential**2).sum(),
+        accept_prob=window.accept_prob + accept_prob.sum(),
+    )
+
+
+def moments(window):
+    """Of a window: length scale s, variances of y of shape `(d,)`, mean and standard deviation of the potential.
+
+    The trace of the squared covariance is estimated from the covariance applied to the probes (Hutchinson).
+    """
+    mean = window.total / window.num
+    variance = window.total_square / window.num - mean**2
+    projected = window.total_projected / window.num - torch.outer(mean, mean @ window.probes)
+    scale = ((projected**2).sum() / NUM_PROBES / variance.sum()).sqrt()
+    potential = window.potential / window.num
+    deviation = (window.potential_square / window.num - potential**2).clamp(min=0.0).sqrt()
+    return scale, variance, window.potential_center + potential, deviation
+
+
+def init_adaptation(z, potential_energy, step_size, first_window):
+    """State of the warm-up before the first step.
+
+    Args:
+        z: positions, shape `(N, d)`.
+        potential_energy: their potentials, shape `(N,)`.
+        step_size: initial step size.
+        first_window: steps in the first window.
+
+    Returns:
+        An `AdaptState`.
+    """
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.randn(z.shape[1], NUM_PROBES, generator=generator, dtype=torch.float64).to(z)
+    return AdaptState(
+        step_size=float(step_size),
+        length_scale=1.0,
+        warmup_converged=False,
+        scale=1.0,
+        dual_averaging=DualAveraging(math.log(step_size), gamma=GAMMA),
+        window=start_window(z, potential_energy, probes),
+        window_length=first_window,
+        window_end=first_window,
+        before=(math.inf,) * 3,
+        num_warmup_steps=0,
+    )
+
+
+def adapt(state, z, potential_energy, accept_prob, target_accept_prob, *, step_size=True, mass=False):
+    """One update of the warm-up after a step.
+
+    Args:
+        state: `AdaptState`.
+        z: positions, shape `(N, d)`.
+        potential_energy: their potentials, shape `(N,)`.
+        accept_prob: acceptance probabilities, shape `(N,)`.
+        target_accept_prob: what their mean should be.
+        step_size: whether the step size is adapted.
+        mass: whether the mass is.
+
+    Returns:
+        The next `AdaptState`.
+    """
+    state = state._replace(
+        window=update_window(state.window, z, potential_energy, accept_prob, state.scale),
+        num_warmup_steps=state.num_warmup_steps + 1,
+    )
+    if step_size:
+        state.dual_averaging.step(target_accept_prob - accept_prob.mean())
+        state = state._replace(step_size=state.dual_averaging.get_state()[0].exp())
+    if state.num_warmup_steps < state.window_end:
+        return state
+    return _end_window(state, z, potential_energy, target_accept_prob if step_size else None, mass)
+
+
+def finish(state):
+    """The averaged step size, for when the warm-up's budget ends before it has converged."""
+    if state.dual_averaging._t == 0:
+        return state
+    return state._replace(step_size=float(state.dual_averaging.get_state()[1].exp()))
+
+
+def _end_window(state, z, potential_energy, target, mass):
+    scale, variance, potential, deviation = moments(state.window)
+    state = finish(state)
+    now = (math.log(state.step_size), math.log(scale), float(potential))
+    changes = [abs(new - old) for new, old in zip(now, state.before)]
+    converged = changes[1] < LOG_TOLERANCE and changes[2] < POTENTIAL_TOLERANCE * float(deviation)
+    if target is not None:
+        off_target = abs(float(state.window.accept_prob) / state.window.num - target)
+        converged = converged and changes[0] < LOG_TOLERANCE and off_target < ACCEPT_TOLERANCE
+    if mass:
+        state, scale = state._replace(scale=state.scale * variance.sqrt()), scale / variance.mean().sqrt()
+    length = math.ceil(GROWTH * state.window_length)
+    return state._replace(
+        length_scale=float(scale),
+        warmup_converged=converged,
+        dual_averaging=DualAveraging(now[0], gamma=GAMMA),
+        window=start_window(z, potential_energy, state.window.probes),
+        window_length=length,
+        window_end=state.window_end + length,
+        before=now,
+    )

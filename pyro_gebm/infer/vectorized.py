@@ -1,0 +1,165 @@
+"""Many chains as one tensor."""
+
+import torch
+from pyro import poutine
+from pyro.infer.mcmc.api import AbstractMCMC
+from pyro.infer.mcmc.util import diagnostics, print_summary, select_samples
+from tqdm import tqdm
+
+from pyro_gebm.infer.kernel import LangevinKernel
+
+__all__ = ["VectorizedMCMC"]
+
+#: Draws kept on the device before they are moved to the host.
+CHUNK = 100
+
+
+class VectorizedMCMC(AbstractMCMC):
+    """Run the chains of a kernel of `infer` together, as one tensor: hundreds for a few times the cost of one.
+
+    The API is that of Pyro's `MCMC`. The chains are adapted together. Draws are moved to the host in chunks; between
+    them nothing is read off the device.
+
+    Args:
+        kernel: a kernel of `infer`, on a model or a `potential_fn` (which is written for one chain; it is batched by
+            `torch.func.vmap`).
+        num_samples: draws a chain.
+        warmup_steps: steps of the warm-up, at most; it ends early once it has converged, so be generous.
+            `num_samples` where None.
+        num_chains: number of chains.
+        thinning: iterations a draw.
+        initial_params: dict of unconstrained tensors with a leading axis of `num_chains`; None draws them.
+        disable_progbar: show no progress bar.
+
+    Raises:
+        TypeError: if the kernel is not one of `infer`.
+        ValueError: for numbers out of range, `initial_params` of another number of chains, or a model with discrete
+            latent sites or subsampling.
+        RuntimeError: while running, if the potential is NaN 100 steps in a row.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro_gebm import GEBM
+        >>> from pyro_gebm.infer import GHMC
+        >>> gebm = GEBM(dist.Normal(0.0, 1.0), lambda x: 0.5 * x**2)
+        >>> kernel = GHMC(lambda: pyro.sample("z", gebm.latent))
+        >>> mcmc = VectorizedMCMC(kernel, num_samples=20, warmup_steps=50, num_chains=8, disable_progbar=True)
+        >>> mcmc.run()
+        >>> tuple(mcmc.get_samples(group_by_chain=True)["z"].shape)
+        (8, 20)
+    """
+
+    def __init__(
+        self,
+        kernel,
+        num_samples,
+        warmup_steps=None,
+        num_chains=1,
+        *,
+        thinning=1,
+        initial_params=None,
+        disable_progbar=False,
+    ):
+        if not isinstance(kernel, LangevinKernel):
+            raise TypeError(
+                f"Expected a kernel of `pyro_gebm.infer`; got {type(kernel).__name__}. Use Pyro's `MCMC` for it."
+            )
+        for name, value in (("num_samples", num_samples), ("num_chains", num_chains), ("thinning", thinning)):
+            if not value >= 1:
+                raise ValueError(f"Expected {name} >= 1; got {value}.")
+        super().__init__(kernel, num_chains, None)
+        self.num_samples = num_samples
+        self.warmup_steps = num_samples if warmup_steps is None else warmup_steps
+        self.thinning = thinning
+        self.disable_progbar = disable_progbar
+        self._initial_params = initial_params
+        self._samples, self._diagnostics = None, None
+        if initial_params is not None:
+            self._validate_initial_params(initial_params)
+
+    @poutine.block
+    def run(self, *args, **kwargs):
+        """Run the warm-up and draw; arguments are those of the model."""
+        kernel = self.kernel
+        kernel.setup_chains(self.warmup_steps, self.num_chains, self._initial_params, *args, **kwargs)
+        total = self.warmup_steps + self.num_samples
+        with tqdm(total=total, disable=self.disable_progbar, desc="Warmup") as bar:
+            self._warm_up(bar)
+            bar.set_description("Sample")
+            draws, statistics = self._draw(bar)
+        self.transforms = kernel.transforms
+        self._samples = {
+            name: self.transforms[name].inv(value) if name in self.transforms else value
+            for name, value in draws.items()
+        }
+        self._diagnostics = [
+            {
+                "divergences": statistics["diverging"][chain].nonzero().flatten().tolist(),
+                "acceptance rate": float(statistics["acceptance_rate"][chain].mean()),
+                "sample_stats": {name: value[chain] for name, value in statistics.items()},
+            }
+            for chain in range(self.num_chains)
+        ]
+
+    def _warm_up(self, bar):
+        kernel = self.kernel
+        while kernel.warming and not kernel.state.adapt_state.warmup_converged:
+            kernel.advance()
+            bar.update()
+            if kernel.state.i % CHUNK == 0:
+                kernel.check()
+                bar.set_postfix(kernel.logging())
+        kernel.state = kernel.state._replace(i=self.warmup_steps)
+        bar.update(self.warmup_steps - bar.n)
+
+    def _draw(self, bar):
+        chunks = []
+        while (done := sum(len(chunk[1]["diverging"]) for chunk in chunks)) < self.num_samples:
+            chunks.append(self._draw_chunk(min(CHUNK, self.num_samples - done)))
+            self.kernel.check()
+            bar.update(len(chunks[-1][1]["diverging"]))
+            bar.set_postfix(self.kernel.logging())
+        return tuple(
+            {name: torch.cat([chunk[part][name] for chunk in chunks]).transpose(0, 1) for name in chunks[0][part]}
+            for part in (0, 1)
+        )
+
+    def _draw_chunk(self, num):
+        """Draws and statistics, each of shape `(num, chains, ...)`, on the host."""
+        draws, statistics = [], []
+        for _ in range(num):
+            for _ in range(self.thinning):
+                self.kernel.advance()
+            draws.append(self.kernel.positions())
+            statistics.append(self.kernel.statistics())
+        return tuple(
+            {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]} for rows in (draws, statistics)
+        )
+
+    def get_samples(self, num_samples=None, group_by_chain=False):
+        """Draws of the latent sites, on the host.
+
+        Args:
+            num_samples: draw that many with replacement; None gives all.
+            group_by_chain: keep the axis of the chains.
+
+        Returns:
+            Dict of tensors of shape `(draws, ...)`, or `(chains, draws, ...)`.
+        """
+        return select_samples(self._samples, num_samples, group_by_chain)
+
+    def diagnostics(self):
+        """Effective sample size and R-hat of every site, and of every chain divergences and acceptance rate."""
+        result = diagnostics(self._samples)
+        for name in ("divergences", "acceptance rate"):
+            result[name] = {f"chain {i}": report[name] for i, report in enumerate(self._diagnostics)}
+        return result
+
+    def summary(self, prob=0.9):
+        """Print mean, standard deviation, quantiles, effective sample size and R-hat of every site.
+
+        Args:
+            prob: probability of the credible interval.
+        """
+        print_summary(self._samples, prob=prob)
+        print(f"Number of divergences: {sum(len(report['divergences']) for report in self._diagnostics)}")
