@@ -15,6 +15,7 @@ __all__ = ["to_arviz"]
 _STATISTICS = {
     "accept_prob": "acceptance_rate",
     "adapt_state.step_size": "step_size",
+    "adapt_state.warmup_converged": "warmup_converged",
     "diverging": "diverging",
     "energy": "energy",
     "num_steps": "n_steps",

@@ -44,6 +44,36 @@ def linear_gaussian():
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Skewed:
+    """A correlated, skewed law: `x = shift + L y`, the `y_i` independent logarithms of Gamma(a_i, 1) variables.
+
+    Its potential is `sum_i exp(y_i) - a_i y_i`, up to a constant.
+    """
+
+    L: np.ndarray
+    shift: np.ndarray
+    a: np.ndarray
+
+    def mean(self):
+        """Mean of x."""
+        from scipy.special import digamma
+
+        return self.shift + self.L @ digamma(self.a)
+
+    def covariance(self):
+        """Covariance of x."""
+        from scipy.special import polygamma
+
+        return self.L @ np.diag(polygamma(1, self.a)) @ self.L.T
+
+
+def skewed():
+    """Five dimensions."""
+    L = np.tril(np.random.default_rng(1).normal(size=(5, 5)), -1) * 0.6 + np.diag([1.0, 0.7, 1.5, 0.9, 1.2])
+    return Skewed(L=L, shift=np.array([0.5, -1.0, 0.0, 2.0, 0.3]), a=np.array([1.0, 2.0, 0.7, 1.5, 3.0]))
+
+
 def assert_mean(draws, expected, *, z_max=4.0, min_ess=2000.0):
     """Assert that the mean of draws of shape (chain, draw) is `expected` within Monte Carlo standard errors."""
     import arviz as az

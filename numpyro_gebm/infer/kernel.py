@@ -167,6 +167,7 @@ class LangevinKernel(MCMCKernel):
         single = is_prng_key(rng_key)
         keys = _typed(rng_key)
         keys, init_keys = random.split(keys) if single else jnp.swapaxes(jax.vmap(random.split)(keys), 0, 1)
+        info = None
         if self._model is not None:
             info, self._potential_fn_gen, self._postprocess_fn, _ = initialize_model(
                 init_keys,
@@ -176,11 +177,10 @@ class LangevinKernel(MCMCKernel):
                 model_args=model_args,
                 model_kwargs=model_kwargs,
             )
-            init_params = info.z if init_params is None else init_params
+            info = info if init_params is None else None
         elif init_params is None:
             raise ValueError("Expected `init_params` with `potential_fn`; got None. Pass them to `MCMC.run`.")
         self._num_warmup = num_warmup
-        init_params = jax.tree.map(jnp.asarray, init_params)
 
         def ensemble(state, model_args, model_kwargs):
             return self._draw(state, self._potential(model_args, model_kwargs))
@@ -189,15 +189,18 @@ class LangevinKernel(MCMCKernel):
             return _one(ensemble(_many(state), model_args, model_kwargs))
 
         self._sample_fn = single_chain if single else ensemble
-        potential = self._potential(model_args, model_kwargs)
-        like = rng_key if single else rng_key[0]
-        state = self._start(keys[None] if single else keys, _many(init_params) if single else init_params, potential)
-        state = state._replace(rng_key=_as_given(state.rng_key, like))
+        if info is None:
+            init_params = jax.tree.map(jnp.asarray, init_params)
+            potential_and_grad = jax.value_and_grad(self._potential(model_args, model_kwargs))
+            potential_and_grad = potential_and_grad if single else jax.vmap(potential_and_grad)
+            info = (init_params, *potential_and_grad(init_params))
+        info = jax.tree.map(lambda x: x[None], tuple(info)) if single else info
+        state = self._start(keys[None] if single else keys, *info)
+        state = state._replace(rng_key=_as_given(state.rng_key, rng_key if single else rng_key[0]))
         return _one(state) if single else state
 
-    def _start(self, keys, z, potential):
-        flat, potential_and_grad, _ = _flattened(z, potential)
-        potential_energy, z_grad = potential_and_grad(flat)
+    def _start(self, keys, z, potential_energy, z_grad):
+        flat, z_grad = _flat(z), _flat(z_grad)
         finite = jnp.isfinite(potential_energy)
         if not isinstance(finite, jax.core.Tracer) and not finite.all():
             raise ValueError(
@@ -329,16 +332,26 @@ def accept_probability(error):
 def _flattened(z, potential):
     """Positions as an array `(N, d)`, potential and gradient of such arrays, and the way back."""
     _, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], z))
-    flat = jax.vmap(lambda z: ravel_pytree(z)[0])(z)
-    return flat, jax.vmap(jax.value_and_grad(lambda x: potential(unravel(x)))), jax.vmap(unravel)
+    return _flat(z), jax.vmap(jax.value_and_grad(lambda x: potential(unravel(x)))), jax.vmap(unravel)
 
 
-def _many(tree):
-    return jax.tree.map(lambda x: x[None], tree)
+def _flat(z):
+    return jax.vmap(lambda z: ravel_pytree(z)[0])(z)
 
 
-def _one(tree):
-    return jax.tree.map(lambda x: x[0], tree)
+def _many(state):
+    """A state of one chain as one of an ensemble of one; the warm-up's estimates are of all chains already."""
+    return _on_chain_axis(lambda x: x[None], state)
+
+
+def _one(state):
+    return _on_chain_axis(lambda x: x[0], state)
+
+
+def _on_chain_axis(fn, state):
+    per_chain = {name: fn(getattr(state.adapt_state, name)) for name in AdaptState._fields[:3]}
+    mapped = jax.tree.map(fn, state._replace(adapt_state=None))
+    return mapped._replace(adapt_state=state.adapt_state._replace(**per_chain))
 
 
 def _typed(keys):

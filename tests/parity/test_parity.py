@@ -11,6 +11,7 @@ jax, jnp = pytest.importorskip("jax"), pytest.importorskip("jax.numpy")
 torch = pytest.importorskip("torch")
 numpyro_dist, pyro_dist = pytest.importorskip("numpyro.distributions"), pytest.importorskip("pyro.distributions")
 numpyro_dynamics, pyro_dynamics = numpyro_gebm.infer.dynamics, pyro_gebm.infer.dynamics
+numpyro_adaptation, pyro_adaptation = numpyro_gebm.infer.adaptation, pyro_gebm.infer.adaptation
 
 NETWORKS = {
     "mlp": {
@@ -127,27 +128,51 @@ def test_a_step_without_friction_is_the_same(splitting, tmp_path):
 
     @jax.jit
     def our_steps(gebm, z, v):
-        potential_and_grad = jax.value_and_grad(lambda z: -gebm.latent.log_prob(z["z"]))
-        state = numpyro_dynamics.KineticState({"z": z}, {"z": v}, *potential_and_grad({"z": z}))
+        potential_and_grad = jax.vmap(jax.value_and_grad(lambda z: -gebm.latent.log_prob(z)))
+        state = numpyro_dynamics.KineticState(z, v, z, *potential_and_grad(z))
         for i in range(3):
+            before = state
             state = numpyro_dynamics.kinetic_step(jax.random.key(i), state, potential_and_grad, 0.2, 0.0, splitting)
-        return state
+        return state, numpyro_dynamics.energy_error(before, state, 0.2)
 
     def their_potential_and_grad(z):
-        z = z["z"].clone().requires_grad_(True)
+        z = z.clone().requires_grad_(True)
         potential_energy = -theirs.latent.log_prob(z)
-        return potential_energy.detach(), {"z": torch.autograd.grad(potential_energy, z)[0]}
+        return potential_energy.detach(), torch.autograd.grad(potential_energy.sum(), z)[0]
 
-    z, v = {"z": torch.tensor(Z[0])}, {"z": torch.tensor(V)}
-    state = pyro_dynamics.KineticState(z, v, *their_potential_and_grad(z))
+    z, v = torch.tensor(Z), torch.tensor(V).expand(len(Z), -1)
+    state = pyro_dynamics.KineticState(z, v, z, *their_potential_and_grad(z))
     for _ in range(3):
+        before = state
         state = pyro_dynamics.kinetic_step(state, their_potential_and_grad, 0.2, 0.0, splitting)
-    expected = our_steps(ours, jnp.asarray(Z[0]), jnp.asarray(V))
-    assert not np.allclose(state.z["z"], Z[0], atol=1e-2)
-    for name in ("z", "v", "z_grad"):
-        assert_same(getattr(expected, name)["z"], getattr(state, name)["z"])
-    assert_same(expected.potential_energy, state.potential_energy)
+    expected, error = our_steps(ours, jnp.asarray(Z), jnp.asarray(np.broadcast_to(V, Z.shape)))
+    assert not np.allclose(state.z, Z, atol=1e-2)
+    for name in expected._fields:
+        assert_same(getattr(expected, name), getattr(state, name))
+    assert_same(error, pyro_dynamics.energy_error(before, state, 0.2))
     assert_same(numpyro_dynamics.kinetic_energy(expected.v), pyro_dynamics.kinetic_energy(state.v))
+
+
+@pytest.mark.parametrize("mass", [False, True])
+def test_the_warm_up_is_the_same(mass):
+    """Both adapt to the same step size, length scale and mass on the same positions and acceptance probabilities."""
+    rng = np.random.default_rng(0)
+    draws = rng.normal(size=(130, 16, 3)) * np.array([1.0, 0.2, 3.0])
+    potentials, accept_probs = rng.normal(size=(130, 16)), rng.uniform(0.5, 1.0, (130, 16))
+    ours = numpyro_adaptation.init_adaptation(jnp.asarray(draws[0]), jnp.asarray(potentials[0]), 0.3, 50)
+    theirs = pyro_adaptation.init_adaptation(torch.tensor(draws[0]), torch.tensor(potentials[0]), 0.3, 50)
+    probes = rng.normal(size=(3, numpyro_adaptation.NUM_PROBES))
+    ours = ours._replace(window=ours.window._replace(probes=jnp.asarray(probes)))
+    theirs = theirs._replace(window=theirs.window._replace(probes=torch.tensor(probes)))
+    update = jax.jit(numpyro_adaptation.adapt, static_argnames=("step_size", "mass"))
+    for row in zip(draws, potentials, accept_probs):
+        ours = update(ours, *map(jnp.asarray, row), 0.8, mass=mass)
+        theirs = pyro_adaptation.adapt(theirs, *map(torch.tensor, row), 0.8, mass=mass)
+    assert int(ours.window_end) == theirs.window_end == 238
+    for name in ("step_size", "length_scale", "warmup_converged"):
+        np.testing.assert_allclose(getattr(ours, name)[0], float(getattr(theirs, name)), rtol=1e-10)
+    np.testing.assert_allclose(ours.scale, np.broadcast_to(theirs.scale, 3), rtol=1e-10)
+    assert_same(ours.window.total_projected, theirs.window.total_projected)
 
 
 def test_divergences_of_energies():
@@ -208,6 +233,7 @@ def test_a_float32_model_with_a_prior_of_python_floats_loads_in_the_other_host(s
 
 #: Public names that one package has and the other lacks.
 ONLY_NUMPYRO = {"nn": {"Applied"}}
+ONLY_PYRO = {"infer": {"VectorizedMCMC"}}
 #: Arguments that one host needs and the other does not: random keys, explicit states, Pyro's transforms.
 NUMPYRO_ARGUMENTS = {
     "nn.MLP": {"key"},
@@ -223,10 +249,10 @@ NUMPYRO_ARGUMENTS = {
     "KALE.evaluate": {"state"},
     "infer.AnnealedMALA.__call__": {"rng_key"},
     "infer.dynamics.kinetic_step": {"rng_key"},
-    "infer.dynamics.standard_normal_like": {"rng_key", "tree"},
+    "infer.dynamics.refreshed": {"rng_key"},
     "guide.settle_log_partition": {"rng_key"},
 }
-PYRO_ARGUMENTS = {"infer.KineticLangevin": {"transforms"}, "infer.dynamics.standard_normal_like": {"tensors"}}
+PYRO_ARGUMENTS = {f"infer.{name}": {"transforms"} for name in ("GHMC", "KineticLangevin", "MALA", "MALT", "ULA")}
 #: Methods that twins have in common, beyond their constructors.
 METHODS = [
     *(f"GEBM.{name}" for name in ("decode", "log_prob", "sample", "temper", "tilt")),
@@ -236,7 +262,8 @@ METHODS = [
 #: Functions that are not in an `__all__` of a package but that its files share.
 SHARED = [
     *(f"guide.{name}" for name in ("newton_step", "gradient_step", "settle_log_partition")),
-    *(f"infer.dynamics.{name}" for name in ("kinetic_step", "kinetic_energy", "standard_normal_like")),
+    *(f"infer.dynamics.{name}" for name in pyro_dynamics.__all__ if name not in ("KineticState", "SPLITTINGS")),
+    *(f"infer.adaptation.{name}" for name in pyro_adaptation.__all__ if name not in ("AdaptState", "Window")),
 ]
 LEVELS = ["", "divergences", "infer", "metrics", "nn"]
 
@@ -273,7 +300,7 @@ def arguments(package, path, left_out):
 @pytest.mark.parametrize("level", LEVELS)
 def test_public_names_are_the_same(level):
     ours, theirs = set(attribute(numpyro_gebm, level).__all__), set(attribute(pyro_gebm, level).__all__)
-    assert ours - theirs == ONLY_NUMPYRO.get(level, set()) and not theirs - ours
+    assert ours - theirs == ONLY_NUMPYRO.get(level, set()) and theirs - ours == ONLY_PYRO.get(level, set())
     for package in (numpyro_gebm, pyro_gebm):
         names = attribute(package, level).__all__
         assert len(names) == len(set(names)) and all(hasattr(attribute(package, level), name) for name in names)
