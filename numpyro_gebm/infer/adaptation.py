@@ -172,6 +172,7 @@ def finish(state):
 
 def _end_window(state, z, potential_energy, target, mass):
     scale, variance, potential, deviation = moments(state.window)
+    scale = jnp.where(scale > 0, scale, state.length_scale[0])  # chains that have not moved tell nothing
     state = finish(state)
     now = (jnp.log(state.step_size[0]), jnp.log(scale), potential)
     changes = [jnp.abs(new - old) for new, old in zip(now, state.before)]
@@ -180,8 +181,8 @@ def _end_window(state, z, potential_energy, target, mass):
         off_target = jnp.abs(state.window.accept_prob / state.window.num - target)
         converged = converged & (changes[0] < LOG_TOLERANCE) & (off_target < ACCEPT_TOLERANCE)
     if mass:
-        root = jnp.sqrt(variance)
-        state, scale = state._replace(scale=state.scale * root), scale / jnp.sqrt(variance.mean())
+        root = jnp.sqrt(jnp.where(variance > 0, variance, 1.0))
+        state, scale = state._replace(scale=state.scale * root), scale / jnp.sqrt((root**2).mean())
     length = jnp.ceil(GROWTH * state.window_length)
     return state._replace(
         length_scale=_like(state.length_scale, scale),

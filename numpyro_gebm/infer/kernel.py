@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax, random
 from jax.flatten_util import ravel_pytree
+from numpyro import handlers
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.infer.util import initialize_model
 from numpyro.util import identity, is_prng_key
@@ -169,6 +170,7 @@ class LangevinKernel(MCMCKernel):
         keys, init_keys = random.split(keys) if single else jnp.swapaxes(jax.vmap(random.split)(keys), 0, 1)
         info = None
         if self._model is not None:
+            self._check_sites(init_keys if single else init_keys[0], model_args, model_kwargs)
             info, self._potential_fn_gen, self._postprocess_fn, _ = initialize_model(
                 init_keys,
                 self._model,
@@ -198,6 +200,15 @@ class LangevinKernel(MCMCKernel):
         state = self._start(keys[None] if single else keys, *info)
         state = state._replace(rng_key=_as_given(state.rng_key, rng_key if single else rng_key[0]))
         return _one(state) if single else state
+
+    def _check_sites(self, rng_key, model_args, model_kwargs):
+        model = handlers.substitute(handlers.seed(self._model, rng_key), substitute_fn=self._init_strategy)
+        for name, site in handlers.trace(model).get_trace(*model_args, **model_kwargs).items():
+            if site["type"] == "sample" and not site["is_observed"] and site["fn"].support.is_discrete:
+                raise ValueError(
+                    f"Expected continuous latent sites; site '{name}' ({type(site['fn']).__name__}) is discrete. "
+                    "Marginalise it out in the model, or use NumPyro's NUTS, which enumerates."
+                )
 
     def _start(self, keys, z, potential_energy, z_grad):
         flat, z_grad = _flat(z), _flat(z_grad)

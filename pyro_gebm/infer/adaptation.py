@@ -171,6 +171,7 @@ def finish(state):
 
 def _end_window(state, z, potential_energy, target, mass):
     scale, variance, potential, deviation = moments(state.window)
+    scale = torch.where(scale > 0, scale, state.length_scale)  # chains that have not moved tell nothing
     state = finish(state)
     now = (math.log(state.step_size), math.log(scale), float(potential))
     changes = [abs(new - old) for new, old in zip(now, state.before)]
@@ -179,7 +180,8 @@ def _end_window(state, z, potential_energy, target, mass):
         off_target = abs(float(state.window.accept_prob) / state.window.num - target)
         converged = converged and changes[0] < LOG_TOLERANCE and off_target < ACCEPT_TOLERANCE
     if mass:
-        state, scale = state._replace(scale=state.scale * variance.sqrt()), scale / variance.mean().sqrt()
+        root = torch.where(variance > 0, variance, 1.0).sqrt()
+        state, scale = state._replace(scale=state.scale * root), scale / (root**2).mean().sqrt()
     length = math.ceil(GROWTH * state.window_length)
     return state._replace(
         length_scale=float(scale),

@@ -108,7 +108,7 @@ def _vectorized(model, args, kwargs, transforms):
             total = total - transforms[name].log_abs_det_jacobian(values[name], u).sum()
         return -total
 
-    batched = torch.func.vmap(of_one_chain, randomness="error")
+    batched = torch.func.vmap(of_one_chain, randomness="different")  # GEBMs made in the model draw to probe shapes
 
     def potential(params):
         with pyro.validation_enabled(False):

@@ -54,10 +54,24 @@ def starts(num_chains, dtype=jnp.float64):
     return {"z": jnp.zeros((*shape, 2), dtype), "a": jnp.ones((*shape, 3), dtype)}
 
 
+def contract(chain_methods):
+    """Every kernel with every chain method; most of what is not vectorized is slow, as it compiles for long."""
+    return [
+        pytest.param(
+            name,
+            method,
+            id=f"{name}-{label}",
+            marks=[pytest.mark.slow] * (label == "sequential" or (label == "vmap" and name != "GHMC")),
+        )
+        for name in KERNELS
+        for label, method in chain_methods.items()
+    ]
+
+
+@pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")  # of NumPyro's loop under `jax.vmap`
 @pytest.mark.parametrize(
-    "chain_method", ["sequential", "vectorized", jax.vmap], ids=["sequential", "vectorized", "vmap"]
+    "name, chain_method", contract({"sequential": "sequential", "vectorized": "vectorized", "vmap": jax.vmap})
 )
-@pytest.mark.parametrize("name", KERNELS)
 def test_contract_on_a_model(name, chain_method):
     kernel = KERNELS[name](model)
     mcmc = run(kernel, 6, 8, 3, chain_method)
@@ -74,8 +88,7 @@ def test_contract_on_a_model(name, chain_method):
     np.testing.assert_array_equal(draws["z"], again.get_samples(group_by_chain=True)["z"])
 
 
-@pytest.mark.parametrize("chain_method", ["sequential", "vectorized"])
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name, chain_method", contract({"sequential": "sequential", "vectorized": "vectorized"}))
 def test_contract_on_a_potential(name, chain_method):
     kernel = KERNELS[name](potential_fn=potential)
     mcmc = run(kernel, 5, 4, 2, chain_method, init_params=starts(2, jnp.float32))
@@ -96,6 +109,7 @@ def _without_key(state):
     return state._replace(rng_key=jnp.zeros(()))
 
 
+@pytest.mark.slow
 def test_chains_in_parallel():
     """On two devices, in a process of its own."""
     code = """
@@ -155,7 +169,7 @@ def test_a_correlated_skewed_law(name):
         return jnp.sum(jnp.exp(y) - a * y)
 
     start = jax.random.normal(jax.random.key(1), (64, 5))
-    mcmc = run(settled(name, potential_fn=skewed), 600, 2000, 64, init_params=start)
+    mcmc = run(settled(name, potential_fn=skewed), 1500 if name == "MALA" else 600, 2000, 64, init_params=start)
     assert_accepts(mcmc)
     cases.assert_moments(mcmc.get_samples(group_by_chain=True), law.mean(), law.covariance())
 
@@ -251,9 +265,11 @@ def test_a_warm_up_that_did_not_converge_says_so():
     assert not mcmc.get_extra_fields()["adapt_state.warmup_converged"].any()
 
 
-@pytest.mark.parametrize("integrator", ["ABOBA", "BAOAB", "OBABO", "UBU"])
-def test_kinetic_temperature_shows_the_bias(integrator):
-    """On a Gaussian of frequency 1 at step 1: 4/3 for ABOBA, 3/4 for BAOAB, 1 for OBABO (its positions are off)."""
+@pytest.mark.parametrize(
+    "integrator, temperature, variance", [("ABOBA", 4 / 3, 1.0), ("BAOAB", 3 / 4, 1.0), ("OBABO", 1.0, 4 / 3)]
+)
+def test_kinetic_temperature_shows_the_bias(integrator, temperature, variance):
+    """On a Gaussian of frequency 1 at step 1; of OBABO it is the positions that are off."""
     kernel = KineticLangevin(
         potential_fn=lambda z: 0.5 * jnp.sum(z**2),
         step_size=1.0,
@@ -262,13 +278,8 @@ def test_kinetic_temperature_shows_the_bias(integrator):
         adapt_step_size=False,
     )
     mcmc = run(kernel, 500, 100, 16, init_params=jnp.zeros((16, 4)))
-    temperature = np.asarray(mcmc.get_extra_fields(group_by_chain=True)["kinetic_temperature"])
-    z = np.asarray(mcmc.get_samples(group_by_chain=True))
-    if integrator != "UBU":
-        cases.assert_mean(temperature, {"ABOBA": 4 / 3, "BAOAB": 3 / 4, "OBABO": 1.0}[integrator])
-        cases.assert_mean((z**2)[..., 0], {"ABOBA": 1.0, "BAOAB": 1.0, "OBABO": 4 / 3}[integrator])
-    else:
-        assert abs(temperature.mean() - 1) < 0.15 and abs((z**2).mean() - 1) < 0.15
+    cases.assert_mean(mcmc.get_extra_fields(group_by_chain=True)["kinetic_temperature"], temperature)
+    cases.assert_mean(np.asarray(mcmc.get_samples(group_by_chain=True))[..., 0] ** 2, variance)
 
 
 def test_a_step_size_schedule():
@@ -297,7 +308,8 @@ def test_a_potential_that_stays_nan_stops_the_run(name):
         return jnp.where(jnp.abs(z).sum() > 0, jnp.nan, 0.0) + 0.0 * jnp.sum(z)
 
     with pytest.raises(Exception, match="NaN 100 steps in a row"):
-        run(KERNELS[name](potential_fn=potential), 300, 50, 2, init_params=jnp.zeros((2, 1)))
+        kernel = KERNELS[name](potential_fn=potential, adapt_step_size=False)
+        run(kernel, 300, 50, 2, init_params=jnp.zeros((2, 1)))
 
 
 @pytest.mark.parametrize("name", KERNELS)

@@ -4,6 +4,8 @@ A step on a quadratic potential is an affine map of position, velocity and noise
 it unit vectors, with the noise replaced.
 """
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -226,7 +228,7 @@ def test_log_acceptance_ratio_of_a_trajectory(host, noises, random):
     def log_path(points):
         """Log density of a path of (z, v, grad): the noise that each OBABO step must have had."""
         total = 0.0
-        for (z, v, g), (new_z, new_v, new_g) in zip(points, points[1:]):
+        for (z, v, g), (new_z, new_v, new_g) in itertools.pairwise(points):
             first = (new_z - z) / h + h / 2 * g
             last = first - h / 2 * (g + new_g)
             total = total + norm.logpdf(first, decay * v, np.sqrt(1 - decay**2)).sum(-1)
