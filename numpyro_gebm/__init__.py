@@ -2,6 +2,7 @@
 
 from numpyro_gebm import divergences, infer, metrics, nn
 from numpyro_gebm.base import Pushforward
+from numpyro_gebm.diagnose import Diagnosis, diagnose
 from numpyro_gebm.diagnostics import to_arviz
 from numpyro_gebm.draw_file import DrawFile, read_draws
 from numpyro_gebm.draws import decode
@@ -16,6 +17,7 @@ from numpyro_gebm.training import TrainingDiverged, energy_bursts
 __all__ = [
     "GEBM",
     "KALE",
+    "Diagnosis",
     "DrawFile",
     "EnergyTiltedPrior",
     "KALEGuide",
@@ -23,6 +25,7 @@ __all__ = [
     "Pushforward",
     "TrainingDiverged",
     "decode",
+    "diagnose",
     "divergences",
     "energy_bursts",
     "gradient_penalty",

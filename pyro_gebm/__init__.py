@@ -2,6 +2,7 @@
 
 from pyro_gebm import divergences, infer, metrics, nn
 from pyro_gebm.base import Pushforward
+from pyro_gebm.diagnose import Diagnosis, diagnose
 from pyro_gebm.diagnostics import to_arviz
 from pyro_gebm.draw_file import DrawFile, read_draws
 from pyro_gebm.draws import decode
@@ -16,6 +17,7 @@ from pyro_gebm.training import TrainingDiverged, energy_bursts
 __all__ = [
     "GEBM",
     "KALE",
+    "Diagnosis",
     "DrawFile",
     "EnergyTiltedPrior",
     "KALEGuide",
@@ -23,6 +25,7 @@ __all__ = [
     "Pushforward",
     "TrainingDiverged",
     "decode",
+    "diagnose",
     "divergences",
     "energy_bursts",
     "gradient_penalty",
