@@ -37,20 +37,24 @@ def _scalars(name, value):
             yield f"{name}[{', '.join(map(str, full))}]", np.asarray(block[(..., *index)], float)
 
 
-def _ess(draws, method="bulk"):
-    import arviz
+def _arviz():
+    try:
+        import arviz
+    except ImportError as error:
+        raise ImportError('diagnose needs ArviZ: `pip install "gebm[arviz]"`.') from error
+    return arviz
 
-    return float(arviz.ess(draws, method=method))
+
+def _ess(draws, method="bulk"):
+    return float(_arviz().ess(draws, method=method))
 
 
 def _rhat(draws):
-    import arviz
-
     num_chains, num_draws = draws.shape
     if num_chains == 1:  # its halves
         draws = draws[:, : num_draws // 2 * 2].reshape(2, -1)
     with np.errstate(all="ignore"):
-        rhat = float(arviz.rhat(draws))
+        rhat = float(_arviz().rhat(draws))
     return rhat if np.isfinite(rhat) else np.inf
 
 
@@ -118,8 +122,8 @@ def _divergences(diverging):
         return Finding(numbers, "No divergences: the integrator followed the density everywhere it went.")
     return Finding(
         numbers,
-        f"{count} divergence{'s' * (count > 1)} ({100 * diverging.mean():.2g} % of the draws): the integrator failed where the density "
-        "bends most, and draws are missing there.",
+        f"{count} divergence{'s' * (count > 1)} ({100 * diverging.mean():.2g} % of the draws): the integrator failed "
+        "where the density bends most, and draws are missing there.",
         "Use a smaller step size (a higher target acceptance), or look at where they are.",
     )
 
@@ -183,7 +187,7 @@ def check_modes(quantities):
         quantities: maps names to arrays of shape (chain, draw, ...).
 
     Yields:
-        A `Finding`, or none if no draws are finite.
+        A `Finding`, or none if nothing that is finite varies.
     """
     num_chains, num_rows = next(iter(quantities.values())).shape[:2]
     step = -(-num_rows // max(_MAX_ROWS // num_chains, 50))
@@ -191,10 +195,9 @@ def check_modes(quantities):
     for name, value in quantities.items():
         value = np.asarray(value[:, ::step], float)
         flat = value.reshape(*value.shape[:2], -1)
-        flat = flat[..., np.isfinite(flat).all((0, 1))]
+        flat = flat[..., np.isfinite(flat).all((0, 1)) & (flat.min((0, 1)) < flat.max((0, 1)))]
         if name not in ("energy_x", "lp"):
-            scale = np.sqrt(flat.var((0, 1)).sum() / max(flat.shape[2], 1))  # one for all of a site
-            sites.append(flat / max(scale, 1e-300))
+            sites.append(flat / np.sqrt(flat.var((0, 1)).sum() / max(flat.shape[2], 1)))  # one scale for a site
         elif flat.shape[2] == 1:
             scalars[name] = flat[..., 0]
     draws = np.concatenate(sites, axis=2)
@@ -211,11 +214,17 @@ def _modes_finding(found):
     missing = [chain for chain, modes in enumerate(found.missing) if modes]
     if not missing:
         return Finding(numbers, f"{says} every chain visits them as often as can be expected.")
-    listed = [f"chain {c} visits {', '.join(map(str, found.visited[c])) or 'none'}" for c in missing[:8]]
+    groups = {}
+    for chain in missing:
+        groups.setdefault(found.visited[chain], []).append(chain)
+    listed = [
+        f"{_chains(chains)} visit{'s' * (len(chains) == 1)} {', '.join(map(str, modes)) or 'none'}"
+        for modes, chains in sorted(groups.items(), key=lambda item: len(item[1]))
+    ]
     return Finding(
         numbers,
-        f"{says} {_chains(missing)} did not visit all of them ({'; '.join(listed)}{'; ...' * (len(missing) > 8)}). How "
-        "often a mode is drawn then says where chains started, not what it weighs.",
+        f"{says} not every chain visits all of them: {'; '.join(listed[:8])}. How often a mode is drawn then says "
+        "where chains started, not what it weighs.",
         "Run a sampler on a ladder of temperatures, which moves between modes, or much longer chains.",
     )
 

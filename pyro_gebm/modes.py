@@ -120,7 +120,7 @@ def _modes_along(name, values, start, ess):
     num_chains, seen = len(values), values[:, start:]
     spreads = np.array([_spread(chain) for chain in seen])
     scale = min(_spread(seen.ravel()), np.median(spreads[spreads > 0]) if (spreads > 0).any() else np.inf)
-    min_share = min(0.02, max(0.5 / num_chains, 0.005))  # a single chain of a hundred is enough
+    min_share = min(0.02, max(0.5 / num_chains, 0.005, 40 / seen.size))  # one chain of a hundred is enough
     cuts = cuts_between_modes(seen.ravel(), scale, max(ess(seen), 4.0), min_share)
     mode = np.searchsorted(cuts, values)
     shares = np.stack([(mode == i).mean(1) for i in range(len(cuts) + 1)], axis=1)
