@@ -10,7 +10,7 @@ def decode(gebm, z, batch_size=1000):
     """Draws x = B(z) of stored latents, one batch at a time.
 
     Nothing is read or computed before it is asked for: `z` may be larger than the memory. Compiled once, since the
-    last batch is padded.
+    last batch is padded; in the dtype of `z`.
 
     Args:
         gebm: the model whose generator is used.
@@ -37,7 +37,7 @@ def decode(gebm, z, batch_size=1000):
     z = np.asarray(z) if isinstance(z, (jax.Array, list, tuple)) else z
     event_shape = tuple(gebm.latent.event_shape)
     batch_shape = _batch_shape(z, event_shape, batch_size)
-    dtype = jax.eval_shape(gebm.latent_prior.sample, jax.random.key(0)).dtype
+    dtype = np.promote_types(z.dtype, np.float16)  # its own, or a floating one for integers
     return _batches(gebm, z, batch_shape, event_shape, batch_size, dtype)
 
 

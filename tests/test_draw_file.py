@@ -64,6 +64,8 @@ def test_a_full_file_opens_everywhere(package, tmp_path):
     assert_draws(package.read_draws(path), 20)
     assert_draws(az.from_netcdf(str(path)), 20)
     assert_draws({g: xarray.load_dataset(path, group=g) for g in ("posterior", "sample_stats")}, 20)
+    with xarray.open_datatree(path) as tree:
+        assert_draws(tree, 20)
 
 
 def test_what_is_read_is_what_to_arviz_builds(package, tmp_path):

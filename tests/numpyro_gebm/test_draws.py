@@ -59,7 +59,7 @@ class Recorder:
     """Latents that note which of their rows are read."""
 
     def __init__(self, z):
-        self.z, self.shape, self.rows = z, z.shape, 0
+        self.z, self.shape, self.dtype, self.rows = z, z.shape, z.dtype, 0
 
     def __getitem__(self, index):
         self.rows += self.z[index].size // 2
@@ -114,11 +114,9 @@ def test_compiled_once_whatever_the_number_of_latents():
     assert traces == [(2,)]
 
 
-def test_the_dtype_is_the_models(model):
-    (x,) = decode(model, np.zeros((5, 2), "f4"))
-    assert isinstance(x, jax.Array) and x.dtype == jnp.float64
-    single = GEBM(
-        Pushforward(dist.Normal(jnp.zeros(2, "f4"), jnp.ones((), "f4")).to_event(1), jnp.sin), lambda x: x.sum()
-    )
-    (x,) = decode(single, np.zeros((5, 2), "f8"))
-    assert x.dtype == jnp.float32
+def test_the_dtype_is_that_of_the_latents():
+    sine = GEBM(Pushforward(standard_normal(2), jnp.sin), lambda x: x.sum())
+    for stored, expected in (("f4", jnp.float32), ("f8", jnp.float64), (">f8", jnp.float64), ("i4", jnp.float64)):
+        (x,) = decode(sine, np.ones((5, 2), stored))
+        assert isinstance(x, jax.Array) and x.dtype == expected
+        np.testing.assert_allclose(x, np.sin(1.0), rtol=1e-6)

@@ -58,7 +58,7 @@ class Recorder:
     """Latents that note which of their rows are read."""
 
     def __init__(self, z):
-        self.z, self.shape, self.rows = z, z.shape, 0
+        self.z, self.shape, self.dtype, self.rows = z, z.shape, z.dtype, 0
 
     def __getitem__(self, index):
         self.rows += self.z[index].size // 2
