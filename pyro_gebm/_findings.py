@@ -218,7 +218,7 @@ def _modes_finding(found):
     for chain in missing:
         groups.setdefault(found.visited[chain], []).append(chain)
     listed = [
-        f"{_chains(chains)} visit{'s' * (len(chains) == 1)} {', '.join(map(str, modes)) or 'none'}"
+        f"{_chains(chains)} visit{'s' * (len(chains) == 1)} {_listed('mode', modes) if modes else 'none of them'}"
         for modes, chains in sorted(groups.items(), key=lambda item: len(item[1]))
     ]
     return Finding(
@@ -230,9 +230,12 @@ def _modes_finding(found):
 
 
 def _chains(indices):
-    indices = [int(i) for i in indices]
-    listed = ", ".join(map(str, indices[:8])) + (", ..." if len(indices) > 8 else "")
-    return f"chain{'s' * (len(indices) != 1)} {listed}"
+    return _listed("chain", indices)
+
+
+def _listed(noun, indices):
+    listed = ", ".join(str(int(i)) for i in indices[:8]) + (", ..." if len(indices) > 8 else "")
+    return f"{noun}{'s' * (len(indices) != 1)} {listed}"
 
 
 CHECKS = {

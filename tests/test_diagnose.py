@@ -124,7 +124,7 @@ def test_a_chain_stuck_in_another_mode(package):
     assert [set(found.modes_visited[chain]) for chain in (0, 1, 3)] == [{1 - stuck}] * 3
     modes = [warning for warning in found.warnings if "modes are seen" in warning]
     assert len(modes) == 1 and "temperatures" in modes[0]
-    assert f"chain 2 visits {stuck}; chains 0, 1, 3 visit {1 - stuck}." in modes[0]
+    assert f"chain 2 visits mode {stuck}; chains 0, 1, 3 visit mode {1 - stuck}." in modes[0]
     assert any("R-hat" in warning and "do not agree" in warning for warning in found.warnings)
 
 

@@ -231,6 +231,7 @@ PYRO_ARGUMENTS = {"infer.KineticLangevin": {"transforms"}, "infer.dynamics.stand
 METHODS = [
     *(f"GEBM.{name}" for name in ("decode", "log_prob", "sample", "temper", "tilt")),
     *(f"{name}.{method}" for name in ("EnergyTiltedPrior", "Pushforward") for method in ("log_prob", "sample")),
+    *("DrawFile.append", "DrawFile.create", "DrawFile.open"),
     *("KALE.evaluate", "KALE.run", "KALEGuide.__call__", "infer.AnnealedMALA.__call__"),
 ]
 #: Functions that are not in an `__all__` of a package but that its files share.
