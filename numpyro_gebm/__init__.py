@@ -2,7 +2,10 @@
 
 from numpyro_gebm import divergences, infer, metrics, nn
 from numpyro_gebm.base import Pushforward
+from numpyro_gebm.diagnose import Diagnosis, diagnose
 from numpyro_gebm.diagnostics import to_arviz
+from numpyro_gebm.draw_file import DrawFile, read_draws
+from numpyro_gebm.draws import decode
 from numpyro_gebm.gebm import GEBM, EnergyTiltedPrior
 from numpyro_gebm.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
 from numpyro_gebm.io import load, save
@@ -14,11 +17,15 @@ from numpyro_gebm.training import TrainingDiverged, energy_bursts
 __all__ = [
     "GEBM",
     "KALE",
+    "Diagnosis",
+    "DrawFile",
     "EnergyTiltedPrior",
     "KALEGuide",
     "LatentReparam",
     "Pushforward",
     "TrainingDiverged",
+    "decode",
+    "diagnose",
     "divergences",
     "energy_bursts",
     "gradient_penalty",
@@ -28,6 +35,7 @@ __all__ = [
     "metrics",
     "nn",
     "plot_losses",
+    "read_draws",
     "save",
     "sum_of_penalties",
     "to_arviz",

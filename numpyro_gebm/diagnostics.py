@@ -1,5 +1,6 @@
 """Draws and statistics of a chain as ArviZ data."""
 
+import warnings
 from functools import partial
 
 import jax
@@ -102,6 +103,8 @@ def _from_dict(posterior, statistics, coords, dims):
     except ImportError as error:
         raise ImportError('to_arviz needs ArviZ: `pip install "gebm[arviz]"`.') from error
     groups = {"posterior": posterior, **({"sample_stats": statistics} if statistics else {})}
-    if int(arviz.__version__.split(".")[0]) >= 1:
-        return arviz.from_dict(groups, coords=coords, dims=dims)
-    return arviz.from_dict(**groups, coords=coords, dims=dims)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "More chains", UserWarning)  # many short chains are no mistake here
+        if int(arviz.__version__.split(".")[0]) >= 1:
+            return arviz.from_dict(groups, coords=coords, dims=dims)
+        return arviz.from_dict(**groups, coords=coords, dims=dims)

@@ -2,7 +2,10 @@
 
 from pyro_gebm import divergences, infer, metrics, nn
 from pyro_gebm.base import Pushforward
+from pyro_gebm.diagnose import Diagnosis, diagnose
 from pyro_gebm.diagnostics import to_arviz
+from pyro_gebm.draw_file import DrawFile, read_draws
+from pyro_gebm.draws import decode
 from pyro_gebm.gebm import GEBM, EnergyTiltedPrior
 from pyro_gebm.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
 from pyro_gebm.io import load, save
@@ -14,11 +17,15 @@ from pyro_gebm.training import TrainingDiverged, energy_bursts
 __all__ = [
     "GEBM",
     "KALE",
+    "Diagnosis",
+    "DrawFile",
     "EnergyTiltedPrior",
     "KALEGuide",
     "LatentReparam",
     "Pushforward",
     "TrainingDiverged",
+    "decode",
+    "diagnose",
     "divergences",
     "energy_bursts",
     "gradient_penalty",
@@ -28,6 +35,7 @@ __all__ = [
     "metrics",
     "nn",
     "plot_losses",
+    "read_draws",
     "save",
     "sum_of_penalties",
     "to_arviz",

@@ -1,8 +1,12 @@
 """Draws and statistics of a chain as ArviZ data."""
 
+import warnings
+
 import numpy as np
 import torch
 from pyro.infer.mcmc.api import AbstractMCMC
+
+from pyro_gebm.draws import decode
 
 __all__ = ["to_arviz"]
 
@@ -75,10 +79,8 @@ def _latent_site(posterior, gebm, site):
 
 @torch.no_grad()
 def _energy_of_latents(gebm, z, batch_size=10_000):
-    event_shape = gebm.latent.event_shape
-    batch = z.shape[: z.dim() - len(event_shape)]
-    chunks = z.reshape(-1, *event_shape).split(batch_size)
-    return torch.cat([gebm.energy(gebm.decode(chunk)) for chunk in chunks]).reshape(batch).cpu().numpy()
+    batch = z.shape[: z.ndim - len(gebm.latent.event_shape)]
+    return torch.cat([gebm.energy(x) for x in decode(gebm, z, batch_size)]).reshape(batch).cpu().numpy()
 
 
 def _from_dict(posterior, statistics, coords, dims):
@@ -87,6 +89,8 @@ def _from_dict(posterior, statistics, coords, dims):
     except ImportError as error:
         raise ImportError('to_arviz needs ArviZ: `pip install "gebm[arviz]"`.') from error
     groups = {"posterior": posterior, **({"sample_stats": statistics} if statistics else {})}
-    if int(arviz.__version__.split(".")[0]) >= 1:
-        return arviz.from_dict(groups, coords=coords, dims=dims)
-    return arviz.from_dict(**groups, coords=coords, dims=dims)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "More chains", UserWarning)  # many short chains are no mistake here
+        if int(arviz.__version__.split(".")[0]) >= 1:
+            return arviz.from_dict(groups, coords=coords, dims=dims)
+        return arviz.from_dict(**groups, coords=coords, dims=dims)

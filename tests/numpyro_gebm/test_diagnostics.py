@@ -1,6 +1,7 @@
 """Chains as ArviZ data: shapes, names, and values computed by hand."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +11,10 @@ import numpyro.distributions as dist
 import pytest
 from numpyro import handlers
 from numpyro.infer import MCMC, NUTS
+from numpyro.infer.mcmc import MCMCKernel
 from numpyro_cases import CASE, linear_gaussian_gebm, standard_normal
 
-from numpyro_gebm import GEBM, LatentReparam, to_arviz
+from numpyro_gebm import GEBM, LatentReparam, diagnose, to_arviz
 from numpyro_gebm.infer import KineticLangevin, init_to_prior
 
 az = pytest.importorskip("arviz")
@@ -204,3 +206,64 @@ def test_summary_and_file(tmp_path):
             for name, value in stored.data_vars.items():
                 np.testing.assert_array_equal(value, data[group][name])
                 assert value.dtype == data[group][name].dtype
+
+
+@pytest.mark.parametrize("chain", [nuts, kinetic_langevin])
+def test_a_run_is_diagnosed_as_its_data_are(chain):
+    found = diagnose(chain(), gebm=gebm(), print_report=False)
+    assert (found.num_chains, found.num_draws, found.num_divergences) == (2, 30, 0)
+    assert found == diagnose(to_arviz(chain(), gebm()), print_report=False)
+    assert found == diagnose(to_arviz(chain()), gebm=gebm(), print_report=False)
+    energy = float(az.ess(energy_by_hand(to_arviz(chain())["posterior"]["z"].values)))
+    assert diagnose(to_arviz(chain()), print_report=False).min_ess_bulk >= found.min_ess_bulk <= energy * (1 + 1e-9)
+
+
+def test_the_site_to_diagnose_is_named_like_that_of_to_arviz():
+    with pytest.raises(ValueError, match="Pass `site=`"):
+        diagnose(to_arviz(several_sites()), gebm=normal_gebm(2))
+    found = diagnose(to_arviz(several_sites()), gebm=normal_gebm(2), site="b_latent", print_report=False)
+    assert found == diagnose(several_sites(), gebm=normal_gebm(2), site="b_latent", print_report=False)
+
+
+class Adaptation(NamedTuple):
+    step_size: jax.Array
+    warmup_converged: jax.Array
+
+
+class State(NamedTuple):
+    z: jax.Array
+    adapt_state: Adaptation
+    kinetic_temperature: jax.Array
+    energy_error: jax.Array
+
+
+class Still(MCMCKernel):
+    """Statistics only."""
+
+    sample_field = "z"
+
+    def init(self, rng_key, num_warmup, init_params, model_args, model_kwargs):
+        return State(jnp.zeros(2), Adaptation(jnp.array(0.1), jnp.array(False)), jnp.array(0.9), jnp.array(0.2))
+
+    def sample(self, state, model_args, model_kwargs):
+        return state
+
+    def get_diagnostics_str(self, state):
+        return ""
+
+    @property
+    def model(self):
+        return None
+
+
+def test_statistics_of_an_adaptation_keep_their_names():
+    mcmc = MCMC(Still(), num_warmup=2, num_samples=9, progress_bar=False)
+    fields = ("adapt_state.step_size", "adapt_state.warmup_converged", "kinetic_temperature", "energy_error")
+    mcmc.run(jax.random.key(0), extra_fields=fields)
+    statistics = to_arviz(mcmc)["sample_stats"]
+    expected = {"step_size": 0.1, "warmup_converged": False, "kinetic_temperature": 0.9, "energy_error": 0.2}
+    assert set(statistics.data_vars) == set(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(statistics[name], np.full((1, 9), value))
+    found = diagnose(mcmc, print_report=False)
+    assert found.warmup_converged == (False,) and found.kinetic_temperature == pytest.approx(0.9)

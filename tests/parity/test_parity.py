@@ -257,6 +257,7 @@ PYRO_ARGUMENTS = {f"infer.{name}": {"transforms"} for name in ("GHMC", "KineticL
 METHODS = [
     *(f"GEBM.{name}" for name in ("decode", "log_prob", "sample", "temper", "tilt")),
     *(f"{name}.{method}" for name in ("EnergyTiltedPrior", "Pushforward") for method in ("log_prob", "sample")),
+    *("DrawFile.append", "DrawFile.create", "DrawFile.open"),
     *("KALE.evaluate", "KALE.run", "KALEGuide.__call__", "infer.AnnealedMALA.__call__"),
 ]
 #: Functions that are not in an `__all__` of a package but that its files share.

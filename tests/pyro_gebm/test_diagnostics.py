@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.infer import MCMC, NUTS
 from pyro_cases import CASE, linear_gaussian_gebm, standard_normal
 
-from pyro_gebm import GEBM, LatentReparam, to_arviz
+from pyro_gebm import GEBM, LatentReparam, diagnose, to_arviz
 from pyro_gebm.infer import KineticLangevin, init_to_prior
 
 az = pytest.importorskip("arviz")
@@ -207,3 +207,20 @@ def test_summary_and_file(chain, tmp_path):
             for name, value in stored.data_vars.items():
                 np.testing.assert_array_equal(value, data[group][name])
                 assert value.dtype == data[group][name].dtype
+
+
+@pytest.mark.parametrize("chain", [nuts, kinetic_langevin])
+def test_a_run_is_diagnosed_as_its_data_are(chain):
+    found = diagnose(chain(), gebm=gebm(), print_report=False)
+    assert (found.num_chains, found.num_draws, found.num_divergences) == (2, 30, 0)
+    assert found == diagnose(to_arviz(chain(), gebm()), print_report=False)
+    assert found == diagnose(to_arviz(chain()), gebm=gebm(), print_report=False)
+    energy = float(az.ess(energy_by_hand(to_arviz(chain())["posterior"]["z"].values)))
+    assert diagnose(to_arviz(chain()), print_report=False).min_ess_bulk >= found.min_ess_bulk <= energy * (1 + 1e-9)
+
+
+def test_the_site_to_diagnose_is_named_like_that_of_to_arviz():
+    with pytest.raises(ValueError, match="Pass `site=`"):
+        diagnose(to_arviz(several_sites()), gebm=normal_gebm(2))
+    found = diagnose(to_arviz(several_sites()), gebm=normal_gebm(2), site="b_latent", print_report=False)
+    assert found == diagnose(several_sites(), gebm=normal_gebm(2), site="b_latent", print_report=False)
