@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from numpyro_gebm.infer.dynamics import KineticState, energy_error, leapfrog_step, refreshed, update_slice
 from numpyro_gebm.infer.initialization import init_to_prior
-from numpyro_gebm.infer.kernel import LangevinKernel, StepInfo, accept_probability, choose
+from numpyro_gebm.infer.kernel import LangevinKernel, StepInfo, choose, diverges
 
 __all__ = ["GHMC"]
 
@@ -37,7 +37,7 @@ class GHMC(LangevinKernel):
     Raises:
         ValueError: for both or neither of model and potential_fn, an argument out of its range, or an initial point
             where the potential is not finite.
-        RuntimeError: at run time, if the potential is NaN 100 steps in a row.
+        RuntimeError: at run time, if the potential is NaN 100 draws in a row.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist
@@ -87,5 +87,5 @@ class GHMC(LangevinKernel):
         error = energy_error(start, end, step_size, adapt_state.scale)
         accept, u = update_slice(chains.slice, error, persistence)
         stay = chains._replace(v=-v, slice=u)
-        info = StepInfo(accept_probability(error), error, jnp.ones(len(error), int))
+        info = StepInfo(error, diverges(error), jnp.ones(len(error), int))
         return choose(accept, chains._replace(**end._asdict(), slice=u), stay), info

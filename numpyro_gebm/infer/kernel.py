@@ -16,11 +16,11 @@ from numpyro_gebm.infer.adaptation import AdaptState, adapt, finish, init_adapta
 from numpyro_gebm.infer.dynamics import kinetic_energy, standard_normal
 from numpyro_gebm.infer.initialization import init_to_prior
 
-__all__ = ["Chains", "LangevinKernel", "LangevinState", "StepInfo", "accept_probability", "choose"]
+__all__ = ["Chains", "LangevinKernel", "LangevinState", "StepInfo", "accept_probability", "choose", "diverges"]
 
 #: Energy error above which a step is reported as divergent, as in NumPyro's HMC.
 MAX_ENERGY_ERROR = 1000.0
-#: Steps into NaN in a row after which a run stops.
+#: Draws in a row that end in a step into NaN, after which a run stops.
 PATIENCE = 100
 
 
@@ -42,8 +42,8 @@ class Chains(NamedTuple):
 class StepInfo(NamedTuple):
     """What a step reports, in shape `(N,)`; `num_steps` counts gradients."""
 
-    accept_prob: jax.Array
     energy_error: jax.Array
+    diverging: jax.Array
     num_steps: jax.Array
 
 
@@ -59,16 +59,15 @@ class LangevinState(NamedTuple):
         potential_energy: the potential there.
         z_grad: its gradient there, flat.
         energy: potential plus kinetic energy.
-        accept_prob: acceptance probability, the mean over the steps of the draw; of an unadjusted kernel that which a
+        accept_prob: acceptance probability of the last step of the draw; of an unadjusted kernel that which a
             Metropolis test would have had.
         mean_accept_prob: its mean since the warm-up.
-        energy_error: energy error of the deterministic part, the mean over the steps of the draw.
-        kinetic_temperature: `|v|^2 / d`, the mean over the steps of the draw; its expectation is 1 without
-            discretisation bias.
+        energy_error: energy error of its deterministic part.
+        kinetic_temperature: `|v|^2 / d`; its expectation is 1 without discretisation bias.
         diverging: whether a step led to a potential that is not finite, or to an energy error above 1000.
         num_steps: gradients spent on the draw.
         step_size: step size of the draw.
-        num_nan: steps into NaN in a row.
+        num_nan: draws in a row whose last step led into NaN.
         adapt_state: `AdaptState` of the warm-up, with `step_size`, `length_scale` and `warmup_converged`.
         rng_key: random key.
     """
@@ -262,26 +261,22 @@ class LangevinKernel(MCMCKernel):
             step_size = jnp.where(warming, step_size, (step_size * factor).astype(step_size.dtype))
 
         def body(j, carry):
-            chains, info, temperature, diverging, num_nan = carry
+            chains, before = carry
             step_keys = jax.vmap(lambda key: random.fold_in(key, j))(keys[:, 1])
-            chains, new = self._step(step_keys, chains, potential_and_grad, step_size, state.adapt_state)
-            bad = ~(new.energy_error < MAX_ENERGY_ERROR)
-            num_nan = jnp.where(jnp.isnan(new.energy_error), num_nan + 1, 0)
-            new = new._replace(energy_error=jnp.where(jnp.isfinite(new.energy_error), new.energy_error, 0.0))
-            info = jax.tree.map(jnp.add, info, new)
-            return chains, info, temperature + jnp.mean(chains.v**2, -1), diverging | bad, num_nan
+            chains, info = self._step(step_keys, chains, potential_and_grad, step_size, state.adapt_state)
+            diverging, num_steps = before.diverging | info.diverging, before.num_steps + info.num_steps
+            return chains, StepInfo(info.energy_error, diverging, num_steps)
 
-        zero = jnp.zeros_like(state.potential_energy)
-        start = (chains, StepInfo(zero, zero, jnp.zeros_like(state.num_steps)), zero)
-        start = (*start, jnp.zeros_like(state.diverging), state.num_nan)
+        nothing = (jnp.zeros_like(x) for x in (state.potential_energy, state.diverging, state.num_steps))
         num = jnp.where(warming, 1, self._num_steps)
-        chains, info, temperature, diverging, num_nan = lax.fori_loop(0, num, body, start)
+        chains, (error, diverging, num_steps) = lax.fori_loop(0, num, body, (chains, StepInfo(*nothing)))
+        accept_prob = accept_probability(error)
+        num_nan = jnp.where(jnp.isnan(error), state.num_nan + 1, 0)
         num_nan = eqx.error_if(
             num_nan,
             (num_nan >= PATIENCE).any(),
-            f"The potential was NaN {PATIENCE} steps in a row: check the energy, or start elsewhere (`init_params`).",
+            f"The potential was NaN {PATIENCE} draws in a row: check the energy, or start elsewhere (`init_params`).",
         )
-        accept_prob = info.accept_prob / num
         count = jnp.where(warming, 1, state.i - self._num_warmup + 1)
         return state._replace(
             i=state.i + 1,
@@ -290,10 +285,10 @@ class LangevinKernel(MCMCKernel):
             energy=chains.potential_energy + kinetic_energy(chains.v),
             accept_prob=accept_prob,
             mean_accept_prob=state.mean_accept_prob + (accept_prob - state.mean_accept_prob) / count,
-            energy_error=info.energy_error / num,
-            kinetic_temperature=temperature / num,
+            energy_error=jnp.where(jnp.isfinite(error), error, 0.0),
+            kinetic_temperature=jnp.mean(chains.v**2, -1),
             diverging=diverging,
-            num_steps=info.num_steps,
+            num_steps=num_steps,
             step_size=step_size,
             num_nan=num_nan,
             adapt_state=lax.cond(warming, lambda: self._adapted(state, chains, accept_prob), lambda: state.adapt_state),
@@ -333,6 +328,11 @@ class LangevinKernel(MCMCKernel):
 def choose(mask, new, old):
     """Of two `Chains`, per chain, the new one where `mask` (shape `(N,)`) holds."""
     return jax.tree.map(lambda a, b: jnp.where(mask.reshape((-1,) + (1,) * (a.ndim - 1)), a, b), new, old)
+
+
+def diverges(error):
+    """Whether an energy error is NaN, infinite or above 1000."""
+    return ~(error < MAX_ENERGY_ERROR)
 
 
 def accept_probability(error):

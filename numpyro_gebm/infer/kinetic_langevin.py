@@ -4,7 +4,7 @@ import jax.numpy as jnp
 
 from numpyro_gebm.infer.dynamics import SPLITTINGS, KineticState, energy_error, kinetic_step
 from numpyro_gebm.infer.initialization import init_to_prior
-from numpyro_gebm.infer.kernel import LangevinKernel, StepInfo, accept_probability, choose
+from numpyro_gebm.infer.kernel import LangevinKernel, StepInfo, choose, diverges
 
 __all__ = ["KineticLangevin"]
 
@@ -45,7 +45,7 @@ class KineticLangevin(LangevinKernel):
     Raises:
         ValueError: for both or neither of model and potential_fn, an argument out of its range, or an initial point
             where the potential is not finite.
-        RuntimeError: at run time, if the potential is NaN 100 steps in a row.
+        RuntimeError: at run time, if the potential is NaN 100 draws in a row.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist
@@ -99,6 +99,6 @@ class KineticLangevin(LangevinKernel):
         start = KineticState(*(getattr(chains, name) for name in KineticState._fields))
         end = kinetic_step(rng_key, start, potential_and_grad, step_size, friction, self._integrator, adapt_state.scale)
         error = energy_error(start, end, step_size, adapt_state.scale)
-        info = StepInfo(accept_probability(error), error, jnp.ones(len(error), int))
+        info = StepInfo(error, diverges(error), jnp.ones(len(error), int))
         stay = chains._replace(v=-chains.v)
-        return choose(jnp.isfinite(end.potential_energy), chains._replace(**end._asdict()), stay), info
+        return choose(end.potential_energy < jnp.inf, chains._replace(**end._asdict()), stay), info

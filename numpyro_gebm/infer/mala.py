@@ -6,7 +6,7 @@ from jax import random
 
 from numpyro_gebm.infer.dynamics import kinetic_energy, overdamped_move, reverse_noise, standard_normal
 from numpyro_gebm.infer.initialization import init_to_prior
-from numpyro_gebm.infer.kernel import LangevinKernel, StepInfo, accept_probability, choose
+from numpyro_gebm.infer.kernel import LangevinKernel, StepInfo, choose, diverges
 
 __all__ = ["MALA", "overdamped_step"]
 
@@ -35,7 +35,7 @@ class MALA(LangevinKernel):
     Raises:
         ValueError: for both or neither of model and potential_fn, an argument out of its range, or an initial point
             where the potential is not finite.
-        RuntimeError: at run time, if the potential is NaN 100 steps in a row.
+        RuntimeError: at run time, if the potential is NaN 100 draws in a row.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist
@@ -77,7 +77,7 @@ class MALA(LangevinKernel):
     def _step(self, rng_key, chains, potential_and_grad, step_size, adapt_state):
         proposal, info = overdamped_step(rng_key, chains, potential_and_grad, step_size, adapt_state.scale)
         uniform = jax.vmap(lambda key: random.uniform(random.fold_in(key, 1), (), step_size.dtype))(rng_key)
-        return choose(uniform < info.accept_prob, proposal, chains), info
+        return choose(jnp.log(uniform) < -info.energy_error, proposal, chains), info
 
 
 def overdamped_step(rng_key, chains, potential_and_grad, step_size, scale):
@@ -99,4 +99,4 @@ def overdamped_step(rng_key, chains, potential_and_grad, step_size, scale):
     back = reverse_noise(chains.z_grad, z_grad, noise, h, scale)
     error = potential_energy - chains.potential_energy + kinetic_energy(back) - kinetic_energy(noise)
     proposal = chains._replace(z=z, grad_point=z, potential_energy=potential_energy, z_grad=z_grad)
-    return proposal, StepInfo(accept_probability(error), error, jnp.ones(len(z), int))
+    return proposal, StepInfo(error, diverges(error), jnp.ones(len(z), int))

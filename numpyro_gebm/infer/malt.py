@@ -6,7 +6,7 @@ from jax import lax, random
 
 from numpyro_gebm.infer.dynamics import KineticState, energy_error, kinetic_step, standard_normal
 from numpyro_gebm.infer.initialization import init_to_prior
-from numpyro_gebm.infer.kernel import LangevinKernel, StepInfo, accept_probability, choose
+from numpyro_gebm.infer.kernel import LangevinKernel, StepInfo, choose, diverges
 
 __all__ = ["MALT"]
 
@@ -43,7 +43,7 @@ class MALT(LangevinKernel):
     Raises:
         ValueError: for both or neither of model and potential_fn, an argument out of its range, or an initial point
             where the potential is not finite.
-        RuntimeError: at run time, if the potential is NaN 100 steps in a row.
+        RuntimeError: at run time, if the potential is NaN 100 draws in a row.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist
@@ -110,7 +110,6 @@ class MALT(LangevinKernel):
             chains.z, standard_normal(keys_v, chains.v), chains.z, chains.potential_energy, chains.z_grad
         )
         end, error = lax.fori_loop(0, num_steps.astype(int), body, (start, jnp.zeros_like(chains.potential_energy)))
-        accept_prob = accept_probability(error)
-        uniform = jax.vmap(lambda key: random.uniform(key, (), accept_prob.dtype))(keys_test)
-        info = StepInfo(accept_prob, error, jnp.full(len(error), num_steps, int))
-        return choose(uniform < accept_prob, chains._replace(**end._asdict()), chains._replace(v=start.v)), info
+        uniform = jax.vmap(lambda key: random.uniform(key, (), error.dtype))(keys_test)
+        info = StepInfo(error, diverges(error), jnp.full(len(error), num_steps, int))
+        return choose(jnp.log(uniform) < -error, chains._replace(**end._asdict()), chains._replace(v=start.v)), info

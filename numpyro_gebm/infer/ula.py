@@ -34,7 +34,7 @@ class ULA(LangevinKernel):
     Raises:
         ValueError: for both or neither of model and potential_fn, an argument out of its range, or an initial point
             where the potential is not finite.
-        RuntimeError: at run time, if the potential is NaN 100 steps in a row.
+        RuntimeError: at run time, if the potential is NaN 100 draws in a row.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist
@@ -78,4 +78,4 @@ class ULA(LangevinKernel):
 
     def _step(self, rng_key, chains, potential_and_grad, step_size, adapt_state):
         proposal, info = overdamped_step(rng_key, chains, potential_and_grad, step_size, adapt_state.scale)
-        return choose(jnp.isfinite(proposal.potential_energy), proposal, chains), info
+        return choose(proposal.potential_energy < jnp.inf, proposal, chains), info

@@ -6,7 +6,7 @@ import torch
 
 from pyro_gebm.infer.dynamics import KineticState, energy_error, leapfrog_step, refreshed, update_slice
 from pyro_gebm.infer.initialization import init_to_prior
-from pyro_gebm.infer.kernel import LangevinKernel, StepInfo, accept_probability, choose
+from pyro_gebm.infer.kernel import Chains, LangevinKernel, StepInfo, choose, diverges
 
 __all__ = ["GHMC"]
 
@@ -41,7 +41,7 @@ class GHMC(LangevinKernel):
     Raises:
         ValueError: for both or neither of model and potential_fn, an argument out of its range, or an initial point
             where the potential is not finite.
-        RuntimeError: at run time, if the potential is NaN 100 steps in a row.
+        RuntimeError: at run time, if the potential is NaN 100 draws in a row.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -84,7 +84,7 @@ class GHMC(LangevinKernel):
             raise ValueError(f"Expected friction >= 0 or None; got {friction}.")
         self._friction = friction
 
-    def _step(self, chains, potential_and_grad, step_size, adapt_state):
+    def _step(self, chains, potential_and_grad, step_size, adapt_state, last):
         friction = FRICTION / adapt_state.length_scale if self._friction is None else self._friction
         rate = -friction * step_size
         persistence = rate.exp() if isinstance(rate, torch.Tensor) else math.exp(rate)
@@ -93,6 +93,5 @@ class GHMC(LangevinKernel):
         end = leapfrog_step(start, potential_and_grad, step_size, adapt_state.scale)
         error = energy_error(start, end, step_size, adapt_state.scale)
         accept, u = update_slice(chains.slice, error, persistence)
-        stay = chains._replace(v=-v, slice=u)
-        info = StepInfo(accept_probability(error), error, 1)
-        return choose(accept, chains._replace(**end._asdict(), slice=u), stay), info
+        new = Chains(end.z, end.v, u, end.grad_point, end.potential_energy, end.z_grad)
+        return choose(accept, new, chains._replace(v=-v, slice=u)), StepInfo(error, diverges(error), 1)

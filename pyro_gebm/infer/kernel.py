@@ -11,11 +11,11 @@ from pyro_gebm.infer.dynamics import kinetic_energy
 from pyro_gebm.infer.initialization import init_to_prior
 from pyro_gebm.infer.potential import initialize_chains
 
-__all__ = ["Chains", "LangevinKernel", "LangevinState", "StepInfo", "accept_probability", "choose"]
+__all__ = ["Chains", "LangevinKernel", "LangevinState", "StepInfo", "accept_probability", "choose", "diverges"]
 
 #: Energy error above which a step is reported as divergent, as in NumPyro's HMC.
 MAX_ENERGY_ERROR = 1000.0
-#: Steps into NaN in a row after which a run stops.
+#: Draws in a row that end in a step into NaN, after which a run stops.
 PATIENCE = 100
 
 
@@ -35,10 +35,13 @@ class Chains(NamedTuple):
 
 
 class StepInfo(NamedTuple):
-    """What a step reports: two tensors of shape `(N,)`, and the number of gradients."""
+    """What a step reports, in shape `(N,)`; `num_steps` counts gradients.
 
-    accept_prob: torch.Tensor
-    energy_error: torch.Tensor
+    `energy_error` is None for a step of an unadjusted kernel that is not the last of its draw.
+    """
+
+    energy_error: torch.Tensor | None
+    diverging: torch.Tensor
     num_steps: int
 
 
@@ -48,15 +51,14 @@ class LangevinState(NamedTuple):
     Args:
         i: iterations so far, warm-up included.
         chains: `Chains`, on flat positions.
-        accept_prob: acceptance probability, the mean over the steps of the draw; of an unadjusted kernel that which a
+        accept_prob: acceptance probability of the last step of the draw; of an unadjusted kernel that which a
             Metropolis test would have had.
-        energy_error: energy error of the deterministic part, the mean over the steps of the draw.
-        kinetic_temperature: `|v|^2 / d`, the mean over the steps of the draw; its expectation is 1 without
-            discretisation bias.
+        energy_error: energy error of its deterministic part.
+        kinetic_temperature: `|v|^2 / d`; its expectation is 1 without discretisation bias.
         diverging: whether a step led to a potential that is not finite, or to an energy error above 1000.
         num_steps: gradients spent on the draw.
         step_size: step size of the draw.
-        num_nan: steps into NaN in a row.
+        num_nan: draws in a row whose last step led into NaN.
         adapt_state: `AdaptState` of the warm-up, with `step_size`, `length_scale` and `warmup_converged`.
     """
 
@@ -122,8 +124,8 @@ class LangevinKernel(MCMCKernel):
         self.state = None
         self._statistics = []
 
-    def _step(self, chains, potential_and_grad, step_size, adapt_state):
-        """`Chains`, a potential, and a step size to `(Chains, StepInfo)`."""
+    def _step(self, chains, potential_and_grad, step_size, adapt_state, last):
+        """`Chains`, a potential, a step size, and whether it is the last of the draw, to `(Chains, StepInfo)`."""
         raise NotImplementedError
 
     @property
@@ -224,28 +226,23 @@ class LangevinKernel(MCMCKernel):
         step_size = state.adapt_state.step_size
         if self._step_size_schedule is not None and not warming:
             step_size = step_size * self._step_size_schedule(state.i - self._warmup_steps)
-        chains, num_nan = state.chains, state.num_nan
-        diverging, totals, num_steps = torch.zeros_like(state.diverging), (0.0, 0.0, 0.0), 0
+        chains, diverging, num_steps = state.chains, False, 0
         num = 1 if warming else self._num_steps
-        for _ in range(num):
-            chains, info = self._step(chains, self._potential_and_grad, step_size, state.adapt_state)
-            diverging = diverging | ~(info.energy_error < MAX_ENERGY_ERROR)
-            num_nan = torch.where(info.energy_error.isnan(), num_nan + 1, 0)
-            error = info.energy_error.nan_to_num(0.0, 0.0, 0.0)
-            temperature = chains.v.square().mean(1) if self._has_velocity else 0.0
-            totals = [total + new for total, new in zip(totals, (info.accept_prob, error, temperature))]
-            num_steps += info.num_steps
-        accept_prob, error, temperature = (total / num for total in totals)
+        for i in range(num):
+            chains, info = self._step(chains, self._potential_and_grad, step_size, state.adapt_state, i == num - 1)
+            diverging, num_steps = info.diverging | diverging, num_steps + info.num_steps
+        error = info.energy_error
+        accept_prob = accept_probability(error)
         self.state = LangevinState(
             i=state.i + 1,
             chains=chains,
             accept_prob=accept_prob,
-            energy_error=error,
-            kinetic_temperature=temperature,
+            energy_error=error.nan_to_num(0.0, 0.0, 0.0),
+            kinetic_temperature=chains.v.square().mean(1) if self._has_velocity else None,
             diverging=diverging,
             num_steps=num_steps,
             step_size=step_size,
-            num_nan=num_nan,
+            num_nan=torch.where(error.isnan(), state.num_nan + 1, 0),
             adapt_state=self._adapted(state, chains, accept_prob) if warming else state.adapt_state,
         )
 
@@ -269,11 +266,11 @@ class LangevinKernel(MCMCKernel):
         """Stop a run whose potential has turned NaN; reads a number off the device.
 
         Raises:
-            RuntimeError: if the potential was NaN 100 steps in a row in some chain.
+            RuntimeError: if the potential was NaN 100 draws in a row in some chain.
         """
         if self.state.num_nan.max() >= PATIENCE:
             raise RuntimeError(
-                f"The potential was NaN {PATIENCE} steps in a row: check the energy, or start elsewhere "
+                f"The potential was NaN {PATIENCE} draws in a row: check the energy, or start elsewhere "
                 "(`initial_params`)."
             )
 
@@ -332,13 +329,17 @@ class LangevinKernel(MCMCKernel):
 
 
 def choose(mask, new, old):
-    """Of two `Chains`, per chain, the new one where `mask` (shape `(N,)`) holds."""
-    rows = mask[:, None]
-    picked = {}
-    for name, a, b in zip(Chains._fields, new, old):
-        same = a is b
-        picked[name] = a if same else torch.where(rows if a.dim() > 1 else mask, a, b)
-    return Chains(**picked)
+    """Of two `Chains`, per chain, the new one where `mask` (shape `(N,)`) holds; what they share stays as it is."""
+    rows, picked = mask[:, None], {}
+    for a, b in zip(new, old):
+        if (id(a), id(b)) not in picked:
+            picked[id(a), id(b)] = a if a is b else torch.where(rows if a.dim() > 1 else mask, a, b)
+    return Chains(*(picked[id(a), id(b)] for a, b in zip(new, old)))
+
+
+def diverges(error):
+    """Whether an energy error is NaN, infinite or above 1000."""
+    return ~(error < MAX_ENERGY_ERROR)
 
 
 def accept_probability(error):

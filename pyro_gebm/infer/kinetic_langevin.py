@@ -4,7 +4,7 @@ import torch
 
 from pyro_gebm.infer.dynamics import SPLITTINGS, KineticState, energy_error, kinetic_step
 from pyro_gebm.infer.initialization import init_to_prior
-from pyro_gebm.infer.kernel import LangevinKernel, StepInfo, accept_probability, choose
+from pyro_gebm.infer.kernel import Chains, LangevinKernel, StepInfo, choose, diverges
 
 __all__ = ["KineticLangevin"]
 
@@ -47,7 +47,7 @@ class KineticLangevin(LangevinKernel):
     Raises:
         ValueError: for both or neither of model and potential_fn, an argument out of its range, or an initial point
             where the potential is not finite.
-        RuntimeError: at run time, if the potential is NaN 100 steps in a row.
+        RuntimeError: at run time, if the potential is NaN 100 draws in a row.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -98,11 +98,12 @@ class KineticLangevin(LangevinKernel):
             raise ValueError(f"Expected integrator in {tuple(SPLITTINGS)}; got {integrator!r}.")
         self._integrator = integrator
 
-    def _step(self, chains, potential_and_grad, step_size, adapt_state):
+    def _step(self, chains, potential_and_grad, step_size, adapt_state, last):
         friction = FRICTION / adapt_state.length_scale if self._friction is None else self._friction
         start = KineticState(chains.z, chains.v, chains.grad_point, chains.potential_energy, chains.z_grad)
         end = kinetic_step(start, potential_and_grad, step_size, friction, self._integrator, adapt_state.scale)
-        error = energy_error(start, end, step_size, adapt_state.scale)
-        info = StepInfo(accept_probability(error), error, 1)
-        stay = chains._replace(v=-chains.v)
-        return choose(torch.isfinite(end.potential_energy), chains._replace(**end._asdict()), stay), info
+        finite = end.potential_energy < torch.inf
+        error = energy_error(start, end, step_size, adapt_state.scale) if last else None
+        info = StepInfo(error, diverges(error) if last else ~finite, 1)
+        new = Chains(end.z, end.v, chains.slice, end.grad_point, end.potential_energy, end.z_grad)
+        return choose(finite, new, chains._replace(v=-chains.v)), info

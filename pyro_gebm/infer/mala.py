@@ -4,7 +4,7 @@ import torch
 
 from pyro_gebm.infer.dynamics import kinetic_energy, overdamped_move, reverse_noise
 from pyro_gebm.infer.initialization import init_to_prior
-from pyro_gebm.infer.kernel import LangevinKernel, StepInfo, accept_probability, choose
+from pyro_gebm.infer.kernel import LangevinKernel, StepInfo, choose, diverges
 
 __all__ = ["MALA", "overdamped_step"]
 
@@ -35,7 +35,7 @@ class MALA(LangevinKernel):
     Raises:
         ValueError: for both or neither of model and potential_fn, an argument out of its range, or an initial point
             where the potential is not finite.
-        RuntimeError: at run time, if the potential is NaN 100 steps in a row.
+        RuntimeError: at run time, if the potential is NaN 100 draws in a row.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -76,9 +76,10 @@ class MALA(LangevinKernel):
             transforms=transforms,
         )
 
-    def _step(self, chains, potential_and_grad, step_size, adapt_state):
+    def _step(self, chains, potential_and_grad, step_size, adapt_state, last):
         proposal, info = overdamped_step(chains, potential_and_grad, step_size, adapt_state.scale)
-        return choose(torch.rand_like(info.accept_prob) < info.accept_prob, proposal, chains), info
+        accept = torch.rand_like(info.energy_error).log() < -info.energy_error
+        return choose(accept, proposal, chains), info
 
 
 def overdamped_step(chains, potential_and_grad, step_size, scale):
@@ -99,4 +100,4 @@ def overdamped_step(chains, potential_and_grad, step_size, scale):
     back = reverse_noise(chains.z_grad, z_grad, noise, step_size, scale)
     error = potential_energy - chains.potential_energy + kinetic_energy(back) - kinetic_energy(noise)
     proposal = chains._replace(z=z, grad_point=z, potential_energy=potential_energy, z_grad=z_grad)
-    return proposal, StepInfo(accept_probability(error), error, 1)
+    return proposal, StepInfo(error, diverges(error), 1)

@@ -6,7 +6,7 @@ import torch
 
 from pyro_gebm.infer.dynamics import KineticState, energy_error, kinetic_step
 from pyro_gebm.infer.initialization import init_to_prior
-from pyro_gebm.infer.kernel import LangevinKernel, StepInfo, accept_probability, choose
+from pyro_gebm.infer.kernel import LangevinKernel, StepInfo, choose, diverges
 
 __all__ = ["MALT"]
 
@@ -45,7 +45,7 @@ class MALT(LangevinKernel):
     Raises:
         ValueError: for both or neither of model and potential_fn, an argument out of its range, or an initial point
             where the potential is not finite.
-        RuntimeError: at run time, if the potential is NaN 100 steps in a row.
+        RuntimeError: at run time, if the potential is NaN 100 draws in a row.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -93,7 +93,7 @@ class MALT(LangevinKernel):
             raise ValueError(f"Expected trajectory_length > 0 or None; got {trajectory_length}.")
         self._trajectory_length = trajectory_length
 
-    def _step(self, chains, potential_and_grad, step_size, adapt_state):
+    def _step(self, chains, potential_and_grad, step_size, adapt_state, last):
         step_size, scale = float(step_size), adapt_state.length_scale
         friction = FRICTION / scale if self._friction is None else self._friction
         length = TRAJECTORY_LENGTH * scale if self._trajectory_length is None else self._trajectory_length
@@ -108,7 +108,6 @@ class MALT(LangevinKernel):
             before = end
             end = kinetic_step(before, potential_and_grad, h, friction, "OBABO", adapt_state.scale)
             error = error + energy_error(before, end, h, adapt_state.scale)
-        accept_prob = accept_probability(error)
-        info = StepInfo(accept_prob, error, num_steps)
-        accept = torch.rand_like(accept_prob) < accept_prob
+        accept = torch.rand_like(error).log() < -error
+        info = StepInfo(error, diverges(error), num_steps)
         return choose(accept, chains._replace(**end._asdict()), chains._replace(v=start.v)), info

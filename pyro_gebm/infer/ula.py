@@ -36,7 +36,7 @@ class ULA(LangevinKernel):
     Raises:
         ValueError: for both or neither of model and potential_fn, an argument out of its range, or an initial point
             where the potential is not finite.
-        RuntimeError: at run time, if the potential is NaN 100 steps in a row.
+        RuntimeError: at run time, if the potential is NaN 100 draws in a row.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -80,6 +80,6 @@ class ULA(LangevinKernel):
             transforms=transforms,
         )
 
-    def _step(self, chains, potential_and_grad, step_size, adapt_state):
+    def _step(self, chains, potential_and_grad, step_size, adapt_state, last):
         proposal, info = overdamped_step(chains, potential_and_grad, step_size, adapt_state.scale)
-        return choose(torch.isfinite(proposal.potential_energy), proposal, chains), info
+        return choose(proposal.potential_energy < torch.inf, proposal, chains), info

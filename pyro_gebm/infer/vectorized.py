@@ -35,7 +35,7 @@ class VectorizedMCMC(AbstractMCMC):
         TypeError: if the kernel is not one of `infer`.
         ValueError: for numbers out of range, `initial_params` of another number of chains, or a model with discrete
             latent sites or subsampling.
-        RuntimeError: while running, if the potential is NaN 100 steps in a row.
+        RuntimeError: while running, if the potential is NaN 100 draws in a row.
 
     Example:
         >>> import pyro, pyro.distributions as dist
