@@ -85,7 +85,7 @@ def check_convergence(quantities, step):
         return
     rhat, bulk, tail = max(rows, key=lambda r: r[1]), min(rows, key=lambda r: r[2]), min(rows, key=lambda r: r[3])
     numbers = {"max_rhat": rhat[1], "max_rhat_of": rhat[0]}
-    says = f"R-hat is {rhat[1]:.4g} at most ({rhat[0]}):"
+    says = f"R-hat is {rhat[1]:{'.3f' if rhat[1] < 1000 else '.2g'}} at most ({rhat[0]}):"
     if draws.shape[0] == 1:
         yield Finding(
             numbers,

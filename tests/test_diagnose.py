@@ -140,6 +140,34 @@ def test_a_stuck_chain_among_many_in_many_dimensions(package):
     assert any("all of them: chain 5 visits" in warning for warning in found.warnings)
 
 
+def test_noise_of_means_in_many_dimensions_is_no_mode(package):
+    """On the draws that they were taken from, these chains' means lie six standard deviations apart."""
+    z = np.random.default_rng(0).normal(size=(4, 200, 4000))
+    assert modes_of(package, z).shares.shape[1] == 1
+    stuck = z.copy()
+    stuck[3, :, 17] += 30.0
+    assert modes_of(package, stuck).shares.shape[1] == 2
+
+
+@pytest.mark.parametrize("seed", [0, 1, 4])
+def test_lumps_of_chains_that_move_slowly_are_no_modes(package, seed):
+    z = autoregressive((16, 300, 3), 0.98, seed)
+    assert modes_of(package, z).shares.shape[1] == 1
+
+
+def test_narrow_modes_far_apart_are_told_from_each_other(package):
+    """Five of them, each visited by its own chains: the spread within a chain is that of a mode."""
+    z = np.random.default_rng(0).normal(size=(20, 200, 2))
+    z[..., 0] += 15.0 * (np.arange(20) % 5)[:, None]
+    found = modes_of(package, z)
+    assert found.shares.shape[1] == 5 and all(len(visited) == 1 for visited in found.visited)
+
+
+def modes_of(package, z):
+    module = importlib.import_module(f"{package.__name__}.modes")
+    return module.modes_visited(z, {}, lambda values: float(az.ess(values)))
+
+
 def test_modes_that_show_in_the_energy_only(package):
     posterior, statistics = good()
     statistics["energy_x"][1] += 60.0
@@ -210,13 +238,19 @@ def test_low_acceptance(package):
 
 
 @pytest.mark.parametrize(
-    "factor, draws, warns",
-    [(0.9, DRAWS, True), (1.1, DRAWS, True), (0.985, DRAWS, False), (0.96, 30, False), (0.5, 30, True)],
+    "factor, draws, dim, warns",
+    [
+        (0.9, DRAWS, 10, True),
+        (1.1, DRAWS, 10, True),
+        (0.985, DRAWS, 500, False),
+        (0.96, 30, 10, False),
+        (0.5, 30, 10, True),
+    ],
     ids=["cold", "hot", "within 2 %", "within 4 standard errors", "cold and short"],
 )
-def test_temperature(package, factor, draws, warns):
+def test_temperature(package, factor, draws, dim, warns):
     rng = np.random.default_rng(0)
-    temperature = factor * rng.chisquare(DIM, (CHAINS, draws)) / DIM
+    temperature = factor * rng.chisquare(dim, (CHAINS, draws)) / dim
     posterior = {"z": rng.normal(size=(CHAINS, draws))}
     found = verdict(package, posterior, {"kinetic_temperature": temperature})
     assert abs(found.kinetic_temperature - factor) < 5 * found.kinetic_temperature_mcse
