@@ -62,15 +62,24 @@ def to_arviz(mcmc, gebm=None, site=None, *, coords=None, dims=None):
     if not isinstance(mcmc, MCMC):
         raise TypeError(f"Expected a numpyro.infer.MCMC; got {type(mcmc).__name__}.")
     draws = mcmc.get_samples(group_by_chain=True)
-    leaves = jax.tree_util.tree_flatten_with_path(draws if isinstance(draws, dict) else {site or "z": draws})[0]
-    posterior = {jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(leaf) for path, leaf in leaves}
-    fields = mcmc.get_extra_fields(group_by_chain=True).items()
-    statistics = {_STATISTICS.get(name, name): np.asarray(value) for name, value in fields if hasattr(value, "shape")}
-    if "lp" in statistics:
-        statistics["lp"] = -statistics["lp"]
+    posterior = {name: np.asarray(value) for name, value in named_arrays(draws, site or "z").items()}
+    statistics = named_statistics(mcmc.get_extra_fields(group_by_chain=True))
+    statistics = {name: np.asarray(value) for name, value in statistics.items()}
     if gebm is not None:
         statistics["energy_x"] = _energy_of_latents(gebm, posterior[_latent_site(posterior, gebm, site)])
     return _from_dict(posterior, statistics, coords, dims)
+
+
+def named_arrays(draws, name="z"):
+    """The arrays of a pytree of draws by name; a pytree that is not a dict is called `name`."""
+    leaves = jax.tree_util.tree_flatten_with_path(draws if isinstance(draws, dict) else {name: draws})[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def named_statistics(fields):
+    """Fields of a kernel's state by the names that ArviZ gives them."""
+    statistics = {_STATISTICS.get(name, name): value for name, value in fields.items() if hasattr(value, "shape")}
+    return statistics | ({"lp": -statistics["lp"]} if "lp" in statistics else {})
 
 
 def _latent_site(posterior, gebm, site):

@@ -134,6 +134,21 @@ class DrawFile:
         os.fsync(self._file.fileno())
         self.num_draws_written = count
 
+    def rewind(self, num_draws):
+        """Drop the draws after the first `num_draws` of each chain; the next `append` writes over them.
+
+        Args:
+            num_draws: draws that stay.
+
+        Raises:
+            ValueError: if there are fewer.
+        """
+        if not 0 <= num_draws <= self.num_draws_written:
+            raise ValueError(f"Expected at most {self.num_draws_written} draws, those written; got {num_draws}.")
+        write(self._file, self._count_offset, np.array(num_draws, "<i8"))
+        os.fsync(self._file.fileno())
+        self.num_draws_written = num_draws
+
     def _checked_chunks(self, groups):
         """Pairs of a slab and its new values, all of them checked."""
         chunks = []

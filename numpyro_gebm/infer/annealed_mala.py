@@ -10,6 +10,8 @@ from jax import lax, random
 from numpyro.distributions import biject_to
 from numpyro.distributions.util import sum_rightmost
 
+from numpyro_gebm.infer.dynamics import overdamped_move, reverse_noise
+
 __all__ = ["AnnealedMALA"]
 
 
@@ -143,10 +145,10 @@ def mala_step(rng_key, point, log_step, evaluate, log_density_and_grad):
     h = jnp.exp(log_step).reshape(log_step.shape + (1,) * (point[0].ndim - ndim))
     log_density, grad = log_density_and_grad(point)
     noise = random.normal(key_noise, grad.shape, grad.dtype)
-    proposal = evaluate(point[0] + 0.5 * h**2 * grad + h * noise)
+    proposal = evaluate(overdamped_move(point[0], -grad, noise, h))
     new_log_density, new_grad = log_density_and_grad(proposal)
-    reverse_noise = noise + 0.5 * h * (grad + new_grad)
-    log_ratio = new_log_density - log_density + 0.5 * _sum_to(noise**2 - reverse_noise**2, ndim)
+    back = reverse_noise(-grad, -new_grad, noise, h)
+    log_ratio = new_log_density - log_density + 0.5 * _sum_to(noise**2 - back**2, ndim)
     accept_prob = jnp.exp(jnp.minimum(0.0, jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio)))
     accept = random.uniform(key_accept, accept_prob.shape, accept_prob.dtype) < accept_prob
     point = jax.tree.map(lambda new, old: jnp.where(_right_expand(accept, new), new, old), proposal, point)

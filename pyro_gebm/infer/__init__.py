@@ -6,7 +6,18 @@ from pyro_gebm.infer.initialization import init_to_prior
 from pyro_gebm.infer.kinetic_langevin import KineticLangevin
 from pyro_gebm.infer.mala import MALA
 from pyro_gebm.infer.malt import MALT
+from pyro_gebm.infer.streaming import stream_draws
 from pyro_gebm.infer.ula import ULA
 from pyro_gebm.infer.vectorized import VectorizedMCMC
 
-__all__ = ["GHMC", "MALA", "MALT", "ULA", "AnnealedMALA", "KineticLangevin", "VectorizedMCMC", "init_to_prior"]
+__all__ = [
+    "GHMC",
+    "MALA",
+    "MALT",
+    "ULA",
+    "AnnealedMALA",
+    "KineticLangevin",
+    "VectorizedMCMC",
+    "init_to_prior",
+    "stream_draws",
+]

@@ -7,6 +7,8 @@ import torch
 from pyro.distributions.util import sum_rightmost
 from torch.distributions import biject_to
 
+from pyro_gebm.infer.dynamics import overdamped_move, reverse_noise
+
 __all__ = ["AnnealedMALA"]
 
 
@@ -126,10 +128,10 @@ def mala_step(point, log_step, evaluate, log_density_and_grad):
     h = _right_expand(log_step.exp(), point[0])
     log_density, grad = log_density_and_grad(point)
     noise = torch.randn_like(grad)
-    proposal = evaluate(point[0] + 0.5 * h**2 * grad + h * noise)
+    proposal = evaluate(overdamped_move(point[0], -grad, noise, h))
     new_log_density, new_grad = log_density_and_grad(proposal)
-    reverse_noise = noise + 0.5 * h * (grad + new_grad)
-    log_ratio = new_log_density - log_density + 0.5 * _sum_to(noise**2 - reverse_noise**2, ndim)
+    back = reverse_noise(-grad, -new_grad, noise, h)
+    log_ratio = new_log_density - log_density + 0.5 * _sum_to(noise**2 - back**2, ndim)
     accept_prob = torch.nan_to_num(log_ratio, nan=-math.inf).clamp(max=0.0).exp()
     accept = torch.rand_like(accept_prob) < accept_prob
     return [torch.where(_right_expand(accept, new), new, old) for new, old in zip(proposal, point)], accept_prob

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 
+from pyro_gebm.checkpoints import get_rng_state, set_rng_state
 from pyro_gebm.infer.adaptation import AdaptState, adapt, finish, init_adaptation
 from pyro_gebm.infer.dynamics import kinetic_energy
 from pyro_gebm.infer.initialization import init_to_prior
@@ -13,6 +14,8 @@ from pyro_gebm.infer.potential import initialize_chains
 
 __all__ = ["Chains", "LangevinKernel", "LangevinState", "StepInfo", "accept_probability", "choose", "diverges"]
 
+#: What of the adaptation counts after the warm-up.
+_KEPT = ("step_size", "length_scale", "warmup_converged", "scale", "num_warmup_steps")
 #: Energy error above which a step is reported as divergent, as in NumPyro's HMC.
 MAX_ENERGY_ERROR = 1000.0
 #: Draws in a row that end in a step into NaN, after which a run stops.
@@ -291,6 +294,36 @@ class LangevinKernel(MCMCKernel):
         if self._has_velocity:
             statistics["kinetic_temperature"] = state.kinetic_temperature
         return statistics
+
+    def state_dict(self):
+        """State after the warm-up, the random state included: nested dictionaries of tensors and numbers."""
+        state, adapt_state = self.state, self.state.adapt_state
+        return {
+            "i": state.i,
+            "chains": state.chains._asdict(),
+            "num_nan": state.num_nan,
+            "adapt_state": {name: getattr(adapt_state, name) for name in _KEPT},
+            "rng": get_rng_state(state.num_nan.device),
+        }
+
+    def load_state_dict(self, saved):
+        """Go back to a state from `state_dict`, after `setup_chains`.
+
+        Args:
+            saved: what `state_dict` returned.
+
+        Raises:
+            ValueError: if it is of chains of another shape.
+        """
+        chains = Chains(**saved["chains"])
+        if chains.z.shape != self.state.chains.z.shape:
+            raise ValueError(
+                f"Expected a state of chains of shape {tuple(self.state.chains.z.shape)}; got "
+                f"{tuple(chains.z.shape)}. Resume with the same model and number of chains."
+            )
+        adapt_state = self.state.adapt_state._replace(**saved["adapt_state"])
+        self.state = self.state._replace(i=saved["i"], chains=chains, num_nan=saved["num_nan"], adapt_state=adapt_state)
+        set_rng_state(saved["rng"], chains.z.device)
 
     def sample(self, params):
         """One iteration of a single chain, as Pyro's `MCMC` asks for."""

@@ -80,18 +80,19 @@ class VectorizedMCMC(AbstractMCMC):
     @poutine.block
     def run(self, *args, **kwargs):
         """Run the warm-up and draw; arguments are those of the model."""
-        kernel = self.kernel
-        kernel.setup_chains(self.warmup_steps, self.num_chains, self._initial_params, *args, **kwargs)
-        total = self.warmup_steps + self.num_samples
-        with tqdm(total=total, disable=self.disable_progbar, desc="Warmup") as bar:
-            self._warm_up(bar)
+        self.start(*args, **kwargs)
+        chunks, left = [], self.num_samples
+        with tqdm(total=self.warmup_steps + self.num_samples, disable=self.disable_progbar, desc="Warmup") as bar:
+            self.warm_up(bar)
             bar.set_description("Sample")
-            draws, statistics = self._draw(bar)
-        self.transforms = kernel.transforms
-        self._samples = {
-            name: self.transforms[name].inv(value) if name in self.transforms else value
-            for name, value in draws.items()
-        }
+            while left > 0:
+                chunks.append(self.draw(min(CHUNK, left)))
+                left -= min(CHUNK, left)
+                bar.update(self.warmup_steps + self.num_samples - left - bar.n)
+                bar.set_postfix(self.kernel.logging())
+        self._samples, statistics = (
+            {name: torch.cat([chunk[part][name] for chunk in chunks], 1) for name in chunks[0][part]} for part in (0, 1)
+        )
         self._diagnostics = [
             {
                 "divergences": statistics["diverging"][chain].nonzero().flatten().tolist(),
@@ -101,40 +102,57 @@ class VectorizedMCMC(AbstractMCMC):
             for chain in range(self.num_chains)
         ]
 
-    def _warm_up(self, bar):
+    def start(self, *args, **kwargs):
+        """Start the chains; arguments are those of the model."""
+        self.kernel.setup_chains(self.warmup_steps, self.num_chains, self._initial_params, *args, **kwargs)
+        self.transforms = self.kernel.transforms
+
+    def warm_up(self, bar=None):
+        """Run the warm-up, until it has converged or its steps are spent.
+
+        Args:
+            bar: a progress bar to move.
+        """
         kernel = self.kernel
         while kernel.warming and not kernel.state.adapt_state.warmup_converged:
             kernel.advance()
-            bar.update()
             if kernel.state.i % CHUNK == 0:
                 kernel.check()
-                bar.set_postfix(kernel.logging())
+                if bar is not None:
+                    bar.update(kernel.state.i - bar.n)
+                    bar.set_postfix(kernel.logging())
         kernel.state = kernel.state._replace(i=self.warmup_steps)
-        bar.update(self.warmup_steps - bar.n)
+        if bar is not None:
+            bar.update(self.warmup_steps - bar.n)
 
-    def _draw(self, bar):
-        chunks = []
-        while (done := sum(len(chunk[1]["diverging"]) for chunk in chunks)) < self.num_samples:
-            chunks.append(self._draw_chunk(min(CHUNK, self.num_samples - done)))
-            self.kernel.check()
-            bar.update(len(chunks[-1][1]["diverging"]))
-            bar.set_postfix(self.kernel.logging())
-        return tuple(
-            {name: torch.cat([chunk[part][name] for chunk in chunks]).transpose(0, 1) for name in chunks[0][part]}
-            for part in (0, 1)
-        )
+    def draw(self, num):
+        """The next draws of all chains.
 
-    def _draw_chunk(self, num):
-        """Draws and statistics, each of shape `(num, chains, ...)`, on the host."""
+        Args:
+            num: how many of each chain.
+
+        Returns:
+            Latent sites and statistics: dicts of tensors on the host of shape `(num_chains, num, ...)`.
+
+        Raises:
+            RuntimeError: if the potential was NaN 100 draws in a row in some chain.
+        """
         draws, statistics = [], []
         for _ in range(num):
             for _ in range(self.thinning):
                 self.kernel.advance()
             draws.append(self.kernel.positions())
             statistics.append(self.kernel.statistics())
-        return tuple(
-            {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]} for rows in (draws, statistics)
+        self.kernel.check()
+        draws, statistics = (
+            {name: torch.stack([row[name] for row in rows], 1).cpu() for name in rows[0]}
+            for rows in (draws, statistics)
         )
+        return self.constrained(draws), statistics
+
+    def constrained(self, params):
+        """Values of the latent sites at unconstrained tensors."""
+        return {name: self.transforms[name].inv(u) if name in self.transforms else u for name, u in params.items()}
 
     def get_samples(self, num_samples=None, group_by_chain=False):
         """Draws of the latent sites, on the host.

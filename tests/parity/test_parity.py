@@ -1,5 +1,6 @@
 """The same weights give the same numbers in both hosts, and the same names take the same arguments."""
 
+import importlib
 import inspect
 
 import numpy as np
@@ -10,8 +11,10 @@ pyro_gebm = pytest.importorskip("pyro_gebm")
 jax, jnp = pytest.importorskip("jax"), pytest.importorskip("jax.numpy")
 torch = pytest.importorskip("torch")
 numpyro_dist, pyro_dist = pytest.importorskip("numpyro.distributions"), pytest.importorskip("pyro.distributions")
-numpyro_dynamics, pyro_dynamics = numpyro_gebm.infer.dynamics, pyro_gebm.infer.dynamics
-numpyro_adaptation, pyro_adaptation = numpyro_gebm.infer.adaptation, pyro_gebm.infer.adaptation
+numpyro_dynamics = pytest.importorskip("numpyro_gebm.infer.dynamics")
+pyro_dynamics = pytest.importorskip("pyro_gebm.infer.dynamics")
+numpyro_adaptation = pytest.importorskip("numpyro_gebm.infer.adaptation")
+pyro_adaptation = pytest.importorskip("pyro_gebm.infer.adaptation")
 
 NETWORKS = {
     "mlp": {
@@ -248,6 +251,7 @@ NUMPYRO_ARGUMENTS = {
     "KALE.run": {"rng_key", "init_state"},
     "KALE.evaluate": {"state"},
     "infer.AnnealedMALA.__call__": {"rng_key"},
+    "infer.stream_draws": {"rng_key", "init_params"},
     "infer.dynamics.kinetic_step": {"rng_key"},
     "infer.dynamics.refreshed": {"rng_key"},
     "guide.settle_log_partition": {"rng_key"},
@@ -272,6 +276,8 @@ LEVELS = ["", "divergences", "infer", "metrics", "nn"]
 def attribute(package, path):
     value = package
     for name in filter(None, path.split(".")):
+        if inspect.ismodule(value) and not hasattr(value, name):
+            importlib.import_module(f"{value.__name__}.{name}")
         value = getattr(value, name)
     return value
 

@@ -1,0 +1,150 @@
+"""Long runs: draws to a file while sampling."""
+
+import pathlib
+
+import jax
+import numpy as np
+from jax import lax, random
+from numpyro.infer import MCMC
+from numpyro.util import is_prng_key
+from tqdm import tqdm
+
+from numpyro_gebm.checkpoints import read_latest_checkpoint, write_checkpoint
+from numpyro_gebm.diagnostics import named_arrays, named_statistics
+from numpyro_gebm.draw_file import DrawFile, read_draws
+from numpyro_gebm.infer.kernel import LangevinKernel
+
+__all__ = ["stream_draws"]
+
+#: Steps of the warm-up between two looks at whether it has converged.
+WARMUP_CHUNK = 100
+
+
+def stream_draws(
+    mcmc,
+    path,
+    rng_key,
+    model_args=(),
+    model_kwargs=None,
+    *,
+    init_params=None,
+    chunk_size=1000,
+    resume=False,
+    progress_bar=True,
+):
+    """Run a kernel of `infer` and write its draws to a NetCDF file as they come, at constant memory.
+
+    Only the latent sites are kept (no deterministic ones: `decode` makes x of z), with every statistic. After each
+    chunk the state of the chains (positions, velocities, adaptation, random state) is written beside the file, to
+    `<path>.state`. A run that was killed, at any moment, goes on from there with `resume=True`, and ends with the draws
+    of an uninterrupted one.
+
+    Args:
+        mcmc: a `numpyro.infer.MCMC` with a kernel of `infer`; its chains are run together.
+        path: the file.
+        rng_key: a JAX random key.
+        model_args: arguments of the model.
+        model_kwargs: its keyword arguments.
+        init_params: where chains start, with a leading axis of `num_chains`; None draws it.
+        chunk_size: draws of each chain that are in memory at once.
+        resume: continue the file at `path`, if there is one.
+        progress_bar: whether to show one.
+
+    Returns:
+        The draws, as `read_draws` returns them.
+
+    Raises:
+        FileExistsError: if there is a file at `path`, without `resume`.
+        ImportError: without h5netcdf, naming the extra to install.
+        TypeError: if `mcmc` is no NumPyro `MCMC` with a kernel of `infer`.
+        ValueError: for a chunk size below 1, or a file that does not fit the run.
+
+    Example:
+        >>> import tempfile, jax, numpyro, numpyro.distributions as dist
+        >>> from numpyro_gebm import GEBM
+        >>> from numpyro_gebm.infer import GHMC
+        >>> gebm = GEBM(dist.Normal(0.0, 1.0), lambda x: 0.5 * x**2)
+        >>> kernel = GHMC(lambda: numpyro.sample("z", gebm.latent))
+        >>> mcmc = MCMC(kernel, num_warmup=50, num_samples=40, num_chains=4, chain_method="vectorized")
+        >>> path = tempfile.mkdtemp() + "/draws.nc"
+        >>> draws = stream_draws(mcmc, path, jax.random.key(0), chunk_size=20, progress_bar=False)
+        >>> draws["posterior"]["z"].shape
+        (4, 40)
+    """
+    kernel = mcmc.sampler if isinstance(mcmc, MCMC) else None
+    if not isinstance(kernel, LangevinKernel):
+        raise TypeError(f"Expected a numpyro.infer.MCMC with a kernel of `numpyro_gebm.infer`; got {mcmc!r}.")
+    if not chunk_size >= 1:
+        raise ValueError(f"Expected chunk_size >= 1; got {chunk_size}.")
+    path, model_kwargs = pathlib.Path(path), {} if model_kwargs is None else model_kwargs
+    folder, resume = path.with_name(f"{path.name}.state"), resume and path.exists()
+    keys = random.split(rng_key, mcmc.num_chains) if is_prng_key(rng_key) else rng_key
+    state = kernel.init(keys, mcmc.num_warmup, init_params, model_args, model_kwargs)
+    warm, draw = _compiled(mcmc, kernel, model_args, model_kwargs)
+    total, num_draws = mcmc.num_samples // mcmc.thinning, 0
+    with tqdm(total=total, disable=not progress_bar, unit="draw") as bar:
+        if resume:
+            state, num_draws = read_latest_checkpoint(folder, (state, np.zeros((), int)))
+        else:
+            state = _warmed_up(state, mcmc.num_warmup, warm, bar)
+        with DrawFile.open(path) if resume else _create(path, mcmc.num_chains, total, draw, state) as file:
+            file.rewind(int(num_draws))
+            if not resume:
+                write_checkpoint(folder, 0, (state, np.zeros((), int)))
+            bar.set_description("Sample")
+            bar.update(file.num_draws_written)
+            while (left := total - file.num_draws_written) > 0:
+                state, draws = draw(state, min(chunk_size, left))
+                groups = [{name: np.swapaxes(value, 0, 1) for name, value in group.items()} for group in draws]
+                file.append(*groups)
+                write_checkpoint(folder, file.num_draws_written, (state, np.asarray(file.num_draws_written)))
+                bar.update(min(chunk_size, left))
+    return read_draws(path)
+
+
+def _warmed_up(state, num_warmup, warm, bar):
+    bar.set_description("Warmup")
+    for start in range(0, num_warmup, WARMUP_CHUNK):
+        state = warm(state, min(WARMUP_CHUNK, num_warmup - start))
+        if state.adapt_state.warmup_converged.all():
+            return state._replace(i=jax.numpy.full_like(state.i, num_warmup))
+    return state
+
+
+def _compiled(mcmc, kernel, args, kwargs):
+    """The next steps of a warm-up, and the next draws with their statistics, draws first."""
+
+    def step(i, state):
+        return kernel.sample(state, args, kwargs)
+
+    def collect(state, _):
+        state = lax.fori_loop(0, mcmc.thinning, step, state)
+        values = jax.vmap(kernel.postprocess_fn(args, kwargs))(state.z)
+        if isinstance(state.z, dict):
+            values = {name: values[name] for name in state.z}
+        return state, (named_arrays(values), named_statistics(_fields(state, kernel.default_fields)))
+
+    warm = jax.jit(lambda state, num: lax.fori_loop(0, num, step, state))
+    draw = jax.jit(lambda state, num: lax.scan(collect, state, length=num), static_argnums=1)
+    return warm, draw
+
+
+def _fields(state, names):
+    values = {}
+    for name in names:
+        if name == "z":
+            continue
+        values[name] = state
+        for part in name.split("."):
+            values[name] = getattr(values[name], part)
+    return values
+
+
+def _create(path, num_chains, num_draws, draw, state):
+    _, draws = jax.eval_shape(lambda state: draw(state, 1), state)
+    variables = {
+        name: (value.shape[2:], value.dtype, group)
+        for group, values in zip(("posterior", "sample_stats"), draws)
+        for name, value in values.items()
+    }
+    return DrawFile.create(path, num_chains, num_draws, variables)

@@ -1,0 +1,94 @@
+"""Long runs: draws to a file while sampling."""
+
+import pathlib
+
+import numpy as np
+from tqdm import tqdm
+
+from pyro_gebm.checkpoints import read_latest_checkpoint, write_checkpoint
+from pyro_gebm.draw_file import DrawFile, read_draws
+from pyro_gebm.infer.vectorized import VectorizedMCMC
+
+__all__ = ["stream_draws"]
+
+
+def stream_draws(mcmc, path, model_args=(), model_kwargs=None, *, chunk_size=1000, resume=False, progress_bar=True):
+    """Run a kernel of `infer` and write its draws to a NetCDF file as they come, at constant memory.
+
+    Only the latent sites are kept (`decode` makes x of z), with every statistic. After each
+    chunk the state of the chains (positions, velocities, adaptation, random state) is written beside the file, to
+    `<path>.state`. A run that was killed, at any moment, goes on from there with `resume=True`, and ends with the draws
+    of an uninterrupted one.
+
+    Args:
+        mcmc: a `VectorizedMCMC`.
+        path: the file.
+        model_args: arguments of the model.
+        model_kwargs: its keyword arguments.
+        chunk_size: draws of each chain that are in memory at once.
+        resume: continue the file at `path`, if there is one.
+        progress_bar: whether to show one.
+
+    Returns:
+        The draws, as `read_draws` returns them.
+
+    Raises:
+        FileExistsError: if there is a file at `path`, without `resume`.
+        ImportError: without h5netcdf, naming the extra to install.
+        TypeError: if `mcmc` is no `VectorizedMCMC`.
+        ValueError: for a chunk size below 1, or a file that does not fit the run.
+
+    Example:
+        >>> import tempfile, pyro, pyro.distributions as dist
+        >>> from pyro_gebm import GEBM
+        >>> from pyro_gebm.infer import GHMC
+        >>> gebm = GEBM(dist.Normal(0.0, 1.0), lambda x: 0.5 * x**2)
+        >>> kernel = GHMC(lambda: pyro.sample("z", gebm.latent))
+        >>> mcmc = VectorizedMCMC(kernel, num_samples=40, warmup_steps=50, num_chains=4)
+        >>> path = tempfile.mkdtemp() + "/draws.nc"
+        >>> draws = stream_draws(mcmc, path, chunk_size=20, progress_bar=False)
+        >>> draws["posterior"]["z"].shape
+        (4, 40)
+    """
+    if not isinstance(mcmc, VectorizedMCMC):
+        raise TypeError(f"Expected a pyro_gebm.infer.VectorizedMCMC; got {type(mcmc).__name__}.")
+    if not chunk_size >= 1:
+        raise ValueError(f"Expected chunk_size >= 1; got {chunk_size}.")
+    path, model_kwargs = pathlib.Path(path), {} if model_kwargs is None else model_kwargs
+    folder, resume = path.with_name(f"{path.name}.state"), resume and path.exists()
+    mcmc.start(*model_args, **model_kwargs)
+    kernel, total, num_draws = mcmc.kernel, mcmc.num_samples, 0
+    with tqdm(total=total, disable=not progress_bar, unit="draw") as bar:
+        if resume:
+            saved = read_latest_checkpoint(folder, kernel.state.chains.z.device)
+            num_draws = saved.pop("num_draws")
+            kernel.load_state_dict(saved)
+        else:
+            bar.set_description("Warmup")
+            mcmc.warm_up()
+        with DrawFile.open(path) if resume else _create(path, mcmc) as file:
+            file.rewind(num_draws)
+            if not resume:
+                write_checkpoint(folder, 0, {**kernel.state_dict(), "num_draws": 0})
+            bar.set_description("Sample")
+            bar.update(file.num_draws_written)
+            while (left := total - file.num_draws_written) > 0:
+                file.append(*_arrays(mcmc.draw(min(chunk_size, left))))
+                num_draws = file.num_draws_written
+                write_checkpoint(folder, num_draws, {**kernel.state_dict(), "num_draws": num_draws})
+                bar.update(min(chunk_size, left))
+    return read_draws(path)
+
+
+def _arrays(groups):
+    return [{name: value.numpy() for name, value in group.items()} for group in groups]
+
+
+def _create(path, mcmc):
+    groups = {"posterior": mcmc.constrained(mcmc.kernel.positions()), "sample_stats": mcmc.kernel.statistics()}
+    variables = {
+        name: (tuple(value.shape[1:]), np.dtype(str(value.dtype).removeprefix("torch.")), group)
+        for group, values in groups.items()
+        for name, value in values.items()
+    }
+    return DrawFile.create(path, mcmc.num_chains, mcmc.num_samples, variables)

@@ -1,0 +1,140 @@
+"""Draws to a file while sampling, in both hosts: killed, resumed, and in little memory."""
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+PROGRAMS = {
+    "numpyro": """
+import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
+from numpyro.infer import MCMC
+from numpyro_gebm.infer import GHMC, KineticLangevin, stream_draws
+def run(path, num_samples, chunk_size, resume, kernel=GHMC, chains=4, dim=3, warmup=100, **kwargs):
+    model = lambda: numpyro.sample("z", dist.Normal(jnp.zeros(dim), 1.0).to_event(1))
+    mcmc = MCMC(kernel(model, **kwargs), num_warmup=warmup, num_samples=num_samples, num_chains=chains,
+                chain_method="vectorized", progress_bar=False)
+    return stream_draws(mcmc, path, jax.random.key(0), chunk_size=chunk_size, resume=resume, progress_bar=False)
+""",
+    "pyro": """
+import pyro, pyro.distributions as dist, torch
+from pyro_gebm.infer import GHMC, KineticLangevin, VectorizedMCMC, stream_draws
+def run(path, num_samples, chunk_size, resume, kernel=GHMC, chains=4, dim=3, warmup=100, **kwargs):
+    pyro.set_rng_seed(0)
+    model = lambda: pyro.sample("z", dist.Normal(torch.zeros(dim), 1.0).to_event(1))
+    mcmc = VectorizedMCMC(kernel(model, **kwargs), num_samples, warmup, chains)
+    return stream_draws(mcmc, path, chunk_size=chunk_size, resume=resume, progress_bar=False)
+""",
+}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
+
+
+@pytest.fixture(params=PROGRAMS)
+def host(request):
+    pytest.importorskip(f"{request.param}_gebm")
+    return request.param
+
+
+def run(host, *args, **kwargs):
+    names = {}
+    exec(PROGRAMS[host], names)
+    return names["run"](*args, **kwargs)
+
+
+def command(host, call):
+    return [sys.executable, "-c", PROGRAMS[host] + call]
+
+
+def test_the_file_holds_the_draws_of_the_kernel(host, tmp_path):
+    data = run(host, tmp_path / "draws.nc", 50, 20, False)
+    assert data["posterior"]["z"].shape == (4, 50, 3) and np.isfinite(data["posterior"]["z"].values).all()
+    assert {"lp", "acceptance_rate", "step_size", "warmup_converged"} <= set(data["sample_stats"].data_vars)
+    np.testing.assert_allclose(
+        data["sample_stats"]["lp"],
+        -0.5 * (data["posterior"]["z"].values ** 2).sum(-1) - 1.5 * np.log(2 * np.pi),
+        rtol=1e-4,
+    )
+
+
+def test_draws_do_not_depend_on_chunks_and_go_on_where_they_stopped(host, tmp_path):
+    whole = run(host, tmp_path / "whole.nc", 60, 60, False)["posterior"]["z"].values
+    chunks = run(host, tmp_path / "chunks.nc", 60, 7, False)["posterior"]["z"].values
+    np.testing.assert_array_equal(whole, chunks)
+    finished = run(host, tmp_path / "whole.nc", 60, 60, True)["posterior"]["z"].values
+    np.testing.assert_array_equal(whole, finished)
+    with pytest.raises(FileExistsError, match="Expected no file"):
+        run(host, tmp_path / "whole.nc", 60, 60, False)
+
+
+@pytest.mark.parametrize("after", [0.02, 0.3])
+def test_a_killed_run_goes_on_bit_for_bit(host, tmp_path, after):
+    path, num = tmp_path / "draws.nc", 100_000
+    process = subprocess.Popen(command(host, f"run({str(path)!r}, {num}, 10, False)"), env=ENVIRONMENT)
+    folder = path.with_name("draws.nc.state")
+    deadline = time.time() + 120
+    while not (folder.exists() and len(list(folder.iterdir())) > 2):
+        assert process.poll() is None and time.time() < deadline
+        time.sleep(0.01)
+    time.sleep(after)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    steps = [int(re.search(r"\d+", p.name)[0]) for p in folder.iterdir() if p.suffix != ".tmp"]
+    assert 0 < max(steps) < num
+    resumed = f"""
+import {host}_gebm.infer.streaming as streaming
+from {host}_gebm.draw_file import DrawFile
+append = DrawFile.append
+def stop(self, *args):
+    append(self, *args)
+    if self.num_draws_written >= {max(steps) + 30}:
+        raise KeyboardInterrupt
+DrawFile.append = stop
+try:
+    run({str(path)!r}, {num}, 10, True)
+except KeyboardInterrupt:
+    pass
+"""
+    subprocess.run(command(host, resumed), env=ENVIRONMENT, check=True)
+    from importlib import import_module
+
+    again = import_module(f"{host}_gebm").read_draws(path)["posterior"]["z"].values
+    assert again.shape[1] >= max(steps) + 30
+    script = f"""
+import numpy as np
+z = run({str(tmp_path / "whole.nc")!r}, {again.shape[1]}, 50, False)["posterior"]["z"].values
+np.save({str(tmp_path / "whole.npy")!r}, z)
+"""
+    subprocess.run(command(host, script), env=ENVIRONMENT, check=True)
+    np.testing.assert_array_equal(again, np.load(tmp_path / "whole.npy"))
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_draws(host, tmp_path):
+    """20,000 draws of 64 chains with 100 latents: half a gigabyte of draws."""
+    call = f"""
+import resource
+settings = dict(kernel=KineticLangevin, num_steps=1, adapt_step_size=False, chains=64, dim=100, warmup=0)
+run({str(tmp_path / "small.nc")!r}, 1000, 500, False, **settings)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+run({str(tmp_path / "large.nc")!r}, 20_000, 500, False, **settings)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+    done = subprocess.run(command(host, call), env=ENVIRONMENT, check=True, capture_output=True, text=True)
+    assert float(done.stdout) < 150  # MB
+
+
+def test_arguments(host, tmp_path):
+    from importlib import import_module
+
+    stream_draws = import_module(f"{host}_gebm.infer").stream_draws
+    key = (None,) if host == "numpyro" else ()
+    with pytest.raises(TypeError, match="Expected a"):
+        stream_draws("mcmc", tmp_path / "draws.nc", *key)
+    with pytest.raises(ValueError, match="Expected chunk_size >= 1; got 0"):
+        run(host, tmp_path / "draws.nc", 10, 0, False)
