@@ -276,9 +276,8 @@ LEVELS = ["", "divergences", "infer", "metrics", "nn"]
 def attribute(package, path):
     value = package
     for name in filter(None, path.split(".")):
-        if inspect.ismodule(value) and not hasattr(value, name):
-            importlib.import_module(f"{value.__name__}.{name}")
-        value = getattr(value, name)
+        has = hasattr(value, name) or not inspect.ismodule(value)
+        value = getattr(value, name) if has else importlib.import_module(f"{value.__name__}.{name}")
     return value
 
 
