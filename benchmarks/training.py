@@ -4,8 +4,9 @@
 
 Contenders, measured in turns (A B C A B C ...) in one run; the table has medians and ratios of medians:
 
-- authors' style: written afresh in PyTorch; full backward through both networks, one Python step at a time, the losses
-  read off after every step;
+- authors' style: written afresh in PyTorch; full backward through both networks, the energy on data and base draws one
+  after the other, gradients squashed and checked one parameter at a time, the losses read off after every step;
+- authors' code, with `--reference DIR`, a checkout of their repository: their own `Trainer.iteration`;
 - Pyro: `KALE.step`; NumPyro: chunks of `KALE.run`, compiled before;
 - bare gradients, per host: the same gradients and Adam steps by hand, nothing else.
 """
@@ -21,6 +22,7 @@ import numpy as np
 import numpyro.distributions as numpyro_dist
 import optax
 import pyro.distributions as pyro_dist
+import reference
 import torch
 
 import numpyro_gebm
@@ -45,36 +47,57 @@ def authors_style(pair, data):
     """A function that takes `num` steps as the authors' training loop does."""
     latent, _, batch, _ = PAIRS[pair]
     generator, energy = networks(pyro_gebm, pair)
-    optims = [torch.optim.Adam(m.parameters(), 1e-4, betas=(0.5, 0.999)) for m in (generator, energy)]
     constant = torch.nn.Parameter(torch.zeros(()))
-    optims.append(torch.optim.Adam([constant], 1e-4, betas=(0.5, 0.999)))
+    energy_parameters = [*energy.parameters(), constant]
+    energy_optim = torch.optim.Adam(energy_parameters, 1e-4, betas=(0.5, 0.999))
+    base_optim = torch.optim.Adam(generator.parameters(), 1e-4, betas=(0.5, 0.999))
 
-    def zero_grad():
-        for optim in optims:
-            optim.zero_grad()
+    def squash():
+        for parameter in energy_parameters:
+            grad = parameter.grad
+            squashed = grad / (1 - grad) if parameter is constant else 2 * grad / (1 + grad**2)
+            parameter.grad = squashed if np.isfinite(squashed.norm().item()) else torch.zeros_like(grad)
 
     def run(num):
         for _ in range(num):
             real = data[torch.randint(len(data), (batch,))]
-            zero_grad()
-            fake = generator(torch.randn(batch, latent))
-            log_z = torch.logsumexp(-energy(fake), 0) - np.log(batch)
-            loss = energy(real).mean() + constant + torch.exp(log_z.detach() - constant) - 1 + log_z - log_z.detach()
+            energy_optim.zero_grad()
+            with torch.no_grad():
+                fake = generator(torch.randn(batch, latent))
+            loss = energy(real).mean() + constant + torch.exp(-(energy(fake) + constant)).mean() - 1
             mix = torch.rand(batch, *[1] * (real.dim() - 1))
-            points = (mix * real + (1 - mix) * fake).detach().requires_grad_(True)
+            points = (mix * real + (1 - mix) * fake).requires_grad_(True)
             (grads,) = torch.autograd.grad(energy(points).sum(), points, create_graph=True)
-            penalty = grads.flatten(1).square().sum(1).mean()
-            (loss + penalty).backward()
-            optims[1].step(), optims[2].step()
-            loss.item(), penalty.item()
-            zero_grad()
-            fake = generator(torch.randn(batch, latent))
-            base_loss = -torch.logsumexp(-energy(fake), 0)
+            (loss + grads.flatten(1).square().sum(1).mean()).backward()
+            squash()
+            energy_optim.step()
+            loss.item()
+            base_optim.zero_grad()
+            on_fake = energy(generator(torch.randn(batch, latent)))
+            base_loss = -(energy(real).mean() + torch.logsumexp(-on_fake, 0))
             base_loss.backward()
-            optims[0].step()
+            base_optim.step()
             base_loss.item()
 
     return run
+
+
+def authors_code(directory):
+    """A contender that takes steps by the authors' own trainer, from a checkout."""
+
+    def make(pair, data):
+        latent, _, batch, _ = PAIRS[pair]
+        trainer = reference.trainer_of(directory, *networks(pyro_gebm, pair), latent)
+
+        def run(num):
+            for _ in range(num):
+                real = data[torch.randint(len(data), (batch,))]
+                for net_type in ("discriminator", "generator"):
+                    trainer.iteration(real, net_type).item()
+
+        return run
+
+    return make
 
 
 def pyro_bare(pair, data):
@@ -190,12 +213,15 @@ def main():
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--steps", type=int, default=20, help="steps a round")
     parser.add_argument("--threads", type=int, help="PyTorch's threads")
+    parser.add_argument("--reference", help="a checkout of the authors' repository")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
     for pair in args.pairs:
         data = torch.rand(2000, *PAIRS[pair][1])
-        runs = {name: make(pair, data) for name, make in CONTENDERS.items()}
+        contenders = {"authors' code": authors_code(args.reference)} if args.reference else {}
+        contenders.update(CONTENDERS)
+        runs = {name: make(pair, data) for name, make in contenders.items()}
         times = {name: [] for name in runs}
         for run in runs.values():
             run(args.steps)  # compile, allocate
@@ -208,16 +234,16 @@ def main():
         print(
             f"\n{pair}: {PAIRS[pair]}, {args.rounds} rounds of {args.steps} steps, {torch.get_num_threads()} threads\n"
         )
-        print(
-            "| contender | ms a step | least to most | times the authors' style | over bare gradients |\n"
-            "|---|---|---|---|---|"
-        )
-        reference = median["authors' style"]
+        yardsticks = [name for name in median if name.startswith("authors'")]
+        columns = ["contender", "ms a step", "least to most", "over bare gradients"]
+        print(f"| {' | '.join(columns + [f'times the {name}' for name in yardsticks])} |")
+        print("|" + "---|" * (len(columns) + len(yardsticks)))
         for name, value in median.items():
             bare = {"Pyro": "PyTorch, bare gradients", "NumPyro": "JAX, bare gradients"}.get(name.split(",")[0])
             over = "" if bare is None else f"{100 * (value / median[bare] - 1):+.0f} %"
             spread = f"{min(times[name]):.1f} to {max(times[name]):.1f}"
-            print(f"| {name} | {value:.1f} | {spread} | {reference / value:.2f} | {over} |")
+            ratios = [f"{median[yardstick] / value:.2f}" for yardstick in yardsticks]
+            print(f"| {' | '.join([name, f'{value:.1f}', spread, over, *ratios])} |")
 
 
 if __name__ == "__main__":
