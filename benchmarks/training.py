@@ -14,6 +14,7 @@ Contenders, measured in turns (A B C A B C ...) in one run; the table has median
 import argparse
 import statistics
 import time
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -125,14 +126,14 @@ def pyro_bare(pair, data):
     return run
 
 
-def pyro_package(pair, data):
+def pyro_package(pair, data, fused=None):
     """A function that takes `num` steps of `pyro_gebm.KALE`."""
     latent, _, batch, _ = PAIRS[pair]
     generator, energy = networks(pyro_gebm, pair)
     base = pyro_gebm.Pushforward(pyro_dist.Normal(0.0, 1.0).expand([latent]).to_event(1), generator)
 
     def adam(parameters):
-        return torch.optim.Adam(parameters, 1e-4, betas=(0.5, 0.999))
+        return torch.optim.Adam(parameters, 1e-4, betas=(0.5, 0.999), fused=fused)
 
     kale = pyro_gebm.KALE(base, pyro_gebm.KALEGuide(energy, log_partition=0.0), adam, adam, energy_steps=1)
 
@@ -201,6 +202,7 @@ CONTENDERS = {
     "authors' style": authors_style,
     "PyTorch, bare gradients": pyro_bare,
     "Pyro, `KALE`": pyro_package,
+    "Pyro, `KALE`, `Adam(fused=True)`": partial(pyro_package, fused=True),
     "JAX, bare gradients": numpyro_bare,
     "NumPyro, `KALE`": numpyro_package,
 }
