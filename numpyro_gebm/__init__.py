@@ -1,6 +1,6 @@
 """Generalized energy-based models as NumPyro distributions."""
 
-from numpyro_gebm import divergences, infer, metrics, nn
+from numpyro_gebm import divergences, flows, infer, metrics, nn
 from numpyro_gebm.base import Pushforward
 from numpyro_gebm.diagnose import Diagnosis, diagnose
 from numpyro_gebm.diagnostics import to_arviz
@@ -28,6 +28,7 @@ __all__ = [
     "diagnose",
     "divergences",
     "energy_bursts",
+    "flows",
     "gradient_penalty",
     "infer",
     "l2_penalty",

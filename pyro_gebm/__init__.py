@@ -1,6 +1,6 @@
 """Generalized energy-based models as Pyro distributions."""
 
-from pyro_gebm import divergences, infer, metrics, nn
+from pyro_gebm import divergences, flows, infer, metrics, nn
 from pyro_gebm.base import Pushforward
 from pyro_gebm.diagnose import Diagnosis, diagnose
 from pyro_gebm.diagnostics import to_arviz
@@ -28,6 +28,7 @@ __all__ = [
     "diagnose",
     "divergences",
     "energy_bursts",
+    "flows",
     "gradient_penalty",
     "infer",
     "l2_penalty",

@@ -242,6 +242,8 @@ NUMPYRO_ARGUMENTS = {
     "nn.MLP": {"key"},
     "nn.ConvGenerator": {"key"},
     "nn.ConvEnergy": {"key"},
+    "flows.AffineCoupling": {"key"},
+    "flows.real_nvp": {"key"},
     "GEBM.sample": {"key"},
     "GEBM.log_prob": {"intermediates"},
     "EnergyTiltedPrior.sample": {"key"},
@@ -270,7 +272,7 @@ SHARED = [
     *(f"infer.dynamics.{name}" for name in pyro_dynamics.__all__ if name not in ("KineticState", "SPLITTINGS")),
     *(f"infer.adaptation.{name}" for name in pyro_adaptation.__all__ if name not in ("AdaptState", "Window")),
 ]
-LEVELS = ["", "divergences", "infer", "metrics", "nn"]
+LEVELS = ["", "divergences", "flows", "infer", "metrics", "nn"]
 
 
 def attribute(package, path):

@@ -1,0 +1,191 @@
+"""Real NVP as a host distribution: a base with a density, and an energy whose log-partition is known."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import lax, random
+from numpyro.distributions import constraints
+from numpyro.distributions.transforms import Transform
+
+from numpyro_gebm._callables import over_batch
+from numpyro_gebm.nn import MLP
+
+__all__ = ["AffineCoupling", "FlowRatioEnergy", "real_nvp"]
+
+
+class AffineCoupling(Transform):
+    r"""Affine coupling: one part of x stays, the other is scaled and shifted by functions of it.
+
+    .. math:: y_a = x_a, \qquad y_b = x_b \exp(s(x_a)) + t(x_a), \qquad \log|\det J| = \textstyle\sum s(x_a)
+
+    with $a$ the first `dim // 2` coordinates and $b$ the others, or the two exchanged; $s$ a tanh network, $t$ a ReLU
+    network, both zero at the start, so that the transform is the identity. Source: arXiv:1605.08803.
+
+    Args:
+        dim: length of x, at least 2.
+        hidden: widths of the hidden layers of both networks.
+        swap: whether the first part is the one that changes.
+        key: a JAX random key.
+
+    Raises:
+        ValueError: if `dim` is less than 2.
+
+    Example:
+        >>> coupling = AffineCoupling(3, hidden=(8,), key=jax.random.key(0))
+        >>> bool((coupling.inv(coupling(jnp.ones((5, 3)))) == 1).all())
+        True
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+
+    def __init__(self, dim, hidden=(100, 100), swap=False, *, key):
+        self.dim, self.hidden, self.swap = _check_dim(dim), tuple(hidden), bool(swap)
+        kept, changed = self._sizes()[:: -1 if swap else 1]
+        key_shift, key_log_scale = random.split(key)
+        self.shift = _zero_at_start(MLP((kept,), (changed,), hidden, activation="relu", key=key_shift))
+        self.log_scale = _zero_at_start(MLP((kept,), (changed,), hidden, activation="tanh", key=key_log_scale))
+
+    def _sizes(self):
+        return self.dim // 2, self.dim - self.dim // 2
+
+    def _split(self, x):
+        """`(kept, changed)`."""
+        if jnp.shape(x)[-1] != self.dim:
+            raise ValueError(f"Expected a last axis of length {self.dim}; got shape {jnp.shape(x)}.")
+        return jnp.split(x, [self.dim // 2], axis=-1)[:: -1 if self.swap else 1]
+
+    def _join(self, kept, changed):
+        return jnp.concatenate([changed, kept] if self.swap else [kept, changed], axis=-1)
+
+    def __call__(self, x):
+        return self.call_with_intermediates(x)[0]
+
+    def call_with_intermediates(self, x):
+        """The image of x, and s."""
+        kept, changed = self._split(x)
+        log_scale = over_batch(self.log_scale, kept, 1)
+        return self._join(kept, changed * jnp.exp(log_scale) + over_batch(self.shift, kept, 1)), log_scale
+
+    def _inverse(self, y):
+        kept, changed = self._split(y)
+        scale = jnp.exp(-over_batch(self.log_scale, kept, 1))
+        return self._join(kept, (changed - over_batch(self.shift, kept, 1)) * scale)
+
+    def log_abs_det_jacobian(self, x, y, intermediates=None):
+        """Sum of s: array of shape `x.shape[:-1]`."""
+        if intermediates is None:  # of y: what stays is the same in both, and the inverse has evaluated it there
+            intermediates = over_batch(self.log_scale, self._split(y)[0], 1)
+        return intermediates.sum(-1)
+
+    def tree_flatten(self):
+        """Both networks are data, the rest is static."""
+        static = {"dim": self.dim, "hidden": self.hidden, "swap": self.swap}
+        return (self.shift, self.log_scale), (("shift", "log_scale"), static)
+
+    def eq(self, other, static=False):
+        """Whether the other is a coupling with the same arrays."""
+        return isinstance(other, AffineCoupling) and eqx.tree_equal(self, other)
+
+
+def real_nvp(dim, num_couplings=5, hidden=(100, 100), *, key):
+    r"""Real NVP: a standard normal through affine couplings that change the two halves of the vector in turn.
+
+    .. math:: \log g(x) = \log N(z; 0, I) - \sum_k \log|\det J_k|, \qquad x = T_K \circ \dots \circ T_1(z)
+
+    The flow starts as the standard normal. It is a base with a density: train it by
+    `KALE(..., objective="maximum_likelihood")`, give it to `GEBM`. Source: arXiv:1605.08803.
+
+    Args:
+        dim: length of an event, at least 2.
+        num_couplings: number of affine couplings.
+        hidden: widths of the hidden layers of their networks.
+        key: a JAX random key.
+
+    Returns:
+        A `TransformedDistribution` over vectors of length `dim`.
+
+    Raises:
+        ValueError: if `dim` is less than 2, or there is no coupling.
+
+    Example:
+        >>> flow = real_nvp(3, key=jax.random.key(0))
+        >>> round(float(flow.log_prob(jnp.zeros(3))), 4)  # N(0, I) at its mean
+        -2.7568
+    """
+    if num_couplings < 1:
+        raise ValueError(f"Expected num_couplings >= 1; got {num_couplings}.")
+    latent_prior = dist.Normal(0.0, 1.0).expand([_check_dim(dim)]).to_event(1)
+    keys = random.split(key, num_couplings)
+    couplings = [AffineCoupling(dim, hidden, swap=k % 2 == 1, key=keys[k]) for k in range(num_couplings)]
+    return dist.TransformedDistribution(latent_prior, couplings)
+
+
+class FlowRatioEnergy(eqx.Module):
+    r"""Energy that turns a base with density g into a flow q, with a log-partition that is known.
+
+    .. math:: E(x) = \log g(x) - \log q(x) - C, \qquad A = \log \mathbb{E}_G[\exp(-E)] = C, \qquad
+        C = \log\|\psi\|^2
+
+    with $\psi$ the parameters of q. The GEBM of that base and this energy is q itself, so that its log-likelihood is
+    exact and a learned A can be checked. Only q is trained: g is the base as it is now. Source: arXiv:2003.05033, the
+    check that a GEBM whose base has a density is a standard EBM.
+
+    Args:
+        base: the base of the GEBM: a `TransformedDistribution` whose transforms have parameters.
+        flow: another over the same events; None starts at the base.
+
+    Shapes: `base.event_shape` to `()`.
+
+    Raises:
+        ValueError: if one of them has no such transforms, or their event shapes differ.
+
+    Example:
+        >>> energy = FlowRatioEnergy(real_nvp(2, key=jax.random.key(0)))
+        >>> bool(energy(jnp.zeros(2)) == -energy.log_partition)
+        True
+    """
+
+    flow: list
+    base: list
+    _priors: tuple
+
+    def __init__(self, base, flow=None):
+        flow = base if flow is None else flow
+        for name, law in (("base", base), ("flow", flow)):
+            if not isinstance(law, dist.TransformedDistribution) or not jax.tree.leaves(law.transforms):
+                raise ValueError(
+                    f"Expected a TransformedDistribution whose transforms have parameters for {name}; got "
+                    f"{type(law).__name__}. Use `real_nvp`."
+                )
+        if flow.event_shape != base.event_shape:
+            raise ValueError(f"Expected a flow over events of shape {base.event_shape}; got {flow.event_shape}.")
+        self.flow, self.base = list(flow.transforms), list(base.transforms)
+        self._priors = flow.base_dist, base.base_dist
+
+    @property
+    def q(self):
+        """The flow that the GEBM is."""
+        return dist.TransformedDistribution(lax.stop_gradient(self._priors[0]), self.flow)
+
+    @property
+    def log_partition(self):
+        """C, the true A: a scalar, differentiable in the parameters of q."""
+        arrays = jax.tree.leaves(eqx.filter(self.flow, eqx.is_inexact_array))
+        return jnp.log(sum(jnp.sum(array**2) for array in arrays))
+
+    def __call__(self, x):
+        g = dist.TransformedDistribution(*lax.stop_gradient((self._priors[1], self.base)))
+        return g.log_prob(x) - self.q.log_prob(x) - self.log_partition
+
+
+def _check_dim(dim):
+    if dim < 2:
+        raise ValueError(f"Expected dim >= 2, so that one part can act on the other; got {dim}.")
+    return dim
+
+
+def _zero_at_start(network):
+    last = jax.tree.map(jnp.zeros_like, network.layers[-1])
+    return eqx.tree_at(lambda network: network.layers[-1], network, last)
