@@ -187,6 +187,8 @@ def _download(file, path, allowed):
         with urllib.request.urlopen(file.url, timeout=60) as response:
             temporary.write_bytes(response.read())
     except (urllib.error.URLError, OSError) as error:
-        raise FileNotFoundError(f"{file.url} cannot be reached ({error}): offline? Copy it to {path} by hand.") from None
+        raise FileNotFoundError(
+            f"{file.url} cannot be reached ({error}): offline? Copy it to {path} by hand."
+        ) from None
     os.replace(temporary, path)
     return path

@@ -17,10 +17,12 @@ __all__ = ["AffineCoupling", "FlowRatioEnergy", "real_nvp"]
 class AffineCoupling(Transform):
     r"""Affine coupling: one part of x stays, the other is scaled and shifted by functions of it.
 
-    .. math:: y_a = x_a, \qquad y_b = x_b \exp(s(x_a)) + t(x_a), \qquad \log|\det J| = \textstyle\sum s(x_a)
+    .. math:: y_a = x_a, \qquad y_b = (x_b - t(x_a)) \exp(-s(x_a)), \qquad \log|\det J| = -\textstyle\sum s(x_a)
 
     with $a$ the first `dim // 2` coordinates and $b$ the others, or the two exchanged; $s$ a tanh network, $t$ a ReLU
-    network, both zero at the start, so that the transform is the identity. Source: arXiv:1605.08803.
+    network, both zero at the start, so that the transform is the identity. The inverse, from data to latent, is the map
+    $x \exp(s) + t$ of the source: a density so written fits better than one with the two directions exchanged. Source:
+    arXiv:1605.08803.
 
     Args:
         dim: length of x, at least 2.
@@ -66,18 +68,19 @@ class AffineCoupling(Transform):
         """The image of x, and s."""
         kept, changed = self._split(x)
         log_scale = over_batch(self.log_scale, kept, 1)
-        return self._join(kept, changed * jnp.exp(log_scale) + over_batch(self.shift, kept, 1)), log_scale
+        changed = (changed - over_batch(self.shift, kept, 1)) * jnp.exp(-log_scale)
+        return self._join(kept, changed), log_scale
 
     def _inverse(self, y):
         kept, changed = self._split(y)
-        scale = jnp.exp(-over_batch(self.log_scale, kept, 1))
-        return self._join(kept, (changed - over_batch(self.shift, kept, 1)) * scale)
+        scale = jnp.exp(over_batch(self.log_scale, kept, 1))
+        return self._join(kept, changed * scale + over_batch(self.shift, kept, 1))
 
     def log_abs_det_jacobian(self, x, y, intermediates=None):
-        """Sum of s: array of shape `x.shape[:-1]`."""
+        """Minus the sum of s: array of shape `x.shape[:-1]`."""
         if intermediates is None:  # of y: what stays is the same in both, and the inverse has evaluated it there
             intermediates = over_batch(self.log_scale, self._split(y)[0], 1)
-        return intermediates.sum(-1)
+        return -intermediates.sum(-1)
 
     def tree_flatten(self):
         """Both networks are data, the rest is static."""

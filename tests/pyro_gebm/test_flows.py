@@ -50,7 +50,7 @@ def test_density_is_the_change_of_variables(dim):
         pulled = transform.inv(pulled)
     torch.testing.assert_close(pulled, z, rtol=0, atol=1e-10)
     log_det = flow.transforms[0].log_abs_det_jacobian(z, flow.transforms[0](z))
-    torch.testing.assert_close(log_det, flow.transforms[0].log_scale(z[:, : dim // 2]).sum(1))
+    torch.testing.assert_close(log_det, -flow.transforms[0].log_scale(z[:, : dim // 2]).sum(1))
 
 
 @torch.no_grad()
