@@ -21,14 +21,14 @@ import uci
 SETTINGS = {
     "couplings": 5,
     "hidden": (100, 100),
-    "noise": 0.02,  # of the training rows, in units of the whitened columns
+    "noise": 0.02,  # added to the training rows of flows, in units of the whitened columns
     "batch_size": 200,
     "flow_rate": 1e-3,
     "flow_steps": 1500,
     "warm_steps": 900,  # of them, for the base of the flow-ratio family
     "ratio_rate": 5e-4,
     "ratio_steps": 800,
-    "energy_hidden": (128, 128),
+    "energy_hidden": (256, 256),
     "bound": 4.0,
     "penalty": 0.1,
     "energy_rate": 3e-3,

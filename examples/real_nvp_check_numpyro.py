@@ -90,7 +90,7 @@ def _train(kale, data, loss, seed, settings, part, show, keep=None):
     for step in tqdm(range(1, settings[f"{part}_steps"] + 1), desc=f"{kale.objective} ({part})", disable=not show):
         order = rng.permutation(len(data)) if len(order) < size else order
         rows, order = order[:size], order[size:]
-        noise = settings["noise"] * rng.standard_normal((size, data.shape[1]), np.float32)
+        noise = settings["noise"] * (part in ("flow", "ratio")) * rng.standard_normal((size, data.shape[1]), np.float32)
         state, _ = kale.update(state, data[rows] + noise)
         kept = state if step == keep else kept
         if step % settings["every"] == 0 and (value := float(loss(state, random.fold_in(key, step)))) < smallest:

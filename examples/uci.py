@@ -110,8 +110,8 @@ def read_csv(path):
         x = np.array(rows[header:], dtype=np.float64)
     except ValueError as error:
         raise ValueError(f"Expected a table of numbers in {path}; got {error}. Leave out columns of text.") from None
-    x = x[:, x.std(0) > 0]
-    if not np.isfinite(x).all() or x.shape[1] < 2:
+    x = x[:, np.ptp(x, 0) != 0] if np.isfinite(x).all() else x[:, :0]
+    if x.shape[1] < 2:
         raise ValueError(f"Expected finite numbers in at least two columns that vary in {path}; got otherwise.")
     return _without_copies(x)
 

@@ -44,6 +44,40 @@ def test_curve(backend, tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"curve_a.png", "curve_b.png"}
 
 
+@pytest.mark.parametrize("backend", ["numpyro", "pyro"])
+def test_real_nvp_check(backend, tmp_path, capsys, monkeypatch):
+    pytest.importorskip(backend)
+    if backend == "pyro":
+        torch = pytest.importorskip("torch")
+        torch.set_default_dtype(torch.float32)
+    check = _example("real_nvp_check")
+    monkeypatch.setattr(check, "PERMUTATIONS", 99)
+    small = {"couplings": 2, "hidden": (8,), "energy_hidden": (8,)}
+    monkeypatch.setattr(check, "CHANGES", {"curved": small, "table": small})
+    np.savetxt(tmp_path / "table.csv", check.curved_table(300, 0), delimiter=",")
+    sizes = "--seeds 1 2 --scale-steps 0.005 --chains 3 --warmup 20 --samples 20 --no-progress"
+    out = tmp_path / "out"
+    check.main(["--backend", backend, "--csv", str(tmp_path / "table.csv"), "--out", str(out), *sizes.split()])
+    printed = capsys.readouterr().out
+    assert "Law is the same:" in printed and "| maximum likelihood |" in printed
+    assert {path.name for path in out.iterdir()} == {f"law_{backend}.md", f"density_table_{backend}.md"}
+
+
+def test_the_two_sample_test_tells_laws_apart():
+    check = _example("real_nvp_check")
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(2, 10, 100, 2))
+    statistic, p_value = check.mmd_test(x, y, rng)
+    assert p_value > 0.05 and np.abs(check.moment_z_scores(x, y)).max() < 4
+    both = np.concatenate([x, y]).reshape(-1, 2)
+    distances = np.linalg.norm(both[::2, None] - both[None, ::2], axis=-1)
+    bandwidth = np.median(distances[np.triu_indices(1000, 1)])
+    kernel = np.exp(-(((both[:, None] - both[None]) / bandwidth) ** 2).sum(-1) / 2)
+    sign = np.repeat([1.0, -1.0], 1000)
+    np.testing.assert_allclose(statistic, sign @ kernel @ sign / 1000**2, rtol=1e-6)
+    assert check.mmd_test(x, y + 0.2, rng)[1] < 0.01 and np.abs(check.moment_z_scores(x, y + 0.2)).max() > 4
+
+
 def _readme_blocks():
     text = (ROOT / "README.md").read_text()
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
