@@ -132,27 +132,28 @@ def estimate_log_partition(gebm, num_draws, seed):
     return _Estimate(np.log(weights.mean()) + values.max(), weights.sum() ** 2 / (weights**2).sum())
 
 
-def sample_in_z(gebm, seed, num_chains, num_warmup, num_samples, show):
+def sample_in_z(gebm, seed, num_chains, num_warmup, num_samples, thinning, show):
     """NUTS on the latent law, pushed forward: array of shape `(chains, draws, D)`."""
     kernel = NUTS(lambda: numpyro.sample("z", gebm.latent), init_strategy=init_to_prior)
-    mcmc = _run(kernel, random.key(seed), num_chains, num_warmup, num_samples, show)
+    mcmc = _run(kernel, random.key(seed), num_chains, num_warmup, num_samples, thinning, show)
     return np.asarray(gebm.decode(mcmc.get_samples(group_by_chain=True)["z"]), np.float64)
 
 
-def sample_in_x(gebm, seed, num_chains, num_warmup, num_samples, show):
+def sample_in_x(gebm, seed, num_chains, num_warmup, num_samples, thinning, show):
     """NUTS on log g(x) - E(x): array of shape `(chains, draws, D)`."""
     key_start, key = random.split(random.fold_in(random.key(seed), 3))
     start = gebm.base.sample(key_start, (num_chains,))
     kernel = NUTS(potential_fn=lambda x: -gebm.log_prob(x))
-    mcmc = _run(kernel, key, num_chains, num_warmup, num_samples, show, init_params=start)
+    mcmc = _run(kernel, key, num_chains, num_warmup, num_samples, thinning, show, init_params=start)
     return np.asarray(mcmc.get_samples(group_by_chain=True), np.float64)
 
 
-def _run(kernel, key, num_chains, num_warmup, num_samples, show, **kwargs):
+def _run(kernel, key, num_chains, num_warmup, num_samples, thinning, show, **kwargs):
     mcmc = MCMC(
         kernel,
         num_warmup=num_warmup,
-        num_samples=num_samples,
+        num_samples=num_samples * thinning,
+        thinning=thinning,
         num_chains=num_chains,
         chain_method="vectorized",
         progress_bar=show,

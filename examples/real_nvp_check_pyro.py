@@ -137,20 +137,20 @@ def estimate_log_partition(gebm, num_draws, seed):
     return _Estimate((weights.mean().log() + values.max()).item(), (weights.sum() ** 2 / (weights**2).sum()).item())
 
 
-def sample_in_z(gebm, seed, num_chains, num_warmup, num_samples, show):
+def sample_in_z(gebm, seed, num_chains, num_warmup, num_samples, thinning, show):
     """NUTS on the latent law, pushed forward: array of shape `(chains, draws, D)`."""
-    z = _run(gebm.latent.log_prob, gebm.latent_prior.sample, seed, num_chains, num_warmup, num_samples, show)
+    z = _run(gebm.latent.log_prob, gebm.latent_prior.sample, seed, num_chains, num_warmup, num_samples, thinning, show)
     with torch.no_grad():
         return gebm.decode(z).double().numpy()
 
 
-def sample_in_x(gebm, seed, num_chains, num_warmup, num_samples, show):
+def sample_in_x(gebm, seed, num_chains, num_warmup, num_samples, thinning, show):
     """NUTS on log g(x) - E(x): array of shape `(chains, draws, D)`."""
-    x = _run(gebm.log_prob, gebm.base.sample, seed + 1, num_chains, num_warmup, num_samples, show)
+    x = _run(gebm.log_prob, gebm.base.sample, seed + 1, num_chains, num_warmup, num_samples, thinning, show)
     return x.double().numpy()
 
 
-def _run(log_density, start, seed, num_chains, num_warmup, num_samples, show):
+def _run(log_density, start, seed, num_chains, num_warmup, num_samples, thinning, show):
     """Chains of Pyro's NUTS in turn, from exact draws of the base."""
     pyro.set_rng_seed(seed)
     chains = []
@@ -158,11 +158,11 @@ def _run(log_density, start, seed, num_chains, num_warmup, num_samples, show):
         kernel = NUTS(potential_fn=lambda values: -log_density(values["value"]))
         mcmc = MCMC(
             kernel,
-            num_samples=num_samples,
+            num_samples=num_samples * thinning,
             warmup_steps=num_warmup,
             initial_params={"value": start()},
             disable_progbar=True,
         )
         mcmc.run()
-        chains.append(mcmc.get_samples()["value"])
+        chains.append(mcmc.get_samples()["value"][thinning - 1 :: thinning])
     return torch.stack(chains)

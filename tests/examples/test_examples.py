@@ -44,7 +44,7 @@ def test_curve(backend, tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"curve_a.png", "curve_b.png"}
 
 
-@pytest.mark.parametrize("backend", ["numpyro", "pyro"])
+@pytest.mark.parametrize("backend", [pytest.param("numpyro", marks=pytest.mark.slow), "pyro"])  # JAX compiles long
 def test_real_nvp_check(backend, tmp_path, capsys, monkeypatch):
     pytest.importorskip(backend)
     if backend == "pyro":
