@@ -26,6 +26,12 @@ if importlib.util.find_spec("torch"):
     torch.set_num_threads(1)  # on a busy machine PyTorch's threads wait for each other, 20 times slower
 
 
+def pytest_configure(config):
+    """Short tests compile more than they compute: XLA's optimiser costs a third of their time. JAX is not started yet."""
+    if config.getoption("markexpr") != "slow":
+        os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+
 @pytest.fixture(autouse=True)
 def _seed(monkeypatch):
     np.random.seed(0)

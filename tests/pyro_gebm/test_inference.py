@@ -88,6 +88,7 @@ def hierarchical_model(case, gebm):
     return model
 
 
+@pytest.mark.slow
 def test_gebm_as_a_component_of_a_hierarchical_model():
     case = cases.hierarchy()
     model = hierarchical_model(case, linear_gaussian_gebm(case.beta))

@@ -175,6 +175,7 @@ def scaled_model():
         pyro.sample("y", dist.Normal(z[:, 0], scale), obs=torch.tensor([0.3, -1.0, 0.8, 2.0]))
 
 
+@pytest.mark.slow
 @sequentially
 def test_a_plate_a_constrained_scale_and_a_gebm_site():
     """The vectorised draws have the law of Pyro's own NUTS."""
