@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import random
+from jax import lax, random
 
 __all__ = [
     "SPLITTINGS",
@@ -37,6 +37,7 @@ __all__ = [
     "refreshed",
     "reverse_noise",
     "standard_normal",
+    "trajectory",
     "update_slice",
 ]
 
@@ -115,6 +116,31 @@ def leapfrog_step(state, potential_and_grad, step_size, scale=1.0):
     z = state.z + h * (scale * v)
     potential_energy, z_grad = potential_and_grad(z)
     return KineticState(z, v - 0.5 * h * (scale * z_grad), z, potential_energy, z_grad)
+
+
+def trajectory(rng_key, state, potential_and_grad, step_size, friction, num_steps, scale=1.0):
+    """A trajectory of the splitting OBABO, and the energy error of its deterministic parts.
+
+    Args:
+        rng_key: a JAX random key, or one a chain (shape `chains`).
+        state: `KineticState` of shape `chains`, its gradient taken at its position.
+        potential_and_grad: callable from positions to potentials (shape `chains`) and their gradients.
+        step_size: h, in units of time; a scalar or shape `chains`.
+        friction: gamma, in units of inverse time; a scalar or shape `chains`.
+        num_steps: steps, an integer that may be traced.
+        scale: as in `kinetic_step`.
+
+    Returns:
+        The `KineticState` at the end, and the energy error of shape `chains`: the negative logarithm of the
+        acceptance ratio of the whole (arXiv:2202.13230).
+    """
+
+    def body(i, carry):
+        before, error = carry
+        after = kinetic_step(_fold_in(rng_key, i), before, potential_and_grad, step_size, friction, "OBABO", scale)
+        return after, error + energy_error(before, after, step_size, scale)
+
+    return lax.fori_loop(0, num_steps, body, (state, jnp.zeros_like(state.potential_energy)))
 
 
 def refreshed(rng_key, v, persistence):

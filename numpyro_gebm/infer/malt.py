@@ -2,9 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-from jax import lax, random
+from jax import random
 
-from numpyro_gebm.infer.dynamics import KineticState, energy_error, kinetic_step, standard_normal
+from numpyro_gebm.infer.dynamics import KineticState, standard_normal, trajectory
 from numpyro_gebm.infer.initialization import init_to_prior
 from numpyro_gebm.infer.kernel import LangevinKernel, StepInfo, choose, diverges
 
@@ -99,17 +99,13 @@ class MALT(LangevinKernel):
             length = jnp.where(known, length, num_steps * step_size[0])
         h = length / num_steps
 
-        def body(j, carry):
-            before, error = carry
-            keys = jax.vmap(lambda key: random.fold_in(key, j + 2))(rng_key)
-            after = kinetic_step(keys, before, potential_and_grad, h, friction, "OBABO", adapt_state.scale)
-            return after, error + energy_error(before, after, h, adapt_state.scale)
-
-        keys_v, keys_test = (jax.vmap(lambda key, i=i: random.fold_in(key, i))(rng_key) for i in range(2))
+        keys_v, keys_test, keys = (jax.vmap(lambda key, i=i: random.fold_in(key, i))(rng_key) for i in range(3))
         start = KineticState(
             chains.z, standard_normal(keys_v, chains.v), chains.z, chains.potential_energy, chains.z_grad
         )
-        end, error = lax.fori_loop(0, num_steps.astype(int), body, (start, jnp.zeros_like(chains.potential_energy)))
+        end, error = trajectory(
+            keys, start, potential_and_grad, h, friction, num_steps.astype(int), adapt_state.scale
+        )
         uniform = jax.vmap(lambda key: random.uniform(key, (), error.dtype))(keys_test)
         info = StepInfo(error, diverges(error), jnp.full(len(error), num_steps, int))
         return choose(jnp.log(uniform) < -error, chains._replace(**end._asdict()), chains._replace(v=start.v)), info

@@ -35,6 +35,7 @@ __all__ = [
     "overdamped_move",
     "refreshed",
     "reverse_noise",
+    "trajectory",
     "update_slice",
 ]
 
@@ -93,6 +94,29 @@ def kinetic_step(state, potential_and_grad, step_size, friction, splitting="BAOA
             z = z + _scaled(displacement, scale)
         moved = moved or letter in "AU"
     return KineticState(z, v, grad_point, potential_energy, grad)
+
+
+def trajectory(state, potential_and_grad, step_size, friction, num_steps, scale=1.0):
+    """A trajectory of the splitting OBABO, and the energy error of its deterministic parts.
+
+    Args:
+        state: `KineticState` of shape `chains`, its gradient taken at its position.
+        potential_and_grad: callable from positions to potentials (shape `chains`) and their gradients.
+        step_size: h, in units of time; a number or a scalar.
+        friction: gamma, in units of inverse time; a number or a scalar.
+        num_steps: steps.
+        scale: as in `kinetic_step`.
+
+    Returns:
+        The `KineticState` at the end, and the energy error of shape `chains`: the negative logarithm of the
+        acceptance ratio of the whole (arXiv:2202.13230).
+    """
+    error = torch.zeros_like(state.potential_energy)
+    for _ in range(num_steps):
+        before = state
+        state = kinetic_step(before, potential_and_grad, step_size, friction, "OBABO", scale)
+        error = error + energy_error(before, state, step_size, scale)
+    return state, error
 
 
 def leapfrog_step(state, potential_and_grad, step_size, scale=1.0):

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from pyro_gebm.infer.dynamics import KineticState, energy_error, kinetic_step
+from pyro_gebm.infer.dynamics import KineticState, trajectory
 from pyro_gebm.infer.initialization import init_to_prior
 from pyro_gebm.infer.kernel import LangevinKernel, StepInfo, choose, diverges
 
@@ -103,11 +103,7 @@ class MALT(LangevinKernel):
             length = num_steps * step_size
         h = length / num_steps
         start = KineticState(chains.z, torch.randn_like(chains.v), chains.z, chains.potential_energy, chains.z_grad)
-        end, error = start, 0.0
-        for _ in range(num_steps):
-            before = end
-            end = kinetic_step(before, potential_and_grad, h, friction, "OBABO", adapt_state.scale)
-            error = error + energy_error(before, end, h, adapt_state.scale)
+        end, error = trajectory(start, potential_and_grad, h, friction, num_steps, adapt_state.scale)
         accept = torch.rand_like(error).log() < -error
         info = StepInfo(error, diverges(error), num_steps)
         return choose(accept, chains._replace(**end._asdict()), chains._replace(v=start.v)), info

@@ -1,0 +1,227 @@
+"""Sequential Monte Carlo from the base of a GEBM to its tilted law."""
+
+import dataclasses
+from functools import partial
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax, random
+
+from numpyro_gebm.infer.tempering import Ladder, Points, length_scale_of, move, next_rung, systematic_resample
+from numpyro_gebm.infer.weights import LogPartition, from_log_weights
+
+__all__ = ["SMC", "SMCResult"]
+
+#: Most rungs of a ladder.
+MAX_RUNGS = 1000
+#: Particles of the pilot run, at most.
+NUM_PILOT = 1024
+#: Acceptance that step sizes are adapted to, and trajectories on the prior that find the first of them.
+TARGET_ACCEPT_PROB, NUM_FIRST_MOVES = 0.8, 20
+
+
+class SMCResult(NamedTuple):
+    """Result of `SMC.run`.
+
+    Args:
+        z: particles of the tilted law, all of the same weight, shape `(num_particles,) + event_shape`.
+        log_partition: `LogPartition` of the whole ladder, log Z with its standard error.
+        inverse_temperatures: the ladder, from 0 to the GEBM's, shape `(K,)`.
+        log_partitions: log Z at each of them, shape `(K,)`.
+        mean_energies: mean energy at each of them, shape `(K,)`: minus the derivative of log Z.
+        step_sizes: of the trajectories, shape `(K,)`.
+        accept_probs: mean acceptance probability, shape `(K,)`.
+    """
+
+    z: jax.Array
+    log_partition: LogPartition
+    inverse_temperatures: np.ndarray
+    log_partitions: np.ndarray
+    mean_energies: np.ndarray
+    step_sizes: np.ndarray
+    accept_probs: np.ndarray
+
+
+class _Rungs(NamedTuple):
+    """The ladder that the pilot run fixes: arrays of `MAX_RUNGS`, of which `num` are used; the first is t = 0."""
+
+    t: jax.Array
+    step_size: jax.Array
+    length_scale: jax.Array
+    num: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class SMC:
+    r"""Sequential Monte Carlo: particles go from the base, at beta = 0, to the tilted law.
+
+    On each rung of a ladder $0 = t_0 < \dots < t_K = 1$ of $\nu_t \propto \eta\, e^{-t \beta E \circ B}$ particles are
+    weighted by $e^{-(t_k - t_{k-1}) \beta E}$, resampled (systematically), and moved by Metropolis-adjusted Langevin
+    trajectories. The product of the mean weights is an estimate of Z. Source: doi:10.1111/j.1467-9868.2006.00553.x;
+    arXiv:2202.13230 (the moves).
+
+    A pilot run of 1,024 particles at most finds the ladder (`effective_fraction`) and the step sizes; a fresh run on the
+    fixed ladder then gives an estimate of Z without bias. Its particles are cut into `num_groups` groups that never
+    meet; the standard error comes from how much their estimates differ.
+
+    As a `sampler` of a GEBM it finds the weights of modes that single chains cannot go between. Its draws come from
+    one population: they are not quite independent, and their number should be large.
+
+    Args:
+        num_particles: particles of the fresh run.
+        num_groups: groups that they are cut into; `num_particles` of them is annealed importance sampling.
+        num_moves: trajectories on each rung.
+        effective_fraction: effective sample size of the weights of a rung over the number of particles.
+
+    Raises:
+        ValueError: for numbers out of their range, or a GEBM with a batch shape.
+
+    Example:
+        >>> import jax, numpyro.distributions as dist
+        >>> from numpyro_gebm import GEBM
+        >>> gebm = GEBM(dist.Normal(0.0, 1.0), lambda x: 1.5 * x**2, sampler=SMC(num_particles=1024))
+        >>> result = SMC().run(gebm.latent, rng_key=jax.random.key(0))
+        >>> abs(result.log_partition.value + 0.5 * jax.numpy.log(4.0)) < 5 * result.log_partition.std_error
+        Array(True, dtype=bool)
+        >>> gebm.sample(jax.random.key(1), (100,)).shape
+        (100,)
+    """
+
+    num_particles: int = 4096
+    num_groups: int = 32
+    num_moves: int = 4
+    effective_fraction: float = 0.7
+
+    def __post_init__(self):
+        if not (self.num_groups >= 2 and self.num_particles >= self.num_groups and self.num_moves >= 1):
+            raise ValueError(
+                "Expected 2 <= num_groups <= num_particles and num_moves >= 1; got "
+                f"num_particles={self.num_particles}, num_groups={self.num_groups}, num_moves={self.num_moves}."
+            )
+        if self.num_particles % self.num_groups:
+            raise ValueError(
+                "Expected num_particles to be a multiple of num_groups; got "
+                f"num_particles={self.num_particles}, num_groups={self.num_groups}."
+            )
+        if not 0 < self.effective_fraction < 1:
+            raise ValueError(f"Expected effective_fraction in (0, 1); got {self.effective_fraction}.")
+
+    def run(self, latent, *, rng_key):
+        """Particles of the tilted law, and log Z.
+
+        Args:
+            latent: an `EnergyTiltedPrior` with batch shape ().
+            rng_key: a JAX random key.
+
+        Returns:
+            An `SMCResult`.
+
+        Raises:
+            RuntimeError: if the energy is NaN at a draw of the prior, or the ladder would need more than 1,000 rungs.
+        """
+        z, rungs, log_weights, mean_tilts, accept_probs = _run(latent, rng_key, self)
+        num, beta = int(rungs.num), np.asarray(latent.gebm.inverse_temperature, np.float64)
+        log_weights = np.asarray(log_weights[:num], np.float64)
+        t, tilts = np.asarray(rungs.t[:num], np.float64), np.asarray(mean_tilts[:num], np.float64)
+        return SMCResult(
+            z=z,
+            log_partition=from_log_weights(log_weights[-1], self.num_particles // self.num_groups),
+            inverse_temperatures=beta * t,
+            log_partitions=np.logaddexp.reduce(log_weights, 1) - np.log(self.num_groups),
+            mean_energies=-tilts / beta if beta > 0 else np.full_like(tilts, np.nan),
+            step_sizes=np.asarray(rungs.step_size[:num]),
+            accept_probs=np.asarray(accept_probs[:num]),
+        )
+
+    def __call__(self, latent, num_samples, rng_key):
+        """Draw latents.
+
+        Args:
+            latent: an `EnergyTiltedPrior` with batch shape ().
+            num_samples: number of draws; more than `num_particles` are as many particles.
+            rng_key: a JAX random key.
+
+        Returns:
+            Array of shape `(num_samples,) + latent.event_shape`.
+        """
+        num_each = -(-max(num_samples, self.num_particles) // self.num_groups)
+        z, *_ = _run(latent, rng_key, dataclasses.replace(self, num_particles=num_each * self.num_groups))
+        return z[:num_samples]
+
+
+@partial(jax.jit, static_argnums=2)
+def _run(latent, rng_key, config):
+    ladder, keys = Ladder(latent), random.split(rng_key, 3)
+    rungs = _pilot(ladder, keys[0], config)
+    points = ladder.start(keys[1], config.num_particles)
+    shape = (config.num_groups, config.num_particles // config.num_groups)
+
+    def climb(k, carry):
+        """On to the rung k; after the last, particles of all groups are resampled together and moved once more."""
+        points, log_weights, mean_tilts, accept_probs = carry
+        key_resample, key_all, key_move = random.split(random.fold_in(keys[2], k), 3)
+        rung = jnp.minimum(k, rungs.num - 1)
+        increment = ((rungs.t[rung] - rungs.t[k - 1]) * points.tilt).reshape(shape)
+        log_weight = log_weights[k - 1] + jax.nn.logsumexp(increment, 1) - jnp.log(shape[1])
+        among_all = systematic_resample(key_all, jnp.repeat(log_weight, shape[1]))
+        index = jnp.where(k < rungs.num, _resample_groups(key_resample, increment), among_all)
+        points = Points(*(x[index] for x in points))
+        points, accept_prob = move(
+            key_move, points, ladder, rungs.t[rung], rungs.step_size[rung], rungs.length_scale[rung], config.num_moves
+        )
+        mean_tilt = jax.nn.softmax(log_weight) @ points.tilt.reshape(shape).mean(1)
+        new = (log_weight, mean_tilt, accept_prob)
+        return points, *(x.at[k].set(y) for x, y in zip((log_weights, mean_tilts, accept_probs), new))
+
+    nothing = jnp.zeros((MAX_RUNGS + 1, config.num_groups), points.tilt.dtype)
+    carry = (points, nothing, nothing[:, 0].at[0].set(points.tilt.mean()), nothing[:, 0])
+    points, *records = lax.fori_loop(1, rungs.num + 1, climb, carry)
+    return random.permutation(random.fold_in(keys[2], 0), ladder.constrain(points.u)), rungs, *records
+
+
+def _pilot(ladder, rng_key, config):
+    """The ladder: each rung as far up as the weights allow, its step size adapted on the way."""
+    key_start, key = random.split(rng_key)
+    points = ladder.start(key_start, min(config.num_particles, NUM_PILOT))
+
+    def unfinished(carry):
+        _, rungs, _ = carry
+        return (rungs.num == 0) | ((rungs.t[rungs.num - 1] < 1) & (rungs.num < MAX_RUNGS))
+
+    def climb(carry):
+        points, rungs, ratio = carry
+        first, t = rungs.num == 0, rungs.t[rungs.num - 1]  # of empty rungs the last is 0
+        new = jnp.where(first, 0.0, next_rung(t, points.tilt, config.effective_fraction))
+        key_resample, key_move = random.split(random.fold_in(key, rungs.num))
+        index = systematic_resample(key_resample, (new - t) * points.tilt)
+        points = Points(*(x[index] for x in points))
+        scale = length_scale_of(points.u)
+
+        def adapt(i, carry):
+            points, ratio = carry
+            points, accept_prob = move(random.fold_in(key_move, i), points, ladder, new, ratio * scale, scale, 1)
+            return points, ratio * jnp.exp((accept_prob - TARGET_ACCEPT_PROB) / jnp.sqrt(1.0 + i))
+
+        num = jnp.where(first, NUM_FIRST_MOVES, config.num_moves)
+        points, ratio = lax.fori_loop(0, num, adapt, (points, ratio))
+        rungs = [x.at[rungs.num].set(y) for x, y in zip(rungs[:3], (new, ratio * scale, scale))] + [rungs.num + 1]
+        return points, _Rungs(*rungs), ratio
+
+    empty = jnp.zeros(MAX_RUNGS, points.tilt.dtype)
+    start = (points, _Rungs(empty, empty, empty, jnp.asarray(0)), jnp.asarray(0.5, empty.dtype))
+    _, rungs, _ = lax.while_loop(unfinished, climb, start)
+    return eqx.error_if(
+        rungs,
+        rungs.t[rungs.num - 1] < 1,
+        f"The ladder needs more than {MAX_RUNGS} rungs. Lower the inverse temperature or effective_fraction.",
+    )
+
+
+def _resample_groups(rng_key, log_weights):
+    """Indices of particles resampled within groups, by log-weights of shape `(groups, particles of each)`."""
+    num_groups, num_each = log_weights.shape
+    index = jax.vmap(systematic_resample)(random.split(rng_key, num_groups), log_weights)
+    return (index + num_each * jnp.arange(num_groups)[:, None]).reshape(-1)

@@ -1,0 +1,193 @@
+"""Sequential Monte Carlo from the base of a GEBM to its tilted law."""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from pyro_gebm.infer.tempering import Ladder, Points, length_scale_of, move, next_rung, systematic_resample
+from pyro_gebm.infer.weights import LogPartition, from_log_weights
+
+__all__ = ["SMC", "SMCResult"]
+
+#: Most rungs of a ladder.
+MAX_RUNGS = 1000
+#: Particles of the pilot run, at most.
+NUM_PILOT = 1024
+#: Acceptance that step sizes are adapted to, and trajectories on the prior that find the first of them.
+TARGET_ACCEPT_PROB, NUM_FIRST_MOVES = 0.8, 20
+
+
+class SMCResult(NamedTuple):
+    """Result of `SMC.run`.
+
+    Args:
+        z: particles of the tilted law, all of the same weight, shape `(num_particles,) + event_shape`.
+        log_partition: `LogPartition` of the whole ladder, log Z with its standard error.
+        inverse_temperatures: the ladder, from 0 to the GEBM's, shape `(K,)`.
+        log_partitions: log Z at each of them, shape `(K,)`.
+        mean_energies: mean energy at each of them, shape `(K,)`: minus the derivative of log Z.
+        step_sizes: of the trajectories, shape `(K,)`.
+        accept_probs: mean acceptance probability, shape `(K,)`.
+    """
+
+    z: torch.Tensor
+    log_partition: LogPartition
+    inverse_temperatures: np.ndarray
+    log_partitions: np.ndarray
+    mean_energies: np.ndarray
+    step_sizes: np.ndarray
+    accept_probs: np.ndarray
+
+
+class _Rung(NamedTuple):
+    """A rung of the ladder that the pilot run fixes; the first is t = 0."""
+
+    t: float
+    step_size: float
+    length_scale: float
+
+
+@dataclasses.dataclass(frozen=True)
+class SMC:
+    r"""Sequential Monte Carlo: particles go from the base, at beta = 0, to the tilted law.
+
+    On each rung of a ladder $0 = t_0 < \dots < t_K = 1$ of $\nu_t \propto \eta\, e^{-t \beta E \circ B}$ particles are
+    weighted by $e^{-(t_k - t_{k-1}) \beta E}$, resampled (systematically), and moved by Metropolis-adjusted Langevin
+    trajectories. The product of the mean weights is an estimate of Z. Source: doi:10.1111/j.1467-9868.2006.00553.x;
+    arXiv:2202.13230 (the moves).
+
+    A pilot run of 1,024 particles at most finds the ladder (`effective_fraction`) and the step sizes; a fresh run on the
+    fixed ladder then gives an estimate of Z without bias. Its particles are cut into `num_groups` groups that never
+    meet; the standard error comes from how much their estimates differ.
+
+    As a `sampler` of a GEBM it finds the weights of modes that single chains cannot go between. Its draws come from
+    one population: they are not quite independent, and their number should be large.
+
+    Args:
+        num_particles: particles of the fresh run.
+        num_groups: groups that they are cut into; `num_particles` of them is annealed importance sampling.
+        num_moves: trajectories on each rung.
+        effective_fraction: effective sample size of the weights of a rung over the number of particles.
+
+    Raises:
+        ValueError: for numbers out of their range, or a GEBM with a batch shape.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro_gebm import GEBM
+        >>> pyro.set_rng_seed(0)
+        >>> gebm = GEBM(dist.Normal(0.0, 1.0), lambda x: 1.5 * x**2, sampler=SMC(num_particles=1024))
+        >>> result = SMC().run(gebm.latent)
+        >>> abs(result.log_partition.value + 0.5 * math.log(4.0)) < 5 * result.log_partition.std_error
+        True
+        >>> gebm.sample((100,)).shape
+        torch.Size([100])
+    """
+
+    num_particles: int = 4096
+    num_groups: int = 32
+    num_moves: int = 4
+    effective_fraction: float = 0.7
+
+    def __post_init__(self):
+        if not (self.num_groups >= 2 and self.num_particles >= self.num_groups and self.num_moves >= 1):
+            raise ValueError(
+                "Expected 2 <= num_groups <= num_particles and num_moves >= 1; got "
+                f"num_particles={self.num_particles}, num_groups={self.num_groups}, num_moves={self.num_moves}."
+            )
+        if self.num_particles % self.num_groups:
+            raise ValueError(
+                "Expected num_particles to be a multiple of num_groups; got "
+                f"num_particles={self.num_particles}, num_groups={self.num_groups}."
+            )
+        if not 0 < self.effective_fraction < 1:
+            raise ValueError(f"Expected effective_fraction in (0, 1); got {self.effective_fraction}.")
+
+    def run(self, latent):
+        """Particles of the tilted law, and log Z.
+
+        Args:
+            latent: an `EnergyTiltedPrior` with batch shape ().
+
+        Returns:
+            An `SMCResult`.
+
+        Raises:
+            RuntimeError: if the energy is NaN at a draw of the prior, or the ladder would need more than 1,000 rungs.
+        """
+        z, rungs, log_weights, mean_tilts, accept_probs = _run(latent, self)
+        beta = float(latent.gebm.inverse_temperature)
+        log_weights = np.stack([w.double().cpu().numpy() for w in log_weights])
+        tilts = np.array([float(tilt) for tilt in mean_tilts])
+        return SMCResult(
+            z=z,
+            log_partition=from_log_weights(log_weights[-1], self.num_particles // self.num_groups),
+            inverse_temperatures=beta * np.array([rung.t for rung in rungs]),
+            log_partitions=np.logaddexp.reduce(log_weights, 1) - np.log(self.num_groups),
+            mean_energies=-tilts / beta if beta > 0 else np.full_like(tilts, np.nan),
+            step_sizes=np.array([rung.step_size for rung in rungs]),
+            accept_probs=np.array(accept_probs),
+        )
+
+    def __call__(self, latent, num_samples):
+        """Draw latents.
+
+        Args:
+            latent: an `EnergyTiltedPrior` with batch shape ().
+            num_samples: number of draws; more than `num_particles` are as many particles.
+
+        Returns:
+            Tensor of shape `(num_samples,) + latent.event_shape`.
+        """
+        num_each = -(-max(num_samples, self.num_particles) // self.num_groups)
+        z, *_ = _run(latent, dataclasses.replace(self, num_particles=num_each * self.num_groups))
+        return z[:num_samples]
+
+
+def _run(latent, config):
+    ladder = Ladder(latent)
+    rungs = _pilot(ladder, config)
+    points = ladder.start(config.num_particles)
+    shape = (config.num_groups, config.num_particles // config.num_groups)
+    offsets = shape[1] * torch.arange(shape[0], device=points.tilt.device)[:, None]
+    log_weights, mean_tilts, accept_probs = [points.tilt.new_zeros(shape[0])], [points.tilt.mean()], [0.0]
+    for previous, rung in zip(rungs, rungs[1:]):
+        increment = ((rung.t - previous.t) * points.tilt).reshape(shape)
+        log_weight = log_weights[-1] + torch.logsumexp(increment, 1) - math.log(shape[1])
+        points = _take(points, (systematic_resample(increment) + offsets).reshape(-1))
+        points, accept_prob = move(points, ladder, *rung, config.num_moves)
+        log_weights.append(log_weight)
+        mean_tilts.append(torch.softmax(log_weight, 0) @ points.tilt.reshape(shape).mean(1))
+        accept_probs.append(accept_prob)
+    # particles of all groups are resampled together and moved once more
+    points = _take(points, systematic_resample(log_weights[-1].repeat_interleave(shape[1])))
+    points, _ = move(points, ladder, *rungs[-1], config.num_moves)
+    shuffled = torch.randperm(config.num_particles, device=points.u.device)
+    return ladder.constrain(points.u[shuffled]), rungs, log_weights, mean_tilts, accept_probs
+
+
+def _pilot(ladder, config):
+    """The ladder: each rung as far up as the weights allow, its step size adapted on the way."""
+    points = ladder.start(min(config.num_particles, NUM_PILOT))
+    rungs, ratio, t = [], 0.5, 0.0
+    while not rungs or t < 1.0:
+        if len(rungs) == MAX_RUNGS:
+            raise RuntimeError(
+                f"The ladder needs more than {MAX_RUNGS} rungs. Lower the inverse temperature or effective_fraction."
+            )
+        new = next_rung(t, points.tilt, config.effective_fraction) if rungs else 0.0
+        points = _take(points, systematic_resample((new - t) * points.tilt))
+        scale = length_scale_of(points.u)
+        for i in range(config.num_moves if rungs else NUM_FIRST_MOVES):
+            points, accept_prob = move(points, ladder, new, ratio * scale, scale, 1)
+            ratio *= math.exp((accept_prob - TARGET_ACCEPT_PROB) / math.sqrt(1.0 + i))
+        t = new
+        rungs.append(_Rung(t, ratio * scale, scale))
+    return rungs
+
+
+def _take(points, index):
+    return Points(*(x[index] for x in points))

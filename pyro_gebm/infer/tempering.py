@@ -1,0 +1,198 @@
+r"""The ladder of a GEBM, from its base to the tilted law: what the samplers on it share.
+
+On the rung t in [0, 1] the latent, in unconstrained coordinates u, has the law
+
+.. math:: \nu_t(u) \propto \eta(u) \exp(-t\, \beta E(B(u)))
+
+which at t = 0 is exactly the prior, and at t = 1 the tilted prior. Positions are tensors of shape `(N, d)`.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from pyro.distributions.util import sum_rightmost
+from torch.distributions import biject_to
+
+from pyro_gebm._callables import over_batch
+from pyro_gebm.infer.dynamics import KineticState, trajectory
+
+__all__ = [
+    "Ladder",
+    "Points",
+    "effective_fraction",
+    "length_scale_of",
+    "move",
+    "next_rung",
+    "potential_at",
+    "systematic_resample",
+]
+
+#: Friction and length of a trajectory in units of the length scale of the law, and most of its steps.
+FRICTION, TRAJECTORY_LENGTH, MAX_STEPS = 0.5, 1.57, 64
+#: Random directions along which the covariance is applied, to estimate the trace of its square.
+NUM_PROBES = 16
+#: Halvings of the interval in which the next rung lies.
+NUM_HALVINGS = 40
+
+
+class Points(NamedTuple):
+    """Positions `u` on the ladder, shape `(N, d)`, with log prior and tilt -beta E (shape `(N,)`) and their gradients."""
+
+    u: torch.Tensor
+    log_prior: torch.Tensor
+    log_prior_grad: torch.Tensor
+    tilt: torch.Tensor
+    tilt_grad: torch.Tensor
+
+
+class Ladder:
+    """Prior and tilt of a GEBM over unconstrained latents of shape `(N, d)`.
+
+    Args:
+        latent: an `EnergyTiltedPrior`.
+
+    Raises:
+        ValueError: if it has a batch shape.
+    """
+
+    def __init__(self, latent):
+        if latent.batch_shape:
+            raise ValueError(
+                f"Expected a GEBM with batch_shape (); got {tuple(latent.batch_shape)}. Take one member of the batch at "
+                "a time."
+            )
+        self._gebm, self._prior = latent.gebm, latent.gebm.latent_prior
+        self._transform = biject_to(self._prior.support)
+        self._shape = self._transform.inverse_shape(latent.event_shape)
+
+    def sample_prior(self, num):
+        """Positions of exact draws of the prior, shape `(num, d)`."""
+        return self.unconstrain(self._prior.sample((num,)))
+
+    def constrain(self, u):
+        """Latents, shape `(N,) + event_shape`, at positions."""
+        return self._transform(u.reshape(-1, *self._shape))
+
+    def unconstrain(self, z):
+        """Positions at latents."""
+        return self._transform.inv(z).reshape(len(z), -1)
+
+    def log_prior(self, u):
+        """Log density of the prior at positions, shape `(N,)`."""
+        u = u.reshape(-1, *self._shape)
+        z = self._transform(u)
+        jacobian = self._transform.log_abs_det_jacobian(u, z)
+        return self._prior.log_prob(z) + sum_rightmost(jacobian, jacobian.dim() - 1)
+
+    def tilt(self, u):
+        """-beta E at positions, shape `(N,)`."""
+        gebm = self._gebm
+        return -gebm.inverse_temperature * over_batch(gebm.energy, gebm.decode(self.constrain(u)), len(gebm.event_shape))
+
+    def evaluate(self, u):
+        """`Points` at positions."""
+        return Points(u, *_value_and_grad(self.log_prior, u), *_value_and_grad(self.tilt, u))
+
+    def start(self, num):
+        """`Points` at exact draws of the prior.
+
+        Raises:
+            RuntimeError: if the energy is NaN at one of them.
+        """
+        points = self.evaluate(self.sample_prior(num))
+        if points.tilt.isnan().any():
+            raise RuntimeError("Expected real energies; got NaN at a draw of the base.")
+        return points
+
+    def potential_and_grad(self, t):
+        """A callable from positions to the potential of the rung t (a scalar, or shape `(N,)`) and its gradient."""
+        return lambda u: _value_and_grad(lambda u: -self.log_prior(u) - t * self.tilt(u), u)
+
+
+def potential_at(points, t):
+    """Potential of the rung t (a scalar, or shape `(N,)`) at `Points`, and its gradient."""
+    over_rows = t[:, None] if isinstance(t, torch.Tensor) and t.dim() else t
+    return -points.log_prior - t * points.tilt, -points.log_prior_grad - over_rows * points.tilt_grad
+
+
+def move(points, ladder, t, step_size, length_scale, num_moves):
+    """Metropolis-adjusted Langevin trajectories (arXiv:2202.13230) on one rung, of length 1.57 times the length scale.
+
+    Args:
+        points: `Points`.
+        ladder: `Ladder`.
+        t: the rung.
+        step_size: step size of the trajectories.
+        length_scale: length scale of the law.
+        num_moves: trajectories, one test each.
+
+    Returns:
+        `(Points, acceptance probability)`, the latter the mean of all.
+    """
+    length = TRAJECTORY_LENGTH * length_scale
+    num_steps = min(max(1, math.ceil(length / step_size)), MAX_STEPS)
+    potential_and_grad = ladder.potential_and_grad(t)
+    state = KineticState(points.u, points.u, points.u, *potential_at(points, t))
+    total = 0.0
+    for _ in range(num_moves):
+        start = state._replace(v=torch.randn_like(state.z))
+        end, error = trajectory(start, potential_and_grad, length / num_steps, FRICTION / length_scale, num_steps)
+        accept_prob = torch.exp(-error.nan_to_num(math.inf, math.inf, -math.inf).clamp(min=0.0))
+        accept = torch.rand_like(accept_prob) < accept_prob
+        state = KineticState(*(torch.where(accept if a.dim() == 1 else accept[:, None], a, b) for a, b in zip(end, start)))
+        total = total + accept_prob.mean()
+    return ladder.evaluate(state.z), float(total) / num_moves
+
+
+def length_scale_of(u):
+    r"""Length scale $\sqrt{\operatorname{tr} \Sigma^2 / \operatorname{tr} \Sigma}$ of positions, shape `(N, d)`."""
+    y = u - u.mean(0)
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.randn(u.shape[1], NUM_PROBES, generator=generator, dtype=torch.float64).to(u)
+    projected = y.T @ (y @ probes) / len(u)
+    return float((projected.square().sum() / NUM_PROBES / y.square().sum() * len(u)).sqrt())
+
+
+def effective_fraction(log_weights):
+    r"""$(\sum w)^2 / (N \sum w^2)$, the effective sample size of weights over their number; shape `(N,)` to `()`."""
+    w = torch.exp(log_weights - log_weights.max())
+    return w.sum() ** 2 / w.square().sum() / len(w)
+
+
+def next_rung(t, tilt, fraction):
+    """The rung above t at which the weights of the step have the effective fraction asked for; 1 at most.
+
+    Args:
+        t: rung, a number in [0, 1).
+        tilt: -beta E of the particles on it, shape `(N,)`.
+        fraction: effective sample size of the weights over their number.
+
+    Returns:
+        A number.
+    """
+    if effective_fraction((1.0 - t) * tilt) >= fraction:
+        return 1.0
+    low, high = t, 1.0
+    for _ in range(NUM_HALVINGS):
+        middle = 0.5 * (low + high)
+        good = effective_fraction((middle - t) * tilt) >= fraction
+        low, high = (middle, high) if good else (low, middle)
+    return low
+
+
+def systematic_resample(log_weights):
+    """Indices of as many draws as there are weights, by systematic resampling along the last axis; same shape."""
+    num = log_weights.shape[-1]
+    cumulative = torch.softmax(log_weights, -1).cumsum(-1)
+    uniform = torch.rand(*log_weights.shape[:-1], 1, dtype=log_weights.dtype, device=log_weights.device)
+    positions = (torch.arange(num, device=uniform.device) + uniform) / num
+    return torch.searchsorted(cumulative / cumulative[..., -1:], positions).clamp(max=num - 1)
+
+
+def _value_and_grad(fn, u):
+    with torch.enable_grad():
+        u = u.detach().requires_grad_(True)
+        value = fn(u)
+        (grad,) = torch.autograd.grad(value.sum(), u)
+    return value.detach(), grad
