@@ -27,7 +27,7 @@ if importlib.util.find_spec("torch"):
 
 
 def pytest_configure(config):
-    """Short tests compile more than they compute: XLA's optimiser costs a third of their time. JAX is not started yet."""
+    """Short tests compile more than they compute: XLA's optimiser is a third of their time."""
     if config.getoption("markexpr") != "slow":
         os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 

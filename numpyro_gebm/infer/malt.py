@@ -103,9 +103,7 @@ class MALT(LangevinKernel):
         start = KineticState(
             chains.z, standard_normal(keys_v, chains.v), chains.z, chains.potential_energy, chains.z_grad
         )
-        end, error = trajectory(
-            keys, start, potential_and_grad, h, friction, num_steps.astype(int), adapt_state.scale
-        )
+        end, error = trajectory(keys, start, potential_and_grad, h, friction, num_steps.astype(int), adapt_state.scale)
         uniform = jax.vmap(lambda key: random.uniform(key, (), error.dtype))(keys_test)
         info = StepInfo(error, diverges(error), jnp.full(len(error), num_steps, int))
         return choose(jnp.log(uniform) < -error, chains._replace(**end._asdict()), chains._replace(v=start.v)), info

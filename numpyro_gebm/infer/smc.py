@@ -4,23 +4,19 @@ import dataclasses
 from functools import partial
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax, random
 
-from numpyro_gebm.infer.tempering import Ladder, Points, length_scale_of, move, next_rung, systematic_resample
+from numpyro_gebm.infer.pilot import MAX_RUNGS, pilot
+from numpyro_gebm.infer.tempering import Ladder, Points, move, systematic_resample
 from numpyro_gebm.infer.weights import LogPartition, from_log_weights
 
 __all__ = ["SMC", "SMCResult"]
 
-#: Most rungs of a ladder.
-MAX_RUNGS = 1000
 #: Particles of the pilot run, at most.
 NUM_PILOT = 1024
-#: Acceptance that step sizes are adapted to, and trajectories on the prior that find the first of them.
-TARGET_ACCEPT_PROB, NUM_FIRST_MOVES = 0.8, 20
 
 
 class SMCResult(NamedTuple):
@@ -45,15 +41,6 @@ class SMCResult(NamedTuple):
     accept_probs: np.ndarray
 
 
-class _Rungs(NamedTuple):
-    """The ladder that the pilot run fixes: arrays of `MAX_RUNGS`, of which `num` are used; the first is t = 0."""
-
-    t: jax.Array
-    step_size: jax.Array
-    length_scale: jax.Array
-    num: jax.Array
-
-
 @dataclasses.dataclass(frozen=True)
 class SMC:
     r"""Sequential Monte Carlo: particles go from the base, at beta = 0, to the tilted law.
@@ -63,8 +50,8 @@ class SMC:
     trajectories. The product of the mean weights is an estimate of Z. Source: doi:10.1111/j.1467-9868.2006.00553.x;
     arXiv:2202.13230 (the moves).
 
-    A pilot run of 1,024 particles at most finds the ladder (`effective_fraction`) and the step sizes; a fresh run on the
-    fixed ladder then gives an estimate of Z without bias. Its particles are cut into `num_groups` groups that never
+    A pilot run of 1,024 particles at most finds the ladder (`effective_fraction`) and the step sizes; a fresh run on
+    the fixed ladder then gives an estimate of Z without bias. Its particles are cut into `num_groups` groups that never
     meet; the standard error comes from how much their estimates differ.
 
     As a `sampler` of a GEBM it finds the weights of modes that single chains cannot go between. Its draws come from
@@ -80,12 +67,12 @@ class SMC:
         ValueError: for numbers out of their range, or a GEBM with a batch shape.
 
     Example:
-        >>> import jax, numpyro.distributions as dist
+        >>> import math, jax, numpyro.distributions as dist
         >>> from numpyro_gebm import GEBM
         >>> gebm = GEBM(dist.Normal(0.0, 1.0), lambda x: 1.5 * x**2, sampler=SMC(num_particles=1024))
         >>> result = SMC().run(gebm.latent, rng_key=jax.random.key(0))
-        >>> abs(result.log_partition.value + 0.5 * jax.numpy.log(4.0)) < 5 * result.log_partition.std_error
-        Array(True, dtype=bool)
+        >>> abs(result.log_partition.value + 0.5 * math.log(4.0)) < 5 * result.log_partition.std_error
+        True
         >>> gebm.sample(jax.random.key(1), (100,)).shape
         (100,)
     """
@@ -132,7 +119,7 @@ class SMC:
             inverse_temperatures=beta * t,
             log_partitions=np.logaddexp.reduce(log_weights, 1) - np.log(self.num_groups),
             mean_energies=-tilts / beta if beta > 0 else np.full_like(tilts, np.nan),
-            step_sizes=np.asarray(rungs.step_size[:num]),
+            step_sizes=np.asarray(rungs.step_size * rungs.length_scale)[:num],
             accept_probs=np.asarray(accept_probs[:num]),
         )
 
@@ -155,7 +142,8 @@ class SMC:
 @partial(jax.jit, static_argnums=2)
 def _run(latent, rng_key, config):
     ladder, keys = Ladder(latent), random.split(rng_key, 3)
-    rungs = _pilot(ladder, keys[0], config)
+    num_pilot = min(config.num_particles, NUM_PILOT)
+    rungs = pilot(ladder, keys[0], num_pilot, config.num_moves, config.effective_fraction)
     points = ladder.start(keys[1], config.num_particles)
     shape = (config.num_groups, config.num_particles // config.num_groups)
 
@@ -169,55 +157,16 @@ def _run(latent, rng_key, config):
         among_all = systematic_resample(key_all, jnp.repeat(log_weight, shape[1]))
         index = jnp.where(k < rungs.num, _resample_groups(key_resample, increment), among_all)
         points = Points(*(x[index] for x in points))
-        points, accept_prob = move(
-            key_move, points, ladder, rungs.t[rung], rungs.step_size[rung], rungs.length_scale[rung], config.num_moves
-        )
+        tuning = (rungs.t[rung], rungs.step_size[rung], rungs.length_scale[rung])
+        points, accept_prob, _ = move(key_move, points, ladder, *tuning, config.num_moves)
         mean_tilt = jax.nn.softmax(log_weight) @ points.tilt.reshape(shape).mean(1)
-        new = (log_weight, mean_tilt, accept_prob)
+        new = (log_weight, mean_tilt, accept_prob.mean())
         return points, *(x.at[k].set(y) for x, y in zip((log_weights, mean_tilts, accept_probs), new))
 
     nothing = jnp.zeros((MAX_RUNGS + 1, config.num_groups), points.tilt.dtype)
     carry = (points, nothing, nothing[:, 0].at[0].set(points.tilt.mean()), nothing[:, 0])
     points, *records = lax.fori_loop(1, rungs.num + 1, climb, carry)
     return random.permutation(random.fold_in(keys[2], 0), ladder.constrain(points.u)), rungs, *records
-
-
-def _pilot(ladder, rng_key, config):
-    """The ladder: each rung as far up as the weights allow, its step size adapted on the way."""
-    key_start, key = random.split(rng_key)
-    points = ladder.start(key_start, min(config.num_particles, NUM_PILOT))
-
-    def unfinished(carry):
-        _, rungs, _ = carry
-        return (rungs.num == 0) | ((rungs.t[rungs.num - 1] < 1) & (rungs.num < MAX_RUNGS))
-
-    def climb(carry):
-        points, rungs, ratio = carry
-        first, t = rungs.num == 0, rungs.t[rungs.num - 1]  # of empty rungs the last is 0
-        new = jnp.where(first, 0.0, next_rung(t, points.tilt, config.effective_fraction))
-        key_resample, key_move = random.split(random.fold_in(key, rungs.num))
-        index = systematic_resample(key_resample, (new - t) * points.tilt)
-        points = Points(*(x[index] for x in points))
-        scale = length_scale_of(points.u)
-
-        def adapt(i, carry):
-            points, ratio = carry
-            points, accept_prob = move(random.fold_in(key_move, i), points, ladder, new, ratio * scale, scale, 1)
-            return points, ratio * jnp.exp((accept_prob - TARGET_ACCEPT_PROB) / jnp.sqrt(1.0 + i))
-
-        num = jnp.where(first, NUM_FIRST_MOVES, config.num_moves)
-        points, ratio = lax.fori_loop(0, num, adapt, (points, ratio))
-        rungs = [x.at[rungs.num].set(y) for x, y in zip(rungs[:3], (new, ratio * scale, scale))] + [rungs.num + 1]
-        return points, _Rungs(*rungs), ratio
-
-    empty = jnp.zeros(MAX_RUNGS, points.tilt.dtype)
-    start = (points, _Rungs(empty, empty, empty, jnp.asarray(0)), jnp.asarray(0.5, empty.dtype))
-    _, rungs, _ = lax.while_loop(unfinished, climb, start)
-    return eqx.error_if(
-        rungs,
-        rungs.t[rungs.num - 1] < 1,
-        f"The ladder needs more than {MAX_RUNGS} rungs. Lower the inverse temperature or effective_fraction.",
-    )
 
 
 def _resample_groups(rng_key, log_weights):

@@ -18,6 +18,7 @@ from numpyro.distributions.util import sum_rightmost
 
 from numpyro_gebm._callables import over_batch
 from numpyro_gebm.infer.dynamics import KineticState, standard_normal, trajectory
+from numpyro_gebm.infer.kernel import accept_probability
 
 __all__ = [
     "Ladder",
@@ -30,7 +31,7 @@ __all__ = [
     "systematic_resample",
 ]
 
-#: Friction and length of a trajectory in units of the length scale of the law, and most of its steps.
+#: Friction and length of a trajectory in units of the length scale of the law, and the most steps it takes.
 FRICTION, TRAJECTORY_LENGTH, MAX_STEPS = 0.5, 1.57, 64
 #: Random directions along which the covariance is applied, to estimate the trace of its square.
 NUM_PROBES = 16
@@ -39,7 +40,7 @@ NUM_HALVINGS = 40
 
 
 class Points(NamedTuple):
-    """Positions `u` on the ladder, shape `(N, d)`, with log prior and tilt -beta E (shape `(N,)`) and their gradients."""
+    """Positions `u` on the ladder, shape `(N, d)`, with log prior, tilt -beta E (shape `(N,)`), gradients."""
 
     u: jax.Array
     log_prior: jax.Array
@@ -61,7 +62,7 @@ class Ladder:
     def __init__(self, latent):
         if latent.batch_shape != ():
             raise ValueError(
-                f"Expected a GEBM with batch_shape (); got {latent.batch_shape}. Take one member of the batch at a time."
+                f"Expected a GEBM with batch_shape (); got {latent.batch_shape}. Take one member of it at a time."
             )
         self._gebm, self._prior = latent.gebm, latent.gebm.latent_prior
         self._transform = biject_to(self._prior.support)
@@ -122,32 +123,31 @@ def move(rng_key, points, ladder, t, step_size, length_scale, num_moves):
         points: `Points`.
         ladder: `Ladder`.
         t: the rung, a scalar or shape `(N,)`.
-        step_size: step size of the trajectories; a scalar.
-        length_scale: length scale of the law; a scalar.
+        step_size: step size of the trajectories in units of the length scale; a scalar.
+        length_scale: length scale of the law; a scalar or shape `(N,)`.
         num_moves: trajectories, one test each.
 
     Returns:
-        `(Points, acceptance probability)`, the latter the mean of all.
+        `(Points, acceptance probabilities, gradients)`: the probabilities are means over the moves, of shape `(N,)`.
     """
-    length = TRAJECTORY_LENGTH * length_scale
-    num_steps = jnp.clip(jnp.ceil(length / step_size), 1, MAX_STEPS)
+    num_steps = jnp.clip(jnp.ceil(TRAJECTORY_LENGTH / step_size), 1, MAX_STEPS)
+    scale = length_scale if jnp.ndim(length_scale) == 0 else length_scale[:, None]
     potential_and_grad = ladder.potential_and_grad(t)
 
     def body(i, carry):
         state, total = carry
         keys = random.split(random.fold_in(rng_key, i), 3)
         start = state._replace(v=standard_normal(keys[0], state.z))
-        end, error = trajectory(
-            keys[1], start, potential_and_grad, length / num_steps, FRICTION / length_scale, num_steps.astype(int)
-        )
-        accept_prob = jnp.exp(-jnp.maximum(jnp.where(jnp.isnan(error), jnp.inf, error), 0.0))
+        h = TRAJECTORY_LENGTH / num_steps
+        end, error = trajectory(keys[1], start, potential_and_grad, h, FRICTION, num_steps.astype(int), scale)
+        accept_prob = accept_probability(error)
         accept = random.uniform(keys[2], error.shape, error.dtype) < accept_prob
         state = jax.tree.map(lambda a, b: jnp.where(accept.reshape(-1, *[1] * (a.ndim - 1)), a, b), end, start)
-        return state, total + accept_prob.mean()
+        return state, total + accept_prob
 
     start = KineticState(points.u, jnp.zeros_like(points.u), points.u, *potential_at(points, t))
-    state, total = lax.fori_loop(0, num_moves, body, (start, jnp.zeros((), points.u.dtype)))
-    return ladder.evaluate(state.z), total / num_moves
+    state, total = lax.fori_loop(0, num_moves, body, (start, jnp.zeros_like(points.tilt)))
+    return ladder.evaluate(state.z), total / num_moves, (num_moves * num_steps).astype(int)
 
 
 def length_scale_of(u):

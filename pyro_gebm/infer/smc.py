@@ -7,17 +7,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pyro_gebm.infer.tempering import Ladder, Points, length_scale_of, move, next_rung, systematic_resample
+from pyro_gebm.infer.pilot import pilot
+from pyro_gebm.infer.tempering import Ladder, Points, move, systematic_resample
 from pyro_gebm.infer.weights import LogPartition, from_log_weights
 
 __all__ = ["SMC", "SMCResult"]
 
-#: Most rungs of a ladder.
-MAX_RUNGS = 1000
 #: Particles of the pilot run, at most.
 NUM_PILOT = 1024
-#: Acceptance that step sizes are adapted to, and trajectories on the prior that find the first of them.
-TARGET_ACCEPT_PROB, NUM_FIRST_MOVES = 0.8, 20
 
 
 class SMCResult(NamedTuple):
@@ -42,14 +39,6 @@ class SMCResult(NamedTuple):
     accept_probs: np.ndarray
 
 
-class _Rung(NamedTuple):
-    """A rung of the ladder that the pilot run fixes; the first is t = 0."""
-
-    t: float
-    step_size: float
-    length_scale: float
-
-
 @dataclasses.dataclass(frozen=True)
 class SMC:
     r"""Sequential Monte Carlo: particles go from the base, at beta = 0, to the tilted law.
@@ -59,8 +48,8 @@ class SMC:
     trajectories. The product of the mean weights is an estimate of Z. Source: doi:10.1111/j.1467-9868.2006.00553.x;
     arXiv:2202.13230 (the moves).
 
-    A pilot run of 1,024 particles at most finds the ladder (`effective_fraction`) and the step sizes; a fresh run on the
-    fixed ladder then gives an estimate of Z without bias. Its particles are cut into `num_groups` groups that never
+    A pilot run of 1,024 particles at most finds the ladder (`effective_fraction`) and the step sizes; a fresh run on
+    the fixed ladder then gives an estimate of Z without bias. Its particles are cut into `num_groups` groups that never
     meet; the standard error comes from how much their estimates differ.
 
     As a `sampler` of a GEBM it finds the weights of modes that single chains cannot go between. Its draws come from
@@ -76,7 +65,7 @@ class SMC:
         ValueError: for numbers out of their range, or a GEBM with a batch shape.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import math, pyro, pyro.distributions as dist
         >>> from pyro_gebm import GEBM
         >>> pyro.set_rng_seed(0)
         >>> gebm = GEBM(dist.Normal(0.0, 1.0), lambda x: 1.5 * x**2, sampler=SMC(num_particles=1024))
@@ -125,10 +114,10 @@ class SMC:
         return SMCResult(
             z=z,
             log_partition=from_log_weights(log_weights[-1], self.num_particles // self.num_groups),
-            inverse_temperatures=beta * np.array([rung.t for rung in rungs]),
+            inverse_temperatures=beta * np.array(rungs.t),
             log_partitions=np.logaddexp.reduce(log_weights, 1) - np.log(self.num_groups),
             mean_energies=-tilts / beta if beta > 0 else np.full_like(tilts, np.nan),
-            step_sizes=np.array([rung.step_size for rung in rungs]),
+            step_sizes=np.array(rungs.step_size) * np.array(rungs.length_scale),
             accept_probs=np.array(accept_probs),
         )
 
@@ -149,44 +138,24 @@ class SMC:
 
 def _run(latent, config):
     ladder = Ladder(latent)
-    rungs = _pilot(ladder, config)
+    rungs = pilot(ladder, min(config.num_particles, NUM_PILOT), config.num_moves, config.effective_fraction)
     points = ladder.start(config.num_particles)
     shape = (config.num_groups, config.num_particles // config.num_groups)
     offsets = shape[1] * torch.arange(shape[0], device=points.tilt.device)[:, None]
     log_weights, mean_tilts, accept_probs = [points.tilt.new_zeros(shape[0])], [points.tilt.mean()], [0.0]
-    for previous, rung in zip(rungs, rungs[1:]):
-        increment = ((rung.t - previous.t) * points.tilt).reshape(shape)
+    for k in range(1, len(rungs.t)):
+        increment = ((rungs.t[k] - rungs.t[k - 1]) * points.tilt).reshape(shape)
         log_weight = log_weights[-1] + torch.logsumexp(increment, 1) - math.log(shape[1])
         points = _take(points, (systematic_resample(increment) + offsets).reshape(-1))
-        points, accept_prob = move(points, ladder, *rung, config.num_moves)
+        points, accept_prob, _ = move(points, ladder, *(x[k] for x in rungs[:3]), config.num_moves)
         log_weights.append(log_weight)
         mean_tilts.append(torch.softmax(log_weight, 0) @ points.tilt.reshape(shape).mean(1))
-        accept_probs.append(accept_prob)
+        accept_probs.append(float(accept_prob.mean()))
     # particles of all groups are resampled together and moved once more
     points = _take(points, systematic_resample(log_weights[-1].repeat_interleave(shape[1])))
-    points, _ = move(points, ladder, *rungs[-1], config.num_moves)
+    points, *_ = move(points, ladder, *(x[-1] for x in rungs[:3]), config.num_moves)
     shuffled = torch.randperm(config.num_particles, device=points.u.device)
     return ladder.constrain(points.u[shuffled]), rungs, log_weights, mean_tilts, accept_probs
-
-
-def _pilot(ladder, config):
-    """The ladder: each rung as far up as the weights allow, its step size adapted on the way."""
-    points = ladder.start(min(config.num_particles, NUM_PILOT))
-    rungs, ratio, t = [], 0.5, 0.0
-    while not rungs or t < 1.0:
-        if len(rungs) == MAX_RUNGS:
-            raise RuntimeError(
-                f"The ladder needs more than {MAX_RUNGS} rungs. Lower the inverse temperature or effective_fraction."
-            )
-        new = next_rung(t, points.tilt, config.effective_fraction) if rungs else 0.0
-        points = _take(points, systematic_resample((new - t) * points.tilt))
-        scale = length_scale_of(points.u)
-        for i in range(config.num_moves if rungs else NUM_FIRST_MOVES):
-            points, accept_prob = move(points, ladder, new, ratio * scale, scale, 1)
-            ratio *= math.exp((accept_prob - TARGET_ACCEPT_PROB) / math.sqrt(1.0 + i))
-        t = new
-        rungs.append(_Rung(t, ratio * scale, scale))
-    return rungs
 
 
 def _take(points, index):

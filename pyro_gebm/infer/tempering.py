@@ -16,6 +16,7 @@ from torch.distributions import biject_to
 
 from pyro_gebm._callables import over_batch
 from pyro_gebm.infer.dynamics import KineticState, trajectory
+from pyro_gebm.infer.kernel import accept_probability
 
 __all__ = [
     "Ladder",
@@ -28,7 +29,7 @@ __all__ = [
     "systematic_resample",
 ]
 
-#: Friction and length of a trajectory in units of the length scale of the law, and most of its steps.
+#: Friction and length of a trajectory in units of the length scale of the law, and the most steps it takes.
 FRICTION, TRAJECTORY_LENGTH, MAX_STEPS = 0.5, 1.57, 64
 #: Random directions along which the covariance is applied, to estimate the trace of its square.
 NUM_PROBES = 16
@@ -37,7 +38,7 @@ NUM_HALVINGS = 40
 
 
 class Points(NamedTuple):
-    """Positions `u` on the ladder, shape `(N, d)`, with log prior and tilt -beta E (shape `(N,)`) and their gradients."""
+    """Positions `u` on the ladder, shape `(N, d)`, with log prior, tilt -beta E (shape `(N,)`), gradients."""
 
     u: torch.Tensor
     log_prior: torch.Tensor
@@ -59,7 +60,7 @@ class Ladder:
     def __init__(self, latent):
         if latent.batch_shape:
             raise ValueError(
-                f"Expected a GEBM with batch_shape (); got {tuple(latent.batch_shape)}. Take one member of the batch at "
+                f"Expected a GEBM with batch_shape (); got {tuple(latent.batch_shape)}. Take one member of it at "
                 "a time."
             )
         self._gebm, self._prior = latent.gebm, latent.gebm.latent_prior
@@ -88,7 +89,8 @@ class Ladder:
     def tilt(self, u):
         """-beta E at positions, shape `(N,)`."""
         gebm = self._gebm
-        return -gebm.inverse_temperature * over_batch(gebm.energy, gebm.decode(self.constrain(u)), len(gebm.event_shape))
+        energy = over_batch(gebm.energy, gebm.decode(self.constrain(u)), len(gebm.event_shape))
+        return -gebm.inverse_temperature * energy
 
     def evaluate(self, u):
         """`Points` at positions."""
@@ -122,27 +124,28 @@ def move(points, ladder, t, step_size, length_scale, num_moves):
     Args:
         points: `Points`.
         ladder: `Ladder`.
-        t: the rung.
-        step_size: step size of the trajectories.
-        length_scale: length scale of the law.
+        t: the rung, a number or a tensor of shape `(N,)`.
+        step_size: step size of the trajectories in units of the length scale.
+        length_scale: length scale of the law; a number or a tensor of shape `(N,)`.
         num_moves: trajectories, one test each.
 
     Returns:
-        `(Points, acceptance probability)`, the latter the mean of all.
+        `(Points, acceptance probabilities, gradients)`: the probabilities are means over the moves, of shape `(N,)`.
     """
-    length = TRAJECTORY_LENGTH * length_scale
-    num_steps = min(max(1, math.ceil(length / step_size)), MAX_STEPS)
+    num_steps = min(max(1, math.ceil(TRAJECTORY_LENGTH / step_size)), MAX_STEPS)
+    scale = length_scale[:, None] if isinstance(length_scale, torch.Tensor) else length_scale
     potential_and_grad = ladder.potential_and_grad(t)
     state = KineticState(points.u, points.u, points.u, *potential_at(points, t))
-    total = 0.0
+    total = torch.zeros_like(points.tilt)
     for _ in range(num_moves):
         start = state._replace(v=torch.randn_like(state.z))
-        end, error = trajectory(start, potential_and_grad, length / num_steps, FRICTION / length_scale, num_steps)
-        accept_prob = torch.exp(-error.nan_to_num(math.inf, math.inf, -math.inf).clamp(min=0.0))
+        end, error = trajectory(start, potential_and_grad, TRAJECTORY_LENGTH / num_steps, FRICTION, num_steps, scale)
+        accept_prob = accept_probability(error)
         accept = torch.rand_like(accept_prob) < accept_prob
-        state = KineticState(*(torch.where(accept if a.dim() == 1 else accept[:, None], a, b) for a, b in zip(end, start)))
-        total = total + accept_prob.mean()
-    return ladder.evaluate(state.z), float(total) / num_moves
+        rows = accept[:, None]
+        state = KineticState(*(torch.where(rows if a.dim() > 1 else accept, a, b) for a, b in zip(end, start)))
+        total = total + accept_prob
+    return ladder.evaluate(state.z), total / num_moves, num_moves * num_steps
 
 
 def length_scale_of(u):

@@ -104,7 +104,7 @@ def bridge(base_tilts, draw_tilts, effective_sample_size):
 
 
 def _bridged(log_ratio_base, log_ratio_draws, share):
-    """Density of the tilted law over the mixture of both at draws of the base, and that of the base at its own draws."""
+    """Density of the tilted law over the mixture of both, at draws of the base; of the base, at its own draws."""
     with np.errstate(over="ignore"):
         of_base = 1 / (share + (1 - share) * np.exp(-log_ratio_base))
         return of_base, 1 / (1 - share + share * np.exp(log_ratio_draws))
@@ -118,8 +118,8 @@ def _estimate(value, std_error, ess, shape):
     warnings = []
     if shape > MAX_PARETO_K:
         warnings.append(
-            f"The Pareto shape of the weights is {shape:.2f}, above {MAX_PARETO_K}: a few draws carry the estimate, and "
-            "its standard error is too small. Use method='smc', or more particles."
+            f"The Pareto shape of the weights is {shape:.2f}, above {MAX_PARETO_K}: a few draws carry the estimate, "
+            "and its standard error is too small. Use method='smc', or more particles."
         )
     if ess < MIN_ESS:
         warnings.append(

@@ -1,0 +1,162 @@
+"""The log-partition of a GEBM, estimated."""
+
+import numpy as np
+import torch
+from pyro.ops.stats import effective_sample_size
+
+from pyro_gebm.infer.smc import SMC
+from pyro_gebm.infer.tempering import Ladder
+from pyro_gebm.infer.weights import bridge, from_log_weights
+
+__all__ = ["LogPartitionCurve", "log_partition", "log_partition_curve"]
+
+#: Base draws whose energies are computed at once.
+BATCH_SIZE = 4096
+
+
+def log_partition(gebm, method="smc", *, num_samples=None, draws=None):
+    r"""Estimate the log-partition $A = \log \int \exp(-\beta E)\, dG$ of a GEBM, with a standard error.
+
+    - `"importance"`: the mean of $e^{-\beta E}$ over base draws. Without bias, and useless where base and model
+      differ by much: the warnings say so.
+    - `"ais"`: annealed importance sampling (arXiv:physics/9803008): `SMC` without resampling.
+    - `"smc"`: sequential Monte Carlo (`SMC`), the default.
+    - `"bridge"`: bridge sampling between base draws and draws of the model at hand (`draws`), such as an MCMC run has
+      left (doi:10.2307/24306045).
+
+    The estimate does not depend on `gebm.log_partition`.
+
+    Args:
+        gebm: a `GEBM` with batch shape ().
+        method: one of "importance", "ais", "smc", "bridge".
+        num_samples: base draws, or particles; None is 100,000 for "importance", 4,096 for "ais" and "smc", and as many
+            as there are draws for "bridge".
+        draws: latents drawn from the tilted law, of shape `(chains, draws) + event_shape`, for "bridge".
+
+    Returns:
+        A `LogPartition`; its `warnings` say in words where it cannot be trusted.
+
+    Raises:
+        ValueError: for an unknown method, a GEBM with a batch shape, or draws of a wrong shape.
+        RuntimeError: if the energy is NaN at a draw of the base.
+
+    Example:
+        >>> import math, pyro, pyro.distributions as dist
+        >>> from pyro_gebm import GEBM
+        >>> pyro.set_rng_seed(0)
+        >>> gebm = GEBM(dist.Normal(0.0, 1.0), lambda x: 1.5 * x**2)
+        >>> estimate = log_partition(gebm, "importance")
+        >>> abs(estimate.value + 0.5 * math.log(4.0)) < 4 * estimate.std_error
+        True
+    """
+    if (draws is not None) != (method == "bridge"):
+        raise ValueError(f"Expected draws of the tilted law with method='bridge' and only there; got {method!r}.")
+    if method == "importance":
+        return from_log_weights(_base_tilts(gebm.latent, num_samples or 100_000))
+    if method in ("ais", "smc"):
+        num = num_samples or SMC.num_particles
+        smc = SMC(num, num_groups=num) if method == "ais" else SMC(num)
+        return smc.run(gebm.latent).log_partition
+    if method == "bridge":
+        draws = _checked(draws, tuple(gebm.latent.event_shape))
+        num = num_samples or draws.shape[0] * draws.shape[1]
+        on_draws = _tilts(gebm.latent, draws.flatten(0, 1)).reshape(draws.shape[:2])
+        return bridge(_base_tilts(gebm.latent, num), on_draws, _effective_sample_size)
+    raise ValueError(f"Expected method 'importance', 'ais', 'smc' or 'bridge'; got {method!r}.")
+
+
+class LogPartitionCurve(torch.nn.Module):
+    r"""$\beta \mapsto \log Z(\beta)$ between the rungs of a ladder: a cubic Hermite spline, from values and slopes.
+
+    Beyond the last rung it goes on as a straight line: do not use it there.
+
+    Args:
+        inverse_temperatures: the rungs, increasing from 0, shape `(K,)`.
+        values: log Z there, shape `(K,)`.
+        slopes: its derivatives, minus the mean energies, shape `(K,)`.
+
+    Example:
+        >>> import torch
+        >>> curve = LogPartitionCurve(torch.tensor([0.0, 1.0]), torch.tensor([0.0, -0.5]), torch.tensor([-0.6, -0.4]))
+        >>> float(curve(0.0)), float(curve(1.0))
+        (0.0, -0.5)
+    """
+
+    def __init__(self, inverse_temperatures, values, slopes):
+        super().__init__()
+        self.register_buffer("inverse_temperatures", inverse_temperatures)
+        self.register_buffer("values", values)
+        self.register_buffer("slopes", slopes)
+
+    def forward(self, inverse_temperature):
+        x, y, slope = self.inverse_temperatures, self.values, self.slopes
+        beta = torch.as_tensor(inverse_temperature, dtype=y.dtype, device=y.device)
+        i = (torch.searchsorted(x, beta.detach().contiguous(), right=True) - 1).clamp(0, len(x) - 2)
+        width = x[i + 1] - x[i]
+        u = ((beta - x[i]) / width).clamp(max=1.0)
+        rise = y[i + 1] - y[i]
+        inner = (1 - u) * (width * slope[i] - rise) + u * (rise - width * slope[i + 1])
+        return y[i] + u * rise + u * (1 - u) * inner + slope[i + 1] * (beta - x[i + 1]).clamp(min=0.0)
+
+
+def log_partition_curve(gebm, smc=None):
+    r"""$\log Z(\beta)$ from 0 to the inverse temperature of a GEBM, as a function to give to it as `log_partition`.
+
+    The inverse temperature can then be a random variable of a model: `gebm.temper(beta)` stays normalised.
+
+    Args:
+        gebm: a `GEBM` with batch shape (), at the largest inverse temperature that will be needed.
+        smc: an `SMC`; None is the default one with 4 times the particles.
+
+    Returns:
+        A `LogPartitionCurve`.
+
+    Raises:
+        ValueError: for a GEBM with a batch shape or inverse temperature 0.
+
+    Example:
+        >>> import math, pyro, pyro.distributions as dist
+        >>> from pyro_gebm import GEBM
+        >>> pyro.set_rng_seed(0)
+        >>> energy = lambda x: 0.5 * x**2
+        >>> coldest = GEBM(dist.Normal(0.0, 1.0), energy, inverse_temperature=10.0)
+        >>> curve = log_partition_curve(coldest)
+        >>> gebm = GEBM(dist.Normal(0.0, 1.0), energy, log_partition=curve)
+        >>> bool(abs(curve(3.0) + 0.5 * math.log(4.0)) < 0.02)
+        True
+    """
+    if not gebm.inverse_temperature.max() > 0:
+        raise ValueError(f"Expected an inverse temperature above 0, up to which to go; got {gebm.inverse_temperature}.")
+    result = (smc or SMC(4 * SMC.num_particles)).run(gebm.latent)
+    values = (result.inverse_temperatures, result.log_partitions, -result.mean_energies)
+    return LogPartitionCurve(*(torch.as_tensor(x).to(gebm.inverse_temperature) for x in values))
+
+
+@torch.no_grad()
+def _tilts(latent, z):
+    ladder = Ladder(latent)
+    u = ladder.unconstrain(z)
+    return np.concatenate([ladder.tilt(part).double().cpu().numpy() for part in u.split(BATCH_SIZE)])
+
+
+def _base_tilts(latent, num):
+    prior = latent.gebm.latent_prior
+    sizes = [BATCH_SIZE] * (num // BATCH_SIZE) + [num % BATCH_SIZE] * (num % BATCH_SIZE > 0)
+    tilts = np.concatenate([_tilts(latent, prior.sample((size,))) for size in sizes])
+    if np.isnan(tilts).any():
+        raise RuntimeError(f"Expected real energies; got NaN at {int(np.isnan(tilts).sum())} draws of the base.")
+    return tilts
+
+
+def _effective_sample_size(values):
+    return effective_sample_size(torch.as_tensor(values))
+
+
+def _checked(draws, event_shape):
+    draws = torch.as_tensor(draws)
+    if draws.dim() != 2 + len(event_shape) or tuple(draws.shape[2:]) != event_shape:
+        raise ValueError(
+            f"Expected draws of shape (chains, draws) + {event_shape}; got {tuple(draws.shape)}. Use "
+            "`mcmc.get_samples(group_by_chain=True)`."
+        )
+    return draws
