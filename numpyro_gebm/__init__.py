@@ -8,6 +8,8 @@ from numpyro_gebm.draw_file import DrawFile, read_draws
 from numpyro_gebm.draws import decode
 from numpyro_gebm.gebm import GEBM, EnergyTiltedPrior
 from numpyro_gebm.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
+from numpyro_gebm.infer.partition import LogPartitionCurve, log_partition, log_partition_curve
+from numpyro_gebm.infer.weights import LogPartition
 from numpyro_gebm.io import load, save
 from numpyro_gebm.kale import KALE
 from numpyro_gebm.plotting import plot_losses
@@ -22,6 +24,8 @@ __all__ = [
     "EnergyTiltedPrior",
     "KALEGuide",
     "LatentReparam",
+    "LogPartition",
+    "LogPartitionCurve",
     "Pushforward",
     "TrainingDiverged",
     "decode",
@@ -33,6 +37,8 @@ __all__ = [
     "infer",
     "l2_penalty",
     "load",
+    "log_partition",
+    "log_partition_curve",
     "metrics",
     "nn",
     "plot_losses",

@@ -8,6 +8,8 @@ from pyro_gebm.draw_file import DrawFile, read_draws
 from pyro_gebm.draws import decode
 from pyro_gebm.gebm import GEBM, EnergyTiltedPrior
 from pyro_gebm.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
+from pyro_gebm.infer.partition import LogPartitionCurve, log_partition, log_partition_curve
+from pyro_gebm.infer.weights import LogPartition
 from pyro_gebm.io import load, save
 from pyro_gebm.kale import KALE
 from pyro_gebm.plotting import plot_losses
@@ -22,6 +24,8 @@ __all__ = [
     "EnergyTiltedPrior",
     "KALEGuide",
     "LatentReparam",
+    "LogPartition",
+    "LogPartitionCurve",
     "Pushforward",
     "TrainingDiverged",
     "decode",
@@ -33,6 +37,8 @@ __all__ = [
     "infer",
     "l2_penalty",
     "load",
+    "log_partition",
+    "log_partition_curve",
     "metrics",
     "nn",
     "plot_losses",

@@ -6,7 +6,20 @@ from numpyro_gebm.infer.initialization import init_to_prior
 from numpyro_gebm.infer.kinetic_langevin import KineticLangevin
 from numpyro_gebm.infer.mala import MALA
 from numpyro_gebm.infer.malt import MALT
+from numpyro_gebm.infer.replica_exchange import ReplicaExchange
+from numpyro_gebm.infer.smc import SMC
 from numpyro_gebm.infer.streaming import stream_draws
 from numpyro_gebm.infer.ula import ULA
 
-__all__ = ["GHMC", "MALA", "MALT", "ULA", "AnnealedMALA", "KineticLangevin", "init_to_prior", "stream_draws"]
+__all__ = [
+    "GHMC",
+    "MALA",
+    "MALT",
+    "SMC",
+    "ULA",
+    "AnnealedMALA",
+    "KineticLangevin",
+    "ReplicaExchange",
+    "init_to_prior",
+    "stream_draws",
+]

@@ -16,7 +16,17 @@ from numpyro_gebm.infer.adaptation import AdaptState, adapt, finish, init_adapta
 from numpyro_gebm.infer.dynamics import kinetic_energy, standard_normal
 from numpyro_gebm.infer.initialization import init_to_prior
 
-__all__ = ["Chains", "LangevinKernel", "LangevinState", "StepInfo", "accept_probability", "choose", "diverges"]
+__all__ = [
+    "Chains",
+    "LangevinKernel",
+    "LangevinState",
+    "StepInfo",
+    "accept_probability",
+    "as_given",
+    "choose",
+    "diverges",
+    "typed",
+]
 
 #: Energy error above which a step is reported as divergent, as in NumPyro's HMC.
 MAX_ENERGY_ERROR = 1000.0
@@ -165,7 +175,7 @@ class LangevinKernel(MCMCKernel):
     def init(self, rng_key, num_warmup, init_params=None, model_args=(), model_kwargs=None):
         model_kwargs = {} if model_kwargs is None else model_kwargs
         single = is_prng_key(rng_key)
-        keys = _typed(rng_key)
+        keys = typed(rng_key)
         keys, init_keys = random.split(keys) if single else jnp.swapaxes(jax.vmap(random.split)(keys), 0, 1)
         info = None
         if self._model is not None:
@@ -197,7 +207,7 @@ class LangevinKernel(MCMCKernel):
             info = (init_params, *potential_and_grad(init_params))
         info = jax.tree.map(lambda x: x[None], tuple(info)) if single else info
         state = self._start(keys[None] if single else keys, *info)
-        state = state._replace(rng_key=_as_given(state.rng_key, rng_key if single else rng_key[0]))
+        state = state._replace(rng_key=as_given(state.rng_key, rng_key if single else rng_key[0]))
         return _one(state) if single else state
 
     def _check_sites(self, rng_key, model_args, model_kwargs):
@@ -253,7 +263,7 @@ class LangevinKernel(MCMCKernel):
 
     def _advance(self, state, potential, warming):
         flat, potential_and_grad, unravel = _flattened(state.z, potential)
-        keys = jax.vmap(random.split)(_typed(state.rng_key))
+        keys = jax.vmap(random.split)(typed(state.rng_key))
         chains = Chains(flat, *(getattr(state, name) for name in Chains._fields[1:]))
         step_size = state.adapt_state.step_size
         if self._step_size_schedule is not None:
@@ -292,7 +302,7 @@ class LangevinKernel(MCMCKernel):
             step_size=step_size,
             num_nan=num_nan,
             adapt_state=lax.cond(warming, lambda: self._adapted(state, chains, accept_prob), lambda: state.adapt_state),
-            rng_key=_as_given(keys[:, 0], state.rng_key[0]),
+            rng_key=as_given(keys[:, 0], state.rng_key[0]),
         )
 
     def _adapted(self, state, chains, accept_prob):
@@ -365,9 +375,11 @@ def _on_chain_axis(fn, state):
     return mapped._replace(adapt_state=state.adapt_state._replace(**per_chain))
 
 
-def _typed(keys):
+def typed(keys):
+    """Random keys, typed or raw, as typed ones."""
     return keys if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else random.wrap_key_data(keys)
 
 
-def _as_given(keys, like):
+def as_given(keys, like):
+    """Typed random keys as raw ones, if `like` is raw."""
     return keys if jnp.issubdtype(like.dtype, jax.dtypes.prng_key) else random.key_data(keys)

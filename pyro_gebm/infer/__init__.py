@@ -6,6 +6,8 @@ from pyro_gebm.infer.initialization import init_to_prior
 from pyro_gebm.infer.kinetic_langevin import KineticLangevin
 from pyro_gebm.infer.mala import MALA
 from pyro_gebm.infer.malt import MALT
+from pyro_gebm.infer.replica_exchange import ReplicaExchange
+from pyro_gebm.infer.smc import SMC
 from pyro_gebm.infer.streaming import stream_draws
 from pyro_gebm.infer.ula import ULA
 from pyro_gebm.infer.vectorized import VectorizedMCMC
@@ -14,9 +16,11 @@ __all__ = [
     "GHMC",
     "MALA",
     "MALT",
+    "SMC",
     "ULA",
     "AnnealedMALA",
     "KineticLangevin",
+    "ReplicaExchange",
     "VectorizedMCMC",
     "init_to_prior",
     "stream_draws",

@@ -219,11 +219,16 @@ class LangevinKernel(MCMCKernel):
         """Whether the next iteration is one of the warm-up."""
         return self.state.i < self._warmup_steps
 
+    @property
+    def warmup_converged(self):
+        """Whether the warm-up has met its rule, and the rest of it can be skipped."""
+        return self.state.adapt_state.warmup_converged
+
     @torch.no_grad()
     def advance(self):
         """The next draw of all chains, or one step of their warm-up."""
         state, warming = self.state, self.warming
-        if warming and state.adapt_state.warmup_converged:
+        if warming and self.warmup_converged:
             self.state = state._replace(i=state.i + 1)
             return
         step_size = state.adapt_state.step_size

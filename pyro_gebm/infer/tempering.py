@@ -71,9 +71,13 @@ class Ladder:
         """Positions of exact draws of the prior, shape `(num, d)`."""
         return self.unconstrain(self._prior.sample((num,)))
 
+    def shaped(self, u):
+        """Positions in the unconstrained shape of a latent, with a leading axis of N."""
+        return u.reshape(-1, *self._shape)
+
     def constrain(self, u):
         """Latents, shape `(N,) + event_shape`, at positions."""
-        return self._transform(u.reshape(-1, *self._shape))
+        return self._transform(self.shaped(u))
 
     def unconstrain(self, z):
         """Positions at latents."""
@@ -81,7 +85,7 @@ class Ladder:
 
     def log_prior(self, u):
         """Log density of the prior at positions, shape `(N,)`."""
-        u = u.reshape(-1, *self._shape)
+        u = self.shaped(u)
         z = self._transform(u)
         jacobian = self._transform.log_abs_det_jacobian(u, z)
         return self._prior.log_prob(z) + sum_rightmost(jacobian, jacobian.dim() - 1)

@@ -7,6 +7,7 @@ from pyro.infer.mcmc.util import diagnostics, print_summary, select_samples
 from tqdm import tqdm
 
 from pyro_gebm.infer.kernel import LangevinKernel
+from pyro_gebm.infer.replica_exchange import ReplicaExchange
 
 __all__ = ["VectorizedMCMC"]
 
@@ -60,7 +61,7 @@ class VectorizedMCMC(AbstractMCMC):
         initial_params=None,
         disable_progbar=False,
     ):
-        if not isinstance(kernel, LangevinKernel):
+        if not isinstance(kernel, (LangevinKernel, ReplicaExchange)):
             raise TypeError(
                 f"Expected a kernel of `pyro_gebm.infer`; got {type(kernel).__name__}. Use Pyro's `MCMC` for it."
             )
@@ -114,7 +115,7 @@ class VectorizedMCMC(AbstractMCMC):
             bar: a progress bar to move.
         """
         kernel = self.kernel
-        while kernel.warming and not kernel.state.adapt_state.warmup_converged:
+        while kernel.warming and not kernel.warmup_converged:
             kernel.advance()
             if kernel.state.i % CHUNK == 0:
                 kernel.check()

@@ -256,6 +256,13 @@ NUMPYRO_ARGUMENTS = {
     "infer.stream_draws": {"rng_key", "init_params"},
     "infer.dynamics.kinetic_step": {"rng_key"},
     "infer.dynamics.refreshed": {"rng_key"},
+    "infer.dynamics.trajectory": {"rng_key"},
+    "infer.pilot.pilot": {"rng_key"},
+    "infer.tempering.move": {"rng_key"},
+    "infer.SMC.__call__": {"rng_key"},
+    "infer.SMC.run": {"rng_key"},
+    "log_partition": {"rng_key"},
+    "log_partition_curve": {"rng_key"},
     "guide.settle_log_partition": {"rng_key"},
 }
 PYRO_ARGUMENTS = {f"infer.{name}": {"transforms"} for name in ("GHMC", "KineticLangevin", "MALA", "MALT", "ULA")}
@@ -265,12 +272,15 @@ METHODS = [
     *(f"{name}.{method}" for name in ("EnergyTiltedPrior", "Pushforward") for method in ("log_prob", "sample")),
     *("DrawFile.append", "DrawFile.create", "DrawFile.open"),
     *("KALE.evaluate", "KALE.run", "KALEGuide.__call__", "infer.AnnealedMALA.__call__"),
+    *("LogPartitionCurve.__init__", "infer.SMC.__call__", "infer.SMC.run"),
 ]
 #: Functions that are not in an `__all__` of a package but that its files share.
 SHARED = [
     *(f"guide.{name}" for name in ("newton_step", "gradient_step", "settle_log_partition")),
     *(f"infer.dynamics.{name}" for name in pyro_dynamics.__all__ if name not in ("KineticState", "SPLITTINGS")),
     *(f"infer.adaptation.{name}" for name in pyro_adaptation.__all__ if name not in ("AdaptState", "Window")),
+    *(f"infer.pilot.{name}" for name in ("pilot", "spaced_evenly")),
+    *("infer.tempering.Ladder", *(f"infer.tempering.{name}" for name in ("length_scale_of", "move", "next_rung"))),
 ]
 LEVELS = ["", "divergences", "flows", "infer", "metrics", "nn"]
 
