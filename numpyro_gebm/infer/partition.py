@@ -135,15 +135,19 @@ def log_partition_curve(gebm, smc=None, *, rng_key):
 
 
 @jax.jit
+def _base_draws(latent, rng_key):
+    return latent.gebm.latent_prior.sample(rng_key, (BATCH_SIZE,))
+
+
+@jax.jit
 def _tilts(latent, z):
     ladder = Ladder(latent)
     return ladder.tilt(ladder.unconstrain(z))
 
 
 def _base_tilts(latent, rng_key, num):
-    sample = jax.jit(lambda key: latent.gebm.latent_prior.sample(key, (BATCH_SIZE,)))
     keys = random.split(rng_key, -(-num // BATCH_SIZE))
-    tilts = np.concatenate([np.asarray(_tilts(latent, sample(key))) for key in keys])[:num]
+    tilts = np.concatenate([np.asarray(_tilts(latent, _base_draws(latent, key))) for key in keys])[:num]
     if np.isnan(tilts).any():
         raise RuntimeError(f"Expected real energies; got NaN at {int(np.isnan(tilts).sum())} draws of the base.")
     return tilts

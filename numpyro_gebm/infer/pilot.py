@@ -28,6 +28,7 @@ class Rungs(NamedTuple):
         barrier: $\tfrac12 \mathbb{E}|V - V'|$ for independent tilts V, V' of the rung: the rate at which swaps with it
             are rejected, per unit of t (arXiv:1905.02939).
         num: how many rungs there are.
+        num_gradients: gradients of the energy that the run took.
     """
 
     t: jax.Array
@@ -35,6 +36,7 @@ class Rungs(NamedTuple):
     length_scale: jax.Array
     barrier: jax.Array
     num: jax.Array
+    num_gradients: jax.Array
 
 
 def pilot(ladder, rng_key, num_particles, num_moves, fraction):
@@ -67,17 +69,19 @@ def pilot(ladder, rng_key, num_particles, num_moves, fraction):
         scale = length_scale_of(points.u)
 
         def adapt(i, carry):
-            points, step_size = carry
-            points, accept_prob, _ = move(random.fold_in(key_move, i), points, ladder, new, step_size, scale, 1)
-            return points, step_size * jnp.exp((accept_prob.mean() - TARGET_ACCEPT_PROB) / jnp.sqrt(1.0 + i))
+            points, step_size, num_gradients = carry
+            points, accept_prob, num = move(random.fold_in(key_move, i), points, ladder, new, step_size, scale, 1)
+            step_size = step_size * jnp.exp((accept_prob.mean() - TARGET_ACCEPT_PROB) / jnp.sqrt(1.0 + i))
+            return points, step_size, num_gradients + num * num_particles
 
         num = jnp.where(first, NUM_FIRST_MOVES, num_moves)
-        points, step_size = lax.fori_loop(0, num, adapt, (points, step_size))
+        points, step_size, num_gradients = lax.fori_loop(0, num, adapt, (points, step_size, rungs.num_gradients))
         found = (new, step_size, scale, _half_mean_difference(points.tilt))
-        return points, Rungs(*(x.at[rungs.num].set(y) for x, y in zip(rungs[:4], found)), rungs.num + 1), step_size
+        found = (x.at[rungs.num].set(y) for x, y in zip(rungs, found))
+        return points, Rungs(*found, rungs.num + 1, num_gradients), step_size
 
     empty = jnp.zeros(MAX_RUNGS, points.tilt.dtype)
-    start = (points, Rungs(empty, empty, empty, empty, jnp.asarray(0)), jnp.asarray(0.5, empty.dtype))
+    start = (points, Rungs(*[empty] * 4, *[jnp.asarray(0)] * 2), jnp.asarray(0.5, empty.dtype))
     _, rungs, _ = lax.while_loop(unfinished, climb, start)
     return eqx.error_if(
         rungs,

@@ -30,6 +30,7 @@ class SMCResult(NamedTuple):
         mean_energies: mean energy at each of them, shape `(K,)`: minus the derivative of log Z.
         step_sizes: of the trajectories, shape `(K,)`.
         accept_probs: mean acceptance probability, shape `(K,)`.
+        num_gradients: gradients of the energy that it took, those of the pilot run included.
     """
 
     z: jax.Array
@@ -39,6 +40,7 @@ class SMCResult(NamedTuple):
     mean_energies: np.ndarray
     step_sizes: np.ndarray
     accept_probs: np.ndarray
+    num_gradients: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +111,7 @@ class SMC:
         Raises:
             RuntimeError: if the energy is NaN at a draw of the prior, or the ladder would need more than 1,000 rungs.
         """
-        z, rungs, log_weights, mean_tilts, accept_probs = _run(latent, rng_key, self)
+        z, rungs, num_gradients, log_weights, mean_tilts, accept_probs = _run(latent, rng_key, self)
         num, beta = int(rungs.num), np.asarray(latent.gebm.inverse_temperature, np.float64)
         log_weights = np.asarray(log_weights[:num], np.float64)
         t, tilts = np.asarray(rungs.t[:num], np.float64), np.asarray(mean_tilts[:num], np.float64)
@@ -121,6 +123,7 @@ class SMC:
             mean_energies=-tilts / beta if beta > 0 else np.full_like(tilts, np.nan),
             step_sizes=np.asarray(rungs.step_size * rungs.length_scale)[:num],
             accept_probs=np.asarray(accept_probs[:num]),
+            num_gradients=int(num_gradients),
         )
 
     def __call__(self, latent, num_samples, rng_key):
@@ -149,7 +152,7 @@ def _run(latent, rng_key, config):
 
     def climb(k, carry):
         """On to the rung k; after the last, particles of all groups are resampled together and moved once more."""
-        points, log_weights, mean_tilts, accept_probs = carry
+        points, num_gradients, log_weights, mean_tilts, accept_probs = carry
         key_resample, key_all, key_move = random.split(random.fold_in(keys[2], k), 3)
         rung = jnp.minimum(k, rungs.num - 1)
         increment = ((rungs.t[rung] - rungs.t[k - 1]) * points.tilt).reshape(shape)
@@ -158,15 +161,16 @@ def _run(latent, rng_key, config):
         index = jnp.where(k < rungs.num, _resample_groups(key_resample, increment), among_all)
         points = Points(*(x[index] for x in points))
         tuning = (rungs.t[rung], rungs.step_size[rung], rungs.length_scale[rung])
-        points, accept_prob, _ = move(key_move, points, ladder, *tuning, config.num_moves)
+        points, accept_prob, num = move(key_move, points, ladder, *tuning, config.num_moves)
         mean_tilt = jax.nn.softmax(log_weight) @ points.tilt.reshape(shape).mean(1)
         new = (log_weight, mean_tilt, accept_prob.mean())
-        return points, *(x.at[k].set(y) for x, y in zip((log_weights, mean_tilts, accept_probs), new))
+        records = (x.at[k].set(y) for x, y in zip((log_weights, mean_tilts, accept_probs), new))
+        return points, num_gradients + num * config.num_particles, *records
 
     nothing = jnp.zeros((MAX_RUNGS + 1, config.num_groups), points.tilt.dtype)
-    carry = (points, nothing, nothing[:, 0].at[0].set(points.tilt.mean()), nothing[:, 0])
-    points, *records = lax.fori_loop(1, rungs.num + 1, climb, carry)
-    return random.permutation(random.fold_in(keys[2], 0), ladder.constrain(points.u)), rungs, *records
+    carry = (points, rungs.num_gradients, nothing, nothing[:, 0].at[0].set(points.tilt.mean()), nothing[:, 0])
+    points, num_gradients, *records = lax.fori_loop(1, rungs.num + 1, climb, carry)
+    return random.permutation(random.fold_in(keys[2], 0), ladder.constrain(points.u)), rungs, num_gradients, *records
 
 
 def _resample_groups(rng_key, log_weights):

@@ -25,12 +25,14 @@ class Rungs(NamedTuple):
         length_scale: of the law of the rung.
         barrier: $\tfrac12 \mathbb{E}|V - V'|$ for independent tilts V, V' of the rung: the rate at which swaps with it
             are rejected, per unit of t (arXiv:1905.02939).
+        num_gradients: gradients of the energy that every move took.
     """
 
     t: list
     step_size: list
     length_scale: list
     barrier: list
+    num_gradients: list
 
 
 def pilot(ladder, num_particles, num_moves, fraction):
@@ -49,7 +51,7 @@ def pilot(ladder, num_particles, num_moves, fraction):
         RuntimeError: if the energy is NaN at a draw of the prior, or there would be more than 1,000 rungs.
     """
     points = ladder.start(num_particles)
-    rungs, step_size, t = Rungs([], [], [], []), 0.5, 0.0
+    rungs, step_size, t = Rungs([], [], [], [], []), 0.5, 0.0
     while not rungs.t or t < 1.0:
         if len(rungs.t) == MAX_RUNGS:
             raise RuntimeError(
@@ -60,7 +62,8 @@ def pilot(ladder, num_particles, num_moves, fraction):
         points = Points(*(x[index] for x in points))
         t, scale = new, length_scale_of(points.u)
         for i in range(num_moves if rungs.t else NUM_FIRST_MOVES):
-            points, accept_prob, _ = move(points, ladder, t, step_size, scale, 1)
+            points, accept_prob, num = move(points, ladder, t, step_size, scale, 1)
+            rungs.num_gradients.append(num * num_particles)
             step_size *= math.exp((float(accept_prob.mean()) - TARGET_ACCEPT_PROB) / math.sqrt(1.0 + i))
         for found, value in zip(rungs, (t, step_size, scale, _half_mean_difference(points.tilt))):
             found.append(value)
@@ -77,7 +80,7 @@ def spaced_evenly(rungs, num_rungs=None):
     Returns:
         `(t, step size, length scale)`: arrays of NumPy, but the step size is one for all, the smallest.
     """
-    t, step_size, length_scale, barrier = (np.array(x) for x in rungs)
+    t, step_size, length_scale, barrier = (np.array(x) for x in rungs[:4])
     total = np.concatenate([[0.0], np.cumsum(np.diff(t) * 0.5 * (barrier[1:] + barrier[:-1]))])
     num = max(2, int(np.ceil(2 * total[-1])) + 1) if num_rungs is None else num_rungs
     shares = np.linspace(0.0, total[-1], num)

@@ -28,6 +28,7 @@ class SMCResult(NamedTuple):
         mean_energies: mean energy at each of them, shape `(K,)`: minus the derivative of log Z.
         step_sizes: of the trajectories, shape `(K,)`.
         accept_probs: mean acceptance probability, shape `(K,)`.
+        num_gradients: gradients of the energy that it took, those of the pilot run included.
     """
 
     z: torch.Tensor
@@ -37,6 +38,7 @@ class SMCResult(NamedTuple):
     mean_energies: np.ndarray
     step_sizes: np.ndarray
     accept_probs: np.ndarray
+    num_gradients: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +109,7 @@ class SMC:
         Raises:
             RuntimeError: if the energy is NaN at a draw of the prior, or the ladder would need more than 1,000 rungs.
         """
-        z, rungs, log_weights, mean_tilts, accept_probs = _run(latent, self)
+        z, rungs, num_gradients, log_weights, mean_tilts, accept_probs = _run(latent, self)
         beta = float(latent.gebm.inverse_temperature)
         log_weights = np.stack([w.double().cpu().numpy() for w in log_weights])
         tilts = np.array([float(tilt) for tilt in mean_tilts])
@@ -119,6 +121,7 @@ class SMC:
             mean_energies=-tilts / beta if beta > 0 else np.full_like(tilts, np.nan),
             step_sizes=np.array(rungs.step_size) * np.array(rungs.length_scale),
             accept_probs=np.array(accept_probs),
+            num_gradients=num_gradients,
         )
 
     def __call__(self, latent, num_samples):
@@ -142,20 +145,23 @@ def _run(latent, config):
     points = ladder.start(config.num_particles)
     shape = (config.num_groups, config.num_particles // config.num_groups)
     offsets = shape[1] * torch.arange(shape[0], device=points.tilt.device)[:, None]
+    num_gradients = sum(rungs.num_gradients)
     log_weights, mean_tilts, accept_probs = [points.tilt.new_zeros(shape[0])], [points.tilt.mean()], [0.0]
     for k in range(1, len(rungs.t)):
         increment = ((rungs.t[k] - rungs.t[k - 1]) * points.tilt).reshape(shape)
         log_weight = log_weights[-1] + torch.logsumexp(increment, 1) - math.log(shape[1])
         points = _take(points, (systematic_resample(increment) + offsets).reshape(-1))
-        points, accept_prob, _ = move(points, ladder, *(x[k] for x in rungs[:3]), config.num_moves)
+        points, accept_prob, num = move(points, ladder, *(x[k] for x in rungs[:3]), config.num_moves)
         log_weights.append(log_weight)
         mean_tilts.append(torch.softmax(log_weight, 0) @ points.tilt.reshape(shape).mean(1))
         accept_probs.append(float(accept_prob.mean()))
+        num_gradients += num * config.num_particles
     # particles of all groups are resampled together and moved once more
     points = _take(points, systematic_resample(log_weights[-1].repeat_interleave(shape[1])))
-    points, *_ = move(points, ladder, *(x[-1] for x in rungs[:3]), config.num_moves)
+    points, _, num = move(points, ladder, *(x[-1] for x in rungs[:3]), config.num_moves)
     shuffled = torch.randperm(config.num_particles, device=points.u.device)
-    return ladder.constrain(points.u[shuffled]), rungs, log_weights, mean_tilts, accept_probs
+    num_gradients += num * config.num_particles
+    return ladder.constrain(points.u[shuffled]), rungs, num_gradients, log_weights, mean_tilts, accept_probs
 
 
 def _take(points, index):

@@ -67,8 +67,8 @@ def test_a_trajectory_without_friction(monkeypatch):
 def test_an_evenly_spaced_ladder():
     t, barrier = np.linspace(0.0, 1.0, 6) ** 2, np.array([9.0, 5.0, 3.0, 1.0, 0.5, 0.2])
     columns = (t, np.full(6, 0.7), np.linspace(2.0, 1.0, 6), barrier)
-    ours = numpyro_pilot.spaced_evenly(numpyro_pilot.Rungs(*(jnp.append(x, 0.0) for x in columns), 6))
-    theirs = pyro_pilot.spaced_evenly(pyro_pilot.Rungs(*(list(x) for x in columns)))
+    ours = numpyro_pilot.spaced_evenly(numpyro_pilot.Rungs(*(jnp.append(x, 0.0) for x in columns), 6, 0))
+    theirs = pyro_pilot.spaced_evenly(pyro_pilot.Rungs(*(list(x) for x in columns), []))
     for a, b in zip(ours, theirs):
         np.testing.assert_allclose(a, b)
     crossed = np.interp(theirs[0], t, np.append(0.0, np.cumsum(np.diff(t) * (barrier[1:] + barrier[:-1]) / 2)))
