@@ -3,8 +3,9 @@
     .venv/bin/python benchmarks/ladder.py
 
 NumPyro. Two modes in d dimensions, 8 standard deviations apart, of weights 0.8 and 0.2 (log Z = 0). `SMC` with N
-particles; `ReplicaExchange` with 32 chains; 64 independent chains of `MALT` from prior draws. log Z of chains is estimated
-by bridge sampling. Root mean square errors over seeds, and gradients of the energy, the warm-up and the pilot run included.
+particles; `ReplicaExchange` with 32 chains; 64 independent chains of `MALT` from prior draws. log Z of chains is
+estimated by bridge sampling. Root mean square errors over seeds, and gradients of the energy, those of the warm-up
+(and of SMC's pilot run) included.
 """
 
 import argparse
