@@ -1,7 +1,5 @@
 """The real-NVP check in NumPyro: networks, training, sampling."""
 
-from typing import NamedTuple
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,7 +10,7 @@ from jax import random
 from numpyro.infer import MCMC, NUTS
 from tqdm import tqdm
 
-from numpyro_gebm import KALE, KALEGuide, gradient_penalty, nn
+from numpyro_gebm import KALE, KALEGuide, gradient_penalty, log_partition, nn
 from numpyro_gebm.base import trained_part, with_trained_part
 from numpyro_gebm.flows import FlowRatioEnergy, real_nvp
 from numpyro_gebm.infer import init_to_prior
@@ -72,8 +70,8 @@ def bounded(base, split, objective, seed, settings, show):
     def loss(state, key):
         energies = jax.vmap(eqx.combine(state.energy, energy))
         draws = base.sample(key, (settings["validation_draws"],))
-        log_partition = jax.nn.logsumexp(-energies(draws)) - jnp.log(len(draws))
-        return energies(jnp.asarray(split.validation)).mean() + log_partition
+        log_z = jax.nn.logsumexp(-energies(draws)) - jnp.log(len(draws))
+        return energies(jnp.asarray(split.validation)).mean() + log_z
 
     return _gebm(kale, split, loss, seed, settings, part, show)
 
@@ -114,22 +112,10 @@ def true_log_partition(gebm):
     return float(gebm.energy.log_partition) if isinstance(gebm.energy, FlowRatioEnergy) else None
 
 
-class _Estimate(NamedTuple):
-    value: float
-    ess: float
-
-
 def estimate_log_partition(gebm, num_draws, seed):
     """Log-partition from fresh draws of the base."""
-
-    @jax.jit
-    def log_weights(gebm, key):
-        return -jax.vmap(gebm.energy)(gebm.base.sample(key, (num_draws // 20 + 1,)))
-
-    keys = random.split(random.fold_in(random.key(seed), 2), 20)
-    values = np.concatenate([np.asarray(log_weights(gebm, key), np.float64) for key in keys])
-    weights = np.exp(values - values.max())
-    return _Estimate(np.log(weights.mean()) + values.max(), weights.sum() ** 2 / (weights**2).sum())
+    key = random.fold_in(random.key(seed), 2)
+    return log_partition(gebm, "importance", rng_key=key, num_samples=num_draws)
 
 
 def sample_in_z(gebm, seed, num_chains, num_warmup, num_samples, thinning, show):

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from typing import NamedTuple
 
 import numpy as np
 import pyro
@@ -10,7 +9,7 @@ import torch
 from pyro.infer import MCMC, NUTS
 from tqdm import tqdm
 
-from pyro_gebm import KALE, KALEGuide, gradient_penalty, nn
+from pyro_gebm import KALE, KALEGuide, gradient_penalty, log_partition, nn
 from pyro_gebm.base import snapshot
 from pyro_gebm.flows import FlowRatioEnergy, real_nvp
 
@@ -122,19 +121,10 @@ def true_log_partition(gebm):
     return gebm.energy.log_partition.item() if isinstance(gebm.energy, FlowRatioEnergy) else None
 
 
-class _Estimate(NamedTuple):
-    value: float
-    ess: float
-
-
-@torch.no_grad()
 def estimate_log_partition(gebm, num_draws, seed):
     """Log-partition from fresh draws of the base."""
     pyro.set_rng_seed(seed + 1000)
-    chunks = [-gebm.energy(gebm.base.sample((num_draws // 20 + 1,))) for _ in range(20)]
-    values = torch.cat(chunks).double()
-    weights = (values - values.max()).exp()
-    return _Estimate((weights.mean().log() + values.max()).item(), (weights.sum() ** 2 / (weights**2).sum()).item())
+    return log_partition(gebm, "importance", num_samples=num_draws)
 
 
 def sample_in_z(gebm, seed, num_chains, num_warmup, num_samples, thinning, show):

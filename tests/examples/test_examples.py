@@ -45,6 +45,17 @@ def test_curve(backend, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("backend", [pytest.param("numpyro", marks=pytest.mark.slow), "pyro"])  # JAX compiles long
+def test_ladder(backend, tmp_path, capsys):
+    for package in ("matplotlib", "arviz", backend):
+        pytest.importorskip(package)
+    sizes = "--seeds 1 --draws 40 --warmup 20 --particles 512 --chains 2"
+    _example("ladder").main(["--backend", backend, "--out", str(tmp_path), *sizes.split()])
+    printed = capsys.readouterr().out
+    assert "| ReplicaExchange |" in printed and "| with log Z(beta) |" in printed
+    assert {path.name for path in tmp_path.iterdir()} == {f"modes_{backend}.png", f"beta_{backend}.png"}
+
+
+@pytest.mark.parametrize("backend", [pytest.param("numpyro", marks=pytest.mark.slow), "pyro"])  # JAX compiles long
 def test_real_nvp_check(backend, tmp_path, capsys, monkeypatch):
     pytest.importorskip(backend)
     if backend == "pyro":
