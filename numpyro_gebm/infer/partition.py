@@ -114,7 +114,7 @@ def log_partition_curve(gebm, smc=None, *, rng_key):
         A `LogPartitionCurve`.
 
     Raises:
-        ValueError: for a GEBM with a batch shape or inverse temperature 0.
+        ValueError: for a GEBM with a batch shape or inverse temperature 0, or energies that are infinite.
 
     Example:
         >>> import math, jax, numpyro.distributions as dist
@@ -131,6 +131,10 @@ def log_partition_curve(gebm, smc=None, *, rng_key):
     result = (smc or SMC(16_384, effective_fraction=0.9)).run(gebm.latent, rng_key=rng_key)
     dtype = gebm.inverse_temperature.dtype
     values = (result.inverse_temperatures, result.log_partitions, -result.mean_energies)
+    if not np.isfinite(values[2]).all():
+        raise ValueError(
+            "Expected finite energies on the ladder; their mean is infinite. log Z(beta) has no slope there."
+        )
     return LogPartitionCurve(*(jnp.asarray(x, dtype) for x in values))
 
 

@@ -8,7 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax, random
 
-from numpyro_gebm.infer.tempering import Points, length_scale_of, move, next_rung, systematic_resample
+from numpyro_gebm.infer.tempering import (
+    Points,
+    length_scale_of,
+    log_increment,
+    move,
+    next_rung,
+    systematic_resample,
+)
 
 __all__ = ["MAX_RUNGS", "Rungs", "pilot", "spaced_evenly"]
 
@@ -64,7 +71,7 @@ def pilot(ladder, rng_key, num_particles, num_moves, fraction):
         first, t = rungs.num == 0, rungs.t[rungs.num - 1]  # of empty rungs the last is 0
         new = jnp.where(first, 0.0, next_rung(t, points.tilt, fraction))
         key_resample, key_move = random.split(random.fold_in(key, rungs.num))
-        index = systematic_resample(key_resample, (new - t) * points.tilt)
+        index = systematic_resample(key_resample, log_increment(new - t, points.tilt))
         points = Points(*(x[index] for x in points))
         scale = length_scale_of(points.u)
 

@@ -163,9 +163,10 @@ class ReplicaExchange(MCMCKernel):
         others, accept_prob, num_steps = move(
             key_move, others, ladder, t[1:], self._step_size, length_scale[1:], self._num_moves
         )
-        fresh = ladder.start(key_prior, 1)
+        fresh = ladder.evaluate(ladder.sample_prior(key_prior, 1))
         points = Points(*(jnp.concatenate([x, y]) for x, y in zip(fresh, others)))
-        swap_accept_prob = jnp.exp(jnp.minimum(0.0, (t[1:] - t[:-1]) * (points.tilt[:-1] - points.tilt[1:])))
+        log_ratio = (t[1:] - t[:-1]) * (points.tilt[:-1] - points.tilt[1:])
+        swap_accept_prob = jnp.where(jnp.isnan(log_ratio), 0.0, jnp.exp(jnp.minimum(0.0, log_ratio)))
         tried = jnp.arange(num_rungs - 1) % 2 == state.i % 2
         swapped = tried & (random.uniform(key_swap, (num_rungs - 1,), t.dtype) < swap_accept_prob)
         down, up = jnp.append(swapped, False), jnp.append(jnp.zeros(1, bool), swapped)

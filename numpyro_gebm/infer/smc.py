@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax, random
 
 from numpyro_gebm.infer.pilot import MAX_RUNGS, pilot
-from numpyro_gebm.infer.tempering import Ladder, Points, move, systematic_resample
+from numpyro_gebm.infer.tempering import Ladder, Points, log_increment, move, systematic_resample
 from numpyro_gebm.infer.weights import LogPartition, from_log_weights
 
 __all__ = ["SMC", "SMCResult"]
@@ -111,15 +111,14 @@ class SMC:
         Raises:
             RuntimeError: if the energy is NaN at a draw of the prior, or the ladder would need more than 1,000 rungs.
         """
-        z, rungs, num_gradients, log_weights, mean_tilts, accept_probs = _run(latent, rng_key, self)
+        z, rungs, num_gradients, log_weight, log_partitions, mean_tilts, accept_probs = _run(latent, rng_key, self)
         num, beta = int(rungs.num), np.asarray(latent.gebm.inverse_temperature, np.float64)
-        log_weights = np.asarray(log_weights[:num], np.float64)
         t, tilts = np.asarray(rungs.t[:num], np.float64), np.asarray(mean_tilts[:num], np.float64)
         return SMCResult(
             z=z,
-            log_partition=from_log_weights(log_weights[-1], self.num_particles // self.num_groups),
+            log_partition=from_log_weights(log_weight, self.num_particles // self.num_groups),
             inverse_temperatures=beta * t,
-            log_partitions=np.logaddexp.reduce(log_weights, 1) - np.log(self.num_groups),
+            log_partitions=np.asarray(log_partitions[:num]),
             mean_energies=-tilts / beta if beta > 0 else np.full_like(tilts, np.nan),
             step_sizes=np.asarray(rungs.step_size * rungs.length_scale)[:num],
             accept_probs=np.asarray(accept_probs[:num]),
@@ -152,25 +151,26 @@ def _run(latent, rng_key, config):
 
     def climb(k, carry):
         """On to the rung k; after the last, particles of all groups are resampled together and moved once more."""
-        points, num_gradients, log_weights, mean_tilts, accept_probs = carry
+        points, num_gradients, log_weight, *records = carry
         key_resample, key_all, key_move = random.split(random.fold_in(keys[2], k), 3)
         rung = jnp.minimum(k, rungs.num - 1)
-        increment = ((rungs.t[rung] - rungs.t[k - 1]) * points.tilt).reshape(shape)
-        log_weight = log_weights[k - 1] + jax.nn.logsumexp(increment, 1) - jnp.log(shape[1])
+        increment = log_increment(rungs.t[rung] - rungs.t[k - 1], points.tilt).reshape(shape)
+        log_weight = log_weight + jax.nn.logsumexp(increment, 1) - jnp.log(shape[1])
         among_all = systematic_resample(key_all, jnp.repeat(log_weight, shape[1]))
         index = jnp.where(k < rungs.num, _resample_groups(key_resample, increment), among_all)
         points = Points(*(x[index] for x in points))
         tuning = (rungs.t[rung], rungs.step_size[rung], rungs.length_scale[rung])
         points, accept_prob, num = move(key_move, points, ladder, *tuning, config.num_moves)
         mean_tilt = jax.nn.softmax(log_weight) @ points.tilt.reshape(shape).mean(1)
-        new = (log_weight, mean_tilt, accept_prob.mean())
-        records = (x.at[k].set(y) for x, y in zip((log_weights, mean_tilts, accept_probs), new))
-        return points, num_gradients + num * config.num_particles, *records
+        new = (jax.nn.logsumexp(log_weight) - jnp.log(shape[0]), mean_tilt, accept_prob.mean())
+        records = (x.at[k].set(y) for x, y in zip(records, new))
+        return points, num_gradients + num * config.num_particles, log_weight, *records
 
-    nothing = jnp.zeros((MAX_RUNGS + 1, config.num_groups), points.tilt.dtype)
-    carry = (points, rungs.num_gradients, nothing, nothing[:, 0].at[0].set(points.tilt.mean()), nothing[:, 0])
-    points, num_gradients, *records = lax.fori_loop(1, rungs.num + 1, climb, carry)
-    return random.permutation(random.fold_in(keys[2], 0), ladder.constrain(points.u)), rungs, num_gradients, *records
+    nothing = jnp.zeros(MAX_RUNGS + 1, points.tilt.dtype)
+    log_weight = jnp.zeros(config.num_groups, points.tilt.dtype)
+    carry = (points, rungs.num_gradients, log_weight, nothing, nothing.at[0].set(points.tilt.mean()), nothing)
+    points, num_gradients, *found = lax.fori_loop(1, rungs.num + 1, climb, carry)
+    return random.permutation(random.fold_in(keys[2], 0), ladder.constrain(points.u)), rungs, num_gradients, *found
 
 
 def _resample_groups(rng_key, log_weights):

@@ -25,6 +25,7 @@ __all__ = [
     "Points",
     "effective_fraction",
     "length_scale_of",
+    "log_increment",
     "move",
     "next_rung",
     "potential_at",
@@ -166,6 +167,11 @@ def effective_fraction(log_weights):
     r"""$(\sum w)^2 / (N \sum w^2)$, the effective sample size of weights over their number; shape `(N,)` to `()`."""
     w = jnp.exp(log_weights - log_weights.max())
     return w.sum() ** 2 / (w**2).sum() / len(w)
+
+
+def log_increment(step, tilt):
+    """Log-weights of a step up the ladder, step times tilt; 0 for no step, also where the energy is infinite."""
+    return jnp.where(step == 0, 0.0, step * tilt)
 
 
 def next_rung(t, tilt, fraction):

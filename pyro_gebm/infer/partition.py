@@ -112,7 +112,7 @@ def log_partition_curve(gebm, smc=None):
         A `LogPartitionCurve`.
 
     Raises:
-        ValueError: for a GEBM with a batch shape or inverse temperature 0.
+        ValueError: for a GEBM with a batch shape or inverse temperature 0, or energies that are infinite.
 
     Example:
         >>> import math, pyro, pyro.distributions as dist
@@ -129,6 +129,10 @@ def log_partition_curve(gebm, smc=None):
         raise ValueError(f"Expected an inverse temperature above 0, up to which to go; got {gebm.inverse_temperature}.")
     result = (smc or SMC(16_384, effective_fraction=0.9)).run(gebm.latent)
     values = (result.inverse_temperatures, result.log_partitions, -result.mean_energies)
+    if not np.isfinite(values[2]).all():
+        raise ValueError(
+            "Expected finite energies on the ladder; their mean is infinite. log Z(beta) has no slope there."
+        )
     return LogPartitionCurve(*(torch.as_tensor(x).to(gebm.inverse_temperature) for x in values))
 
 

@@ -6,7 +6,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from pyro_gebm.infer.tempering import Points, length_scale_of, move, next_rung, systematic_resample
+from pyro_gebm.infer.tempering import (
+    Points,
+    length_scale_of,
+    log_increment,
+    move,
+    next_rung,
+    systematic_resample,
+)
 
 __all__ = ["MAX_RUNGS", "Rungs", "pilot", "spaced_evenly"]
 
@@ -58,7 +65,7 @@ def pilot(ladder, num_particles, num_moves, fraction):
                 f"The ladder needs more than {MAX_RUNGS} rungs. Lower the inverse temperature or effective_fraction."
             )
         new = next_rung(t, points.tilt, fraction) if rungs.t else 0.0
-        index = systematic_resample((new - t) * points.tilt)
+        index = systematic_resample(log_increment(new - t, points.tilt))
         points = Points(*(x[index] for x in points))
         t, scale = new, length_scale_of(points.u)
         for i in range(num_moves if rungs.t else NUM_FIRST_MOVES):

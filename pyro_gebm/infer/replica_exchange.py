@@ -140,10 +140,10 @@ class ReplicaExchange:
         others = Points(*(x[1:].flatten(0, 1) for x in state.points))
         t_of, scale_of = (x[1:].repeat_interleave(num_chains) for x in (t, self._length_scale))
         others, accept_prob, num_steps = move(others, self._ladder, t_of, self._step_size, scale_of, self._num_moves)
-        fresh = self._ladder.start(num_chains)
+        fresh = self._ladder.evaluate(self._ladder.sample_prior(num_chains))
         points = _reshaped(Points(*(torch.cat([x, y]) for x, y in zip(fresh, others))), (num_rungs, num_chains))
-        exponent = (t[1:] - t[:-1])[:, None] * (points.tilt[:-1] - points.tilt[1:])
-        swap_accept_prob = exponent.clamp(max=0.0).exp()
+        log_ratio = (t[1:] - t[:-1])[:, None] * (points.tilt[:-1] - points.tilt[1:])
+        swap_accept_prob = log_ratio.clamp(max=0.0).exp().nan_to_num(0.0)
         tried = torch.arange(num_rungs - 1, device=t.device) % 2 == state.i % 2
         swapped = tried[:, None] & (torch.rand_like(swap_accept_prob) < swap_accept_prob)
         none = torch.zeros_like(swapped[:1], dtype=torch.long)
@@ -184,7 +184,7 @@ class ReplicaExchange:
         }
 
     def check(self):
-        """Nothing: a step into NaN is turned down, and a NaN at a draw of the prior stops the run at once."""
+        """Nothing: steps and swaps into NaN are turned down, whatever comes."""
 
     def logging(self):
         """What the progress bar shows."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from pyro_gebm.infer.pilot import pilot
-from pyro_gebm.infer.tempering import Ladder, Points, move, systematic_resample
+from pyro_gebm.infer.tempering import Ladder, Points, log_increment, move, systematic_resample
 from pyro_gebm.infer.weights import LogPartition, from_log_weights
 
 __all__ = ["SMC", "SMCResult"]
@@ -109,18 +109,17 @@ class SMC:
         Raises:
             RuntimeError: if the energy is NaN at a draw of the prior, or the ladder would need more than 1,000 rungs.
         """
-        z, rungs, num_gradients, log_weights, mean_tilts, accept_probs = _run(latent, self)
+        z, rungs, num_gradients, log_weight, *records = _run(latent, self)
         beta = float(latent.gebm.inverse_temperature)
-        log_weights = np.stack([w.double().cpu().numpy() for w in log_weights])
-        tilts = np.array([float(tilt) for tilt in mean_tilts])
+        log_partitions, tilts, accept_probs = (torch.stack(record).double().cpu().numpy() for record in records)
         return SMCResult(
             z=z,
-            log_partition=from_log_weights(log_weights[-1], self.num_particles // self.num_groups),
+            log_partition=from_log_weights(log_weight.double().cpu().numpy(), self.num_particles // self.num_groups),
             inverse_temperatures=beta * np.array(rungs.t),
-            log_partitions=np.logaddexp.reduce(log_weights, 1) - np.log(self.num_groups),
+            log_partitions=log_partitions,
             mean_energies=-tilts / beta if beta > 0 else np.full_like(tilts, np.nan),
             step_sizes=np.array(rungs.step_size) * np.array(rungs.length_scale),
-            accept_probs=np.array(accept_probs),
+            accept_probs=accept_probs,
             num_gradients=num_gradients,
         )
 
@@ -146,22 +145,31 @@ def _run(latent, config):
     shape = (config.num_groups, config.num_particles // config.num_groups)
     offsets = shape[1] * torch.arange(shape[0], device=points.tilt.device)[:, None]
     num_gradients = sum(rungs.num_gradients)
-    log_weights, mean_tilts, accept_probs = [points.tilt.new_zeros(shape[0])], [points.tilt.mean()], [0.0]
+    log_weight, zero = points.tilt.new_zeros(shape[0]), points.tilt.new_zeros(())
+    log_partitions, mean_tilts, accept_probs = [zero], [points.tilt.mean()], [zero]
     for k in range(1, len(rungs.t)):
-        increment = ((rungs.t[k] - rungs.t[k - 1]) * points.tilt).reshape(shape)
-        log_weight = log_weights[-1] + torch.logsumexp(increment, 1) - math.log(shape[1])
+        increment = log_increment(rungs.t[k] - rungs.t[k - 1], points.tilt).reshape(shape)
+        log_weight = log_weight + torch.logsumexp(increment, 1) - math.log(shape[1])
         points = _take(points, (systematic_resample(increment) + offsets).reshape(-1))
         points, accept_prob, num = move(points, ladder, *(x[k] for x in rungs[:3]), config.num_moves)
-        log_weights.append(log_weight)
+        log_partitions.append(torch.logsumexp(log_weight, 0) - math.log(shape[0]))
         mean_tilts.append(torch.softmax(log_weight, 0) @ points.tilt.reshape(shape).mean(1))
-        accept_probs.append(float(accept_prob.mean()))
+        accept_probs.append(accept_prob.mean())
         num_gradients += num * config.num_particles
     # particles of all groups are resampled together and moved once more
-    points = _take(points, systematic_resample(log_weights[-1].repeat_interleave(shape[1])))
+    points = _take(points, systematic_resample(log_weight.repeat_interleave(shape[1])))
     points, _, num = move(points, ladder, *(x[-1] for x in rungs[:3]), config.num_moves)
     shuffled = torch.randperm(config.num_particles, device=points.u.device)
     num_gradients += num * config.num_particles
-    return ladder.constrain(points.u[shuffled]), rungs, num_gradients, log_weights, mean_tilts, accept_probs
+    return (
+        ladder.constrain(points.u[shuffled]),
+        rungs,
+        num_gradients,
+        log_weight,
+        log_partitions,
+        mean_tilts,
+        accept_probs,
+    )
 
 
 def _take(points, index):

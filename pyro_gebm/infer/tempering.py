@@ -23,6 +23,7 @@ __all__ = [
     "Points",
     "effective_fraction",
     "length_scale_of",
+    "log_increment",
     "move",
     "next_rung",
     "potential_at",
@@ -165,6 +166,11 @@ def effective_fraction(log_weights):
     r"""$(\sum w)^2 / (N \sum w^2)$, the effective sample size of weights over their number; shape `(N,)` to `()`."""
     w = torch.exp(log_weights - log_weights.max())
     return w.sum() ** 2 / w.square().sum() / len(w)
+
+
+def log_increment(step, tilt):
+    """Log-weights of a step up the ladder, step times tilt; 0 for no step, also where the energy is infinite."""
+    return step * tilt if step else torch.zeros_like(tilt)
 
 
 def next_rung(t, tilt, fraction):
