@@ -99,6 +99,7 @@ def main():
         print("|---|---|---|---|---|")
         for scale in args.scales:
             for name, run in contenders(scale).items():
+                jax.clear_caches()  # every chain compiles anew
                 rows = [run(gebm, seed) for seed in range(args.seeds)]
                 of_weight = np.array([(z[:, 0] > DISTANCE / 2).mean() for z, *_ in rows]) - WEIGHT
                 of_z, millions = np.array([row[1] for row in rows]), np.mean([row[2] for row in rows]) / 1e6

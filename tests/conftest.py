@@ -32,6 +32,14 @@ def pytest_configure(config):
         os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _compiled_programs():
+    """Let go of what a module has compiled: a worker would keep gigabytes."""
+    yield
+    if importlib.util.find_spec("jax"):
+        jax.clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def _seed(monkeypatch):
     np.random.seed(0)
