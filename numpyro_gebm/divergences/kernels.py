@@ -1,11 +1,13 @@
-"""Kernels between points, and sums over them in blocks that never hold the whole kernel matrix.
+"""Kernels between points.
 
-A kernel is any callable from points x `(M, D)` and y `(N, D)` to their kernel matrix `(M, N)`: one of these, or your own.
+A kernel is any callable from points x `(M, D)` and y `(N, D)` to their kernel matrix `(M, N)`: one of these, or your
+own.
 """
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax, random
 
 __all__ = [
@@ -14,22 +16,20 @@ __all__ = [
     "Laplace",
     "Mixture",
     "RandomFeatures",
-    "Witness",
     "fit_kernel",
-    "kernel_matvec",
     "median_distance",
     "random_features",
     "squared_distances",
 ]
 
-#: Most entries of a kernel matrix that are in memory at once.
-BLOCK = 2**21
+#: Most coordinates of points whose distances are computed one coordinate at a time, without loss of digits.
+MAX_COORDINATES = 8
 #: Most points that the median heuristic looks at.
 MEDIAN_POINTS = 2000
 
 
 def squared_distances(x, y):
-    r"""Squared Euclidean distances, $\|x_i - y_j\|^2$, by one matrix product around the mean of y.
+    r"""Squared Euclidean distances, $\|x_i - y_j\|^2$; by coordinates, or by a matrix product if they are many.
 
     Args:
         x: points, shape `(M, D)`.
@@ -42,6 +42,8 @@ def squared_distances(x, y):
         >>> squared_distances(jnp.zeros((1, 2)), jnp.array([[3.0, 4.0]])).tolist()
         [[25.0]]
     """
+    if x.shape[1] <= MAX_COORDINATES:
+        return sum((x[:, None, d] - y[None, :, d]) ** 2 for d in range(x.shape[1]))
     centre = lax.stop_gradient(y.mean(axis=0))  # far from the origin, the product alone would lose the distances
     x, y = x - centre, y - centre
     product = jnp.matmul(x, y.T, precision=lax.Precision.HIGHEST)
@@ -65,8 +67,13 @@ def median_distance(*samples):
     """
     points = lax.stop_gradient(jnp.concatenate(samples))
     if len(points) > MEDIAN_POINTS:
-        points = points[jnp.linspace(0, len(points) - 1, MEDIAN_POINTS).astype(int)]
-    return jnp.sqrt(jnp.median(squared_distances(points, points)[jnp.triu_indices(len(points), k=1)]))
+        points = points[np.arange(MEDIAN_POINTS) * (len(points) - 1) // (MEDIAN_POINTS - 1)]
+    return _median_distance(points)
+
+
+@jax.jit
+def _median_distance(points):
+    return jnp.sqrt(jnp.median(squared_distances(points, points)[np.triu_indices(len(points), k=1)]))
 
 
 def _as_bandwidth(bandwidth):
@@ -87,7 +94,13 @@ class _Radial(eqx.Module):
         """This kernel with the median distance of the samples as bandwidth, if it has none."""
         if self.bandwidth is not None:
             return self
-        return eqx.tree_at(lambda k: k.bandwidth, self, median_distance(*samples), is_leaf=lambda leaf: leaf is None)
+        median = median_distance(*samples)
+        if not isinstance(median, jax.core.Tracer) and not median > 0.0:
+            raise ValueError(
+                f"The median distance of the samples is {median}: expected it to be positive. "
+                "Are most of the points equal? Give the kernel a bandwidth."
+            )
+        return eqx.tree_at(lambda kernel: kernel.bandwidth, self, median, is_leaf=lambda leaf: leaf is None)
 
     def __call__(self, x, y):
         if self.bandwidth is None:
@@ -199,7 +212,11 @@ class Mixture(eqx.Module):
         self.kernels = tuple(kernels)
         equal = [1.0 / max(len(self.kernels), 1)] * len(self.kernels)
         self.weights = tuple(float(weight) for weight in (equal if weights is None else weights))
-        if not self.kernels or len(self.weights) != len(self.kernels) or not min(self.weights) >= 0.0:
+        if (
+            not self.kernels
+            or len(self.weights) != len(self.kernels)
+            or not all(weight >= 0.0 for weight in self.weights)
+        ):
             raise ValueError(f"Expected a weight >= 0 for each of {len(self.kernels)} kernels; got {self.weights}.")
 
     def fit(self, *samples):
@@ -213,7 +230,9 @@ class Mixture(eqx.Module):
         """Draws of the spectral measure, shape `(num, dim)`."""
         key, *keys = random.split(rng_key, 1 + len(self.kernels))
         draws = jnp.stack([kernel.frequencies(num, dim, key) for kernel, key in zip(self.kernels, keys)])
-        return draws[random.choice(key, len(keys), (num,), p=jnp.array(self.weights) / sum(self.weights)), jnp.arange(num)]
+        return draws[
+            random.choice(key, len(keys), (num,), p=jnp.array(self.weights) / sum(self.weights)), jnp.arange(num)
+        ]
 
 
 class RandomFeatures(eqx.Module):
@@ -266,13 +285,15 @@ def random_features(kernel, dim, num_features, *, rng_key):
         [[1.0]]
     """
     if not hasattr(kernel, "frequencies"):
-        raise TypeError(f"Expected a kernel of `numpyro_gebm.kernels`; got {kernel!r}. Give your own a method `features`.")
+        raise TypeError(
+            f"Expected a kernel of `divergences.kernels`; got {kernel!r}. Give your own a method `features`."
+        )
     origin = jnp.zeros((1, dim))
     return RandomFeatures(scale=kernel(origin, origin)[0, 0], directions=kernel.frequencies(num_features, dim, rng_key))
 
 
 def fit_kernel(kernel, *samples):
-    """A kernel that is ready for use: a Gaussian for None, with the median distance where a bandwidth is missing.
+    """A kernel that is ready for use: a Gaussian for None; with the median distance where a bandwidth is missing.
 
     Args:
         kernel: a callable from points `(M, D)` and `(N, D)` to `(M, N)`, or None.
@@ -292,62 +313,3 @@ def fit_kernel(kernel, *samples):
     if not callable(kernel):
         raise TypeError(f"Expected a kernel, a callable from (M, D) and (N, D) to (M, N), or None; got {kernel!r}.")
     return kernel.fit(*samples) if hasattr(kernel, "fit") else kernel
-
-
-def kernel_matvec(kernel, x, y, weights, *, exclude_diagonal=False):
-    r"""Sums $\sum_j k(x_i, y_j) w_j$, in blocks of rows; gradients go through the blocks again.
-
-    Args:
-        kernel: a kernel, see the top of this module.
-        x: points, shape `(M, D)`.
-        y: points, shape `(N, D)`.
-        weights: w, shape `(N,)` or `(N, K)`.
-        exclude_diagonal: leave out the terms with i = j.
-
-    Returns:
-        Array of shape `(M,)` or `(M, K)`.
-
-    Example:
-        >>> kernel_matvec(Gaussian(1.0), jnp.zeros((2, 1)), jnp.zeros((3, 1)), jnp.ones(3)).tolist()
-        [3.0, 3.0]
-    """
-    if hasattr(kernel, "features"):
-        left, right = kernel.features(x), kernel.features(y)
-        diagonal = (left * right).sum(axis=1) if exclude_diagonal else jnp.zeros((), x.dtype)
-        return left @ (right.T @ weights) - (diagonal * weights.T).T if exclude_diagonal else left @ (right.T @ weights)
-
-    def block(index_and_rows):
-        index, rows = index_and_rows
-        matrix = kernel(rows, y)
-        return jnp.where(index[:, None] == columns, 0.0, matrix) @ weights if exclude_diagonal else matrix @ weights
-
-    columns, size = jnp.arange(len(y)), max(1, BLOCK // max(len(y), 1))
-    if len(x) <= size:
-        return block((jnp.arange(len(x)), x))
-    full = len(x) // size * size
-    sums = lax.map(jax.checkpoint(block), (jnp.arange(full).reshape(-1, size), x[:full].reshape(-1, size, x.shape[1])))
-    rest = block((jnp.arange(full, len(x)), x[full:]))
-    return jnp.concatenate([sums.reshape(full, *weights.shape[1:]), rest])
-
-
-class Witness(eqx.Module):
-    r"""A function of an RKHS, $f(t) = \sum_i w_i k(c_i, t)$: where two laws differ most.
-
-    Args:
-        kernel: k.
-        centers: the $c_i$, shape `(N, D)`.
-        weights: the $w_i$, shape `(N,)`.
-
-    Example:
-        >>> witness = Witness(Gaussian(1.0), jnp.zeros((2, 1)), jnp.array([1.0, -0.5]))
-        >>> witness(jnp.zeros((3, 1))).tolist()
-        [0.5, 0.5, 0.5]
-    """
-
-    kernel: object
-    centers: jax.Array
-    weights: jax.Array
-
-    def __call__(self, points):
-        """Values of the function at points of shape `(M, D)`, shape `(M,)`."""
-        return kernel_matvec(self.kernel, points, self.centers, self.weights)

@@ -2,20 +2,22 @@ r"""KALE over a reproducing kernel Hilbert space (RKHS), by Newton's method on i
 
 With weights $\alpha_j = e^{u_j} / N$ on the points $y_j$, the dual is to be minimised,
 
-.. math:: D(u) = \frac1N \sum_j (u_j e^{u_j} - e^{u_j} + 1) + \frac{\|\sum_j \alpha_j k(y_j, \cdot) - \mu_P\|^2}{2 \lambda}
+.. math:: D(u) = \frac1N \sum_j (u_j e^{u_j} - e^{u_j} + 1)
+    + \frac1{2 \lambda} \|\sum_j \alpha_j k(y_j, \cdot) - \mu_P\|^2
 
 and its stationary point has $F(u) = u + (K \alpha - m) / \lambda = 0$, where $m_j = \mu_P(y_j)$: then $u = h(y)$.
 """
 
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_factor, cho_solve
 
-from numpyro_gebm.kernels import Witness, fit_kernel, kernel_matvec
-from numpyro_gebm.mmd import check_samples
+from numpyro_gebm.divergences.kernels import fit_kernel
+from numpyro_gebm.divergences.sums import Witness, as_samples, kernel_matvec
 
 __all__ = ["RKHSKALE", "DualPoint", "Gram", "dual_point", "kale_rkhs", "solve_dual"]
 
@@ -43,7 +45,7 @@ def kale_rkhs(x, y, kernel=None, regularization=1.0):
 
     Between the KL divergence of P from Q (lambda to 0, with ever more points) and half the squared MMD (lambda to
     infinity). Solved by damped Newton steps on the dual, in $O(N^3)$ and memory $O(N^2)$; with a kernel of R random
-    features (`kernels.random_features`), in $O((M + N) R^2)$.
+    features (`divergences.kernels.random_features`), in $O((M + N) R^2)$.
 
     Value and witness can be differentiated in x, y, the bandwidth and lambda: by implicit differentiation of the
     optimum, so that second derivatives of the value are right as well. Source: arXiv:2106.08929.
@@ -51,7 +53,7 @@ def kale_rkhs(x, y, kernel=None, regularization=1.0):
     Args:
         x: sample of P, shape `(M, D)`, M at least 2.
         y: sample of Q, shape `(N, D)`, N at least 2.
-        kernel: see `kernels`; None is a Gaussian with the median distance as bandwidth.
+        kernel: see `divergences.kernels`; None is a Gaussian with the median distance as bandwidth.
         regularization: lambda, positive.
 
     Returns:
@@ -59,27 +61,29 @@ def kale_rkhs(x, y, kernel=None, regularization=1.0):
 
     Raises:
         TypeError: if the kernel cannot be called.
-        ValueError: if x or y is not a matrix with at least two rows, or their columns differ; if lambda is not positive.
+        ValueError: if x or y is not a matrix of finite numbers with at least two rows, or their columns differ; if
+            lambda is not positive.
 
     Example:
-        >>> from numpyro_gebm.kernels import Gaussian
+        >>> from numpyro_gebm.divergences.kernels import Gaussian
         >>> x, y = jnp.zeros((2, 1)), 100.0 * jnp.ones((2, 1))  # far apart: k(x, y) = 0
         >>> result = kale_rkhs(x, y, Gaussian(1.0), 1.0)
         >>> print(f"{result.value:.4f} {result.weights.sum():.4f}")
         1.5441 0.5671
     """
-    check_samples(x, y)
+    x, y = as_samples(x, y)
     if not isinstance(regularization, jax.core.Tracer) and not regularization > 0.0:
         raise ValueError(f"Expected regularization > 0; got {regularization}.")
     return _kale_rkhs(fit_kernel(kernel, x, y), x, y, jnp.asarray(regularization, x.dtype))
 
 
+@eqx.filter_jit
 def _kale_rkhs(kernel, x, y, lam):
     ones = jnp.full(len(x), 1.0 / len(x), x.dtype)
     gram, mean = Gram.of(kernel, y), kernel_matvec(kernel, y, x, ones)
     norm = kernel_matvec(kernel, x, x, ones).mean()
     fixed = lax.stop_gradient((gram, mean, norm, lam))
-    solved = _compiled_solve(*fixed)
+    solved = solve_dual(*fixed, jnp.zeros_like(mean))
     # one more Newton step, with the derivative of the optimum
     force = dual_point(gram, mean, norm, lam, solved.u).force
     u = solved.u + fixed[0].newton_direction(fixed[3], solved.u, force)
@@ -118,9 +122,9 @@ class Gram(NamedTuple):
 def solve_dual(gram, mean, norm, lam, u, tolerance=None):
     r"""Minimise D from u on, by damped Newton steps.
 
-    The direction is Newton's in the weights. Weights that are to grow, grow by it; weights that are to shrink, shrink by
-    a factor, so that none becomes negative. The step is halved until D has fallen enough. It ends when the duality gap is
-    small, or as small as rounding leaves it.
+    The direction is Newton's in the weights. Weights that are to grow, grow by it; weights that are to shrink, shrink
+    by a factor, so that none becomes negative. The step is halved until D has fallen enough. It ends when the duality
+    gap is small, or as small as rounding leaves it.
 
     Args:
         gram: `Gram` of the points y.
@@ -128,12 +132,12 @@ def solve_dual(gram, mean, norm, lam, u, tolerance=None):
         norm: squared norm of mu_P, scalar.
         lam: lambda, scalar.
         u: where to start, shape `(N,)`.
-        tolerance: of the duality gap, relative to D; None is 3/4 of the digits.
+        tolerance: of the duality gap, relative to D; None is the precision of u.
 
     Returns:
         `DualPoint` at the optimum.
     """
-    tolerance = jnp.finfo(u.dtype).eps ** 0.75 if tolerance is None else tolerance
+    tolerance = jnp.finfo(u.dtype).eps if tolerance is None else tolerance
 
     def unfinished(state):
         point, count = state
@@ -152,14 +156,16 @@ def solve_dual(gram, mean, norm, lam, u, tolerance=None):
             t, new = search
             return ~(new.value <= point.value + 1e-4 * t * slope + point.value_rounding) & (t > 1e-9)
 
-        _, new = lax.while_loop(too_high, lambda search: (search[0] / 2, moved(search[0] / 2)), (jnp.ones_like(lam), moved(1.0)))
+        _, new = lax.while_loop(
+            too_high, lambda search: (search[0] / 2, moved(search[0] / 2)), (jnp.ones_like(lam), moved(1.0))
+        )
         return new, count + 1
 
     return lax.while_loop(unfinished, newton_step, (dual_point(gram, mean, norm, lam, u), 0))[0]
 
 
 class DualPoint(NamedTuple):
-    """The dual at u: F, D, the duality gap (both without the factor 1 + lambda), and what rounding does to these two."""
+    """The dual at u: F, D and the duality gap, without the factor 1 + lambda, and the rounding errors of these two."""
 
     u: jax.Array
     force: jax.Array
@@ -183,8 +189,3 @@ def dual_point(gram, mean, norm, lam, u):
     error = 8.0 * jnp.finfo(u.dtype).eps * (jnp.abs(u) + (jnp.abs(product) + jnp.abs(mean)) / lam)
     value_rounding = weights @ error + jnp.finfo(u.dtype).eps * norm / lam
     return DualPoint(u, force, value, gap, value_rounding, weights @ error**2)
-
-
-@jax.jit
-def _compiled_solve(gram, mean, norm, lam):
-    return solve_dual(gram, mean, norm, lam, jnp.zeros_like(mean))
