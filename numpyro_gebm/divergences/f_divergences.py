@@ -55,8 +55,8 @@ class FDivergence:
         """
         if critic_p.ndim != 1 or critic_q.ndim != 1 or 0 in (len(critic_p), len(critic_q)):
             raise ValueError(
-                f"Expected critic_p (M,) and critic_q (N,) with M, N >= 1, one value of the critic for each point; "
-                f"got {critic_p.shape} and {critic_q.shape}. A network's output of shape (N, 1) has to be squeezed."
+                "Expected critic_p (M,) and critic_q (N,) with M, N >= 1, one value of the critic for each point; got "
+                f"{critic_p.shape} and {critic_q.shape}. Squeeze a network's output of shape (N, 1)."
             )
         return critic_p.mean() - self.conjugate(critic_q).mean()
 

@@ -63,8 +63,8 @@ def kernel_matvec(kernel, x, y, weights, *, exclude_diagonal=False):
     """
     if hasattr(kernel, "features"):
         left, right = kernel.features(x), kernel.features(y)
-        diagonal = (left * right).sum(axis=1) if exclude_diagonal else jnp.zeros((), x.dtype)
-        return left @ (right.T @ weights) - (diagonal * weights.T).T if exclude_diagonal else left @ (right.T @ weights)
+        sums = left @ (right.T @ weights)
+        return sums - ((left * right).sum(axis=1) * weights.T).T if exclude_diagonal else sums
 
     def block(index_and_rows):
         index, rows = index_and_rows
