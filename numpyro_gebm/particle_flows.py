@@ -246,6 +246,6 @@ def _stop_if_diverged(losses, solved, particles, done):
     if not solved.all():
         step = done + int(np.argmin(solved))
         raise FlowDiverged(
-            f"The dual of KALE could not be solved at step {step}: its gap is more than 1 % of its value. Take a larger "
-            "regularization, a smaller step_size, or double precision."
+            f"The dual of KALE could not be solved at step {step}: its gap is more than 1 % of its value. Take a "
+            "larger regularization, a smaller step_size, or double precision."
         )

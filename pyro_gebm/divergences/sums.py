@@ -103,4 +103,4 @@ class Witness:
 
     def __call__(self, points):
         """Values of the function at points of shape `(M, D)`, shape `(M,)`."""
-        return kernel_matvec(self.kernel, points, self.centers, self.weights)
+        return kernel_matvec(self.kernel, torch.as_tensor(points), self.centers, self.weights)

@@ -306,7 +306,7 @@ def test_bad_samples_are_refused(function):
         function(x, np.array([[0.0, np.nan], [1.0, 1.0]]))
     with pytest.raises(ValueError, match="The median distance of the samples is 0"):
         function(x, x)
-    assert jnp.shape(jax.tree.leaves(function(np.eye(2, dtype=int), np.zeros((3, 2), int)))[0]) in {(), (1,), (5, 2)}
+    assert jax.tree.leaves(function(np.eye(2, dtype=int), np.zeros((3, 2), int)))[0].dtype == float
 
 
 def test_bad_arguments_are_refused():
