@@ -156,8 +156,11 @@ def solve_dual(gram, mean, norm, lam, u, tolerance=None):
             t, new = search
             return ~(new.value <= point.value + 1e-4 * t * slope + point.value_rounding) & (t > 1e-9)
 
+        def shorter(search):
+            return search[0] / 2, moved(search[0] / 2)
+
         _, new = lax.while_loop(
-            too_high, lambda search: (search[0] / 2, moved(search[0] / 2)), (jnp.ones_like(lam), moved(1.0))
+            too_high, shorter, (jnp.full_like(lam, 2.0), point._replace(value=jnp.inf + point.value))
         )
         return new, count + 1
 
