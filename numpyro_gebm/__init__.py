@@ -1,6 +1,6 @@
 """Generalized energy-based models as NumPyro distributions."""
 
-from numpyro_gebm import divergences, infer, metrics, nn
+from numpyro_gebm import divergences, infer, metrics, nn, particle_flows
 from numpyro_gebm.base import Pushforward
 from numpyro_gebm.diagnose import Diagnosis, diagnose
 from numpyro_gebm.diagnostics import to_arviz
@@ -34,6 +34,7 @@ __all__ = [
     "load",
     "metrics",
     "nn",
+    "particle_flows",
     "plot_losses",
     "read_draws",
     "save",

@@ -1,6 +1,6 @@
 """Generalized energy-based models as Pyro distributions."""
 
-from pyro_gebm import divergences, infer, metrics, nn
+from pyro_gebm import divergences, infer, metrics, nn, particle_flows
 from pyro_gebm.base import Pushforward
 from pyro_gebm.diagnose import Diagnosis, diagnose
 from pyro_gebm.diagnostics import to_arviz
@@ -34,6 +34,7 @@ __all__ = [
     "load",
     "metrics",
     "nn",
+    "particle_flows",
     "plot_losses",
     "read_draws",
     "save",

@@ -242,6 +242,10 @@ NUMPYRO_ARGUMENTS = {
     "nn.MLP": {"key"},
     "nn.ConvGenerator": {"key"},
     "nn.ConvEnergy": {"key"},
+    "divergences.mmd_test": {"rng_key"},
+    "divergences.kernels.random_features": {"rng_key"},
+    "particle_flows.kale_flow": {"rng_key"},
+    "particle_flows.mmd_flow": {"rng_key"},
     "GEBM.sample": {"key"},
     "GEBM.log_prob": {"intermediates"},
     "EnergyTiltedPrior.sample": {"key"},
@@ -262,6 +266,10 @@ METHODS = [
     *(f"GEBM.{name}" for name in ("decode", "log_prob", "sample", "temper", "tilt")),
     *(f"{name}.{method}" for name in ("EnergyTiltedPrior", "Pushforward") for method in ("log_prob", "sample")),
     *("DrawFile.append", "DrawFile.create", "DrawFile.open"),
+    *(
+        f"divergences.{name}"
+        for name in ("FDivergence.bound", "kernels.Gaussian.fit", "kernels.RandomFeatures.features")
+    ),
     *("KALE.evaluate", "KALE.run", "KALEGuide.__call__", "infer.AnnealedMALA.__call__"),
 ]
 #: Functions that are not in an `__all__` of a package but that its files share.
@@ -270,7 +278,7 @@ SHARED = [
     *(f"infer.dynamics.{name}" for name in pyro_dynamics.__all__ if name not in ("KineticState", "SPLITTINGS")),
     *(f"infer.adaptation.{name}" for name in pyro_adaptation.__all__ if name not in ("AdaptState", "Window")),
 ]
-LEVELS = ["", "divergences", "infer", "metrics", "nn"]
+LEVELS = ["", "divergences", "divergences.kernels", "infer", "metrics", "nn", "particle_flows"]
 
 
 def attribute(package, path):
