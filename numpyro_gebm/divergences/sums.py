@@ -8,8 +8,8 @@ from jax import lax
 
 __all__ = ["Witness", "as_samples", "kernel_matvec"]
 
-#: Most entries of a kernel matrix that are in memory at once.
-BLOCK = 2**21
+#: Bytes of a kernel matrix that are in memory at once.
+BLOCK = 16 * 2**20
 
 
 def as_samples(x, y):
@@ -71,7 +71,7 @@ def kernel_matvec(kernel, x, y, weights, *, exclude_diagonal=False):
         matrix = kernel(rows, y)
         return jnp.where(index[:, None] == columns, 0.0, matrix) @ weights if exclude_diagonal else matrix @ weights
 
-    columns, size = jnp.arange(len(y)), max(1, BLOCK // max(len(y), 1))
+    columns, size = jnp.arange(len(y)), max(1, BLOCK // (y.dtype.itemsize * len(y)))
     if len(x) <= size:
         return block((jnp.arange(len(x)), x))
     full = len(x) // size * size

@@ -136,7 +136,7 @@ def test_mmd2_takes_mixtures_and_own_kernels():
 def test_blocks_change_nothing(exclude_diagonal, monkeypatch):
     x = jnp.asarray(two_samples(23, 0.5)[0])
     weights = jnp.asarray(np.random.default_rng(1).normal(size=(23, 2)))
-    monkeypatch.setattr(sums, "BLOCK", 5 * len(x))
+    monkeypatch.setattr(sums, "BLOCK", 5 * len(x) * 8)
 
     def in_blocks(x):
         return sums.kernel_matvec(GAUSSIAN, x, x, weights, exclude_diagonal=exclude_diagonal)
