@@ -190,7 +190,8 @@ def _run(functional, particles, num_steps, step_size, noise, keep_every, progres
         if callable(noise) or noise != 0.0:
             raise ValueError("Expected a random key for the noise; got rng_key=None.")
         rng_key = random.key(0)
-    settings = functional, rng_key, jnp.asarray(step_size, particles.dtype), noise if callable(noise) else float(noise)
+    noise, step_size = noise if callable(noise) else jnp.asarray(noise), jnp.asarray(step_size, particles.dtype)
+    settings = functional, rng_key, step_size, noise
     state, done, count, losses, kept = (particles, jnp.zeros(len(functional.target), particles.dtype)), 0, 1, [], []
     with tqdm(total=num_steps, disable=not progress_bar, desc="flow", unit="step") as bar:
         while done < num_steps:
