@@ -84,6 +84,9 @@ class _Radial:
                 f"Expected a positive scalar as bandwidth; got {self.bandwidth}. None is the median heuristic."
             )
 
+    def _host_bandwidth(self):
+        return torch.as_tensor(self.bandwidth, device="cpu")
+
     def fit(self, *samples):
         """This kernel with the median distance of the samples as bandwidth, if it has none."""
         if self.bandwidth is not None:
@@ -99,7 +102,7 @@ class _Radial:
     def __call__(self, x, y):
         if self.bandwidth is None:
             raise ValueError("Expected a kernel with a bandwidth; got None. Call `kernel.fit(x, y)` for the median.")
-        return self.profile(squared_distances(x, y) / self.bandwidth**2)
+        return self.profile(squared_distances(x, y) / torch.as_tensor(self.bandwidth).to(x) ** 2)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -123,7 +126,7 @@ class Gaussian(_Radial):
 
     def frequencies(self, num, dim):
         """Draws of the spectral measure, shape `(num, dim)`."""
-        return torch.randn(num, dim) / self.bandwidth
+        return torch.randn(num, dim) / self._host_bandwidth()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -149,7 +152,7 @@ class Laplace(_Radial):
 
     def frequencies(self, num, dim):
         """Draws of the spectral measure, a multivariate Cauchy law, shape `(num, dim)`."""
-        return torch.randn(num, dim) / torch.randn(num, 1).abs() / self.bandwidth
+        return torch.randn(num, dim) / torch.randn(num, 1).abs() / self._host_bandwidth()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -182,7 +185,7 @@ class InverseMultiquadric(_Radial):
     def frequencies(self, num, dim):
         """Draws of the spectral measure, a Gamma mixture of normal laws, shape `(num, dim)`."""
         gamma = torch.distributions.Gamma(torch.tensor(float(self.power)), torch.tensor(1.0))
-        return torch.randn(num, dim) * (2.0 * gamma.sample((num, 1))).sqrt() / self.bandwidth
+        return torch.randn(num, dim) * (2.0 * gamma.sample((num, 1))).sqrt() / self._host_bandwidth()
 
 
 class Mixture:
@@ -223,7 +226,7 @@ class Mixture:
         """Draws of the spectral measure, shape `(num, dim)`."""
         draws = torch.stack([kernel.frequencies(num, dim) for kernel in self.kernels])
         which = torch.multinomial(torch.tensor(self.weights, dtype=torch.float64), num, replacement=True)
-        return draws[which.to(draws.device), torch.arange(num, device=draws.device)]
+        return draws[which, torch.arange(num)]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
