@@ -1,6 +1,6 @@
 """Generalized energy-based models as NumPyro distributions."""
 
-from numpyro_gebm import divergences, flows, infer, metrics, nn
+from numpyro_gebm import divergences, flows, infer, metrics, nn, particle_flows
 from numpyro_gebm.base import Pushforward
 from numpyro_gebm.diagnose import Diagnosis, diagnose
 from numpyro_gebm.diagnostics import to_arviz
@@ -41,6 +41,7 @@ __all__ = [
     "log_partition_curve",
     "metrics",
     "nn",
+    "particle_flows",
     "plot_losses",
     "read_draws",
     "save",

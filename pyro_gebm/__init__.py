@@ -1,6 +1,6 @@
 """Generalized energy-based models as Pyro distributions."""
 
-from pyro_gebm import divergences, flows, infer, metrics, nn
+from pyro_gebm import divergences, flows, infer, metrics, nn, particle_flows
 from pyro_gebm.base import Pushforward
 from pyro_gebm.diagnose import Diagnosis, diagnose
 from pyro_gebm.diagnostics import to_arviz
@@ -41,6 +41,7 @@ __all__ = [
     "log_partition_curve",
     "metrics",
     "nn",
+    "particle_flows",
     "plot_losses",
     "read_draws",
     "save",

@@ -89,6 +89,31 @@ def test_the_two_sample_test_tells_laws_apart():
     assert check.mmd_test(x, y + 0.2, rng)[1] < 0.01 and np.abs(check.moment_z_scores(x, y + 0.2)).max() > 4
 
 
+@pytest.mark.parametrize("backend", ["numpyro", "pyro"])
+def test_witnesses(backend, tmp_path, capsys):
+    for package in ("matplotlib", backend):
+        pytest.importorskip(package)
+    example = _example("witnesses")
+    sizes = "--samples 64 --limit-samples 64"
+    example.main(["--backend", backend, "--out", str(tmp_path), *sizes.split()])
+    table = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    half, largest = float(table[2][2]), float(table[3][2])
+    assert table[2][1].strip() == "½ MMD²" and largest == pytest.approx(half, rel=1e-3)
+    assert {path.name for path in tmp_path.iterdir()} == {f"{name}.png" for name in example.FIGURES}
+
+
+@pytest.mark.parametrize("backend", ["numpyro", "pyro"])
+def test_particle_flows(backend, tmp_path, capsys):
+    for package in ("matplotlib", backend):
+        pytest.importorskip(package)
+    sizes = "--points 20 --scale 0.01 --frames 2 --no-progress"
+    _example("particle_flows").main(["--backend", backend, "--out", str(tmp_path), *sizes.split()])
+    printed = re.findall(r"(?:MMD|λ = 0.001): (\S+) to (\S+) in", capsys.readouterr().out)
+    assert len(printed) == 4 and all(float(last) < float(first) for first, last in printed)
+    names = {f"{name}.{kind}" for name in ("three_rings", "shape_transfer") for kind in ("png", "gif")}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
 def _readme_blocks():
     text = (ROOT / "README.md").read_text()
     return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)

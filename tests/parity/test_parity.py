@@ -244,6 +244,10 @@ NUMPYRO_ARGUMENTS = {
     "nn.ConvEnergy": {"key"},
     "flows.AffineCoupling": {"key"},
     "flows.real_nvp": {"key"},
+    "divergences.mmd_test": {"rng_key"},
+    "divergences.kernels.random_features": {"rng_key"},
+    "particle_flows.kale_flow": {"rng_key"},
+    "particle_flows.mmd_flow": {"rng_key"},
     "GEBM.sample": {"key"},
     "GEBM.log_prob": {"intermediates"},
     "EnergyTiltedPrior.sample": {"key"},
@@ -271,6 +275,10 @@ METHODS = [
     *(f"GEBM.{name}" for name in ("decode", "log_prob", "sample", "temper", "tilt")),
     *(f"{name}.{method}" for name in ("EnergyTiltedPrior", "Pushforward") for method in ("log_prob", "sample")),
     *("DrawFile.append", "DrawFile.create", "DrawFile.open"),
+    *(
+        f"divergences.{name}"
+        for name in ("FDivergence.bound", "kernels.Gaussian.fit", "kernels.RandomFeatures.features")
+    ),
     *("KALE.evaluate", "KALE.run", "KALEGuide.__call__", "infer.AnnealedMALA.__call__"),
     *("LogPartitionCurve.__init__", "infer.SMC.__call__", "infer.SMC.run"),
 ]
@@ -282,7 +290,7 @@ SHARED = [
     *(f"infer.pilot.{name}" for name in ("pilot", "spaced_evenly")),
     *("infer.tempering.Ladder", *(f"infer.tempering.{name}" for name in ("length_scale_of", "move", "next_rung"))),
 ]
-LEVELS = ["", "divergences", "flows", "infer", "metrics", "nn"]
+LEVELS = ["", "divergences", "divergences.kernels", "flows", "infer", "metrics", "nn", "particle_flows"]
 
 
 def attribute(package, path):

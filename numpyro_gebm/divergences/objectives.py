@@ -1,9 +1,9 @@
-"""Divergences between distributions, from samples or from the values of an energy on them."""
+"""Variational bounds of the KL divergence, from the values of an energy on samples."""
 
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
 
-__all__ = ["base_loss", "batch_log_partition", "donsker_varadhan", "kale", "mmd2"]
+__all__ = ["base_loss", "batch_log_partition", "donsker_varadhan", "kale"]
 
 
 def batch_log_partition(energy_base):
@@ -69,36 +69,3 @@ def base_loss(energy_base):
         Scalar.
     """
     return -batch_log_partition(energy_base)
-
-
-def mmd2(x, y, bandwidth=None):
-    r"""Unbiased estimate of the squared maximum mean discrepancy with a Gaussian kernel.
-
-    .. math:: k(x, y) = \exp(-\|x - y\|^2 / (2 \sigma^2))
-
-    Can be slightly negative when the laws agree. Source: Gretton et al., JMLR 13 (2012).
-
-    Args:
-        x: array of shape `(M, D)`, M at least 2.
-        y: array of shape `(N, D)`, N at least 2.
-        bandwidth: sigma; None is the median distance within x and y together.
-
-    Returns:
-        Scalar.
-
-    Raises:
-        ValueError: if x or y is not a matrix with at least two rows, or their columns differ.
-    """
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(x.shape[0], y.shape[0]) < 2:
-        raise ValueError(f"Expected x (M, D) and y (N, D) with M, N >= 2; got {x.shape} and {y.shape}.")
-    m, n = x.shape[0], y.shape[0]
-    joint = jnp.concatenate([x, y])
-    norms = jnp.sum(joint**2, axis=1)
-    squared = jnp.maximum(norms[:, None] + norms[None, :] - 2.0 * joint @ joint.T, 0.0)
-    if bandwidth is None:
-        upper = squared[jnp.triu_indices(m + n, k=1)]
-        bandwidth = jnp.sqrt(jnp.median(upper))
-    kernel = jnp.exp(-squared / (2.0 * bandwidth**2))
-    within_x = (kernel[:m, :m].sum() - jnp.trace(kernel[:m, :m])) / (m * (m - 1))
-    within_y = (kernel[m:, m:].sum() - jnp.trace(kernel[m:, m:])) / (n * (n - 1))
-    return within_x + within_y - 2.0 * kernel[:m, m:].mean()

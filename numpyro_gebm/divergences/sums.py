@@ -1,0 +1,104 @@
+"""Sums over kernels, in blocks that never hold the whole kernel matrix, and functions that are such sums."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+__all__ = ["Witness", "as_samples", "kernel_matvec"]
+
+#: Bytes of a kernel matrix that are in memory at once.
+BLOCK = 16 * 2**20
+
+
+def as_samples(x, y):
+    """Two samples as floating-point arrays of one dtype.
+
+    Args:
+        x: array of shape `(M, D)`, M at least 2.
+        y: array of shape `(N, D)`, N at least 2.
+
+    Returns:
+        x and y.
+
+    Raises:
+        ValueError: for other shapes, or entries that are not finite.
+
+    Example:
+        >>> x, y = as_samples(jnp.zeros((2, 1), int), jnp.ones((3, 1), int))
+        >>> x.shape, y.shape, x.dtype == y.dtype == jnp.result_type(float)
+        ((2, 1), (3, 1), True)
+    """
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1:] != y.shape[1:] or min(len(x), len(y)) < 2 or x.shape[1] == 0:
+        raise ValueError(f"Expected x (M, D) and y (N, D) with M, N >= 2 and D >= 1; got {x.shape} and {y.shape}.")
+    for name, z in (("x", x), ("y", y)):
+        if not isinstance(z, jax.core.Tracer) and not np.isfinite(z).all():
+            rows = int((~np.isfinite(z)).any(axis=1).sum())
+            raise ValueError(f"Expected finite entries in {name}; got NaN or infinity in {rows} rows. Leave them out.")
+    dtype = jnp.result_type(x, y)
+    dtype = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
+    return x.astype(dtype), y.astype(dtype)
+
+
+@eqx.filter_jit
+def kernel_matvec(kernel, x, y, weights, *, exclude_diagonal=False):
+    r"""Sums $\sum_j k(x_i, y_j) w_j$, in blocks of rows; gradients go through the blocks again.
+
+    Args:
+        kernel: a kernel, see `divergences.kernels`.
+        x: points, shape `(M, D)`.
+        y: points, shape `(N, D)`.
+        weights: w, shape `(N,)` or `(N, K)`.
+        exclude_diagonal: leave out the terms with i = j.
+
+    Returns:
+        Array of shape `(M,)` or `(M, K)`.
+
+    Example:
+        >>> from numpyro_gebm.divergences.kernels import Gaussian
+        >>> kernel_matvec(Gaussian(1.0), jnp.zeros((2, 1)), jnp.zeros((3, 1)), jnp.ones(3)).tolist()
+        [3.0, 3.0]
+    """
+    if hasattr(kernel, "features"):
+        left, right = kernel.features(x), kernel.features(y)
+        sums = left @ (right.T @ weights)
+        return sums - ((left * right).sum(axis=1) * weights.T).T if exclude_diagonal else sums
+
+    def block(index_and_rows):
+        index, rows = index_and_rows
+        matrix = kernel(rows, y)
+        return jnp.where(index[:, None] == columns, 0.0, matrix) @ weights if exclude_diagonal else matrix @ weights
+
+    columns, size = jnp.arange(len(y)), max(1, BLOCK // (y.dtype.itemsize * len(y)))
+    if len(x) <= size:
+        return block((jnp.arange(len(x)), x))
+    full = len(x) // size * size
+    sums = lax.map(jax.checkpoint(block), (jnp.arange(full).reshape(-1, size), x[:full].reshape(-1, size, x.shape[1])))
+    rest = block((jnp.arange(full, len(x)), x[full:]))
+    return jnp.concatenate([sums.reshape(full, *weights.shape[1:]), rest])
+
+
+class Witness(eqx.Module):
+    r"""A function of an RKHS, $f(t) = \sum_i w_i k(c_i, t)$: where two laws differ most.
+
+    Args:
+        kernel: k.
+        centers: the $c_i$, shape `(N, D)`.
+        weights: the $w_i$, shape `(N,)`.
+
+    Example:
+        >>> from numpyro_gebm.divergences.kernels import Gaussian
+        >>> witness = Witness(Gaussian(1.0), jnp.zeros((2, 1)), jnp.array([1.0, -0.5]))
+        >>> witness(jnp.zeros((3, 1))).tolist()
+        [0.5, 0.5, 0.5]
+    """
+
+    kernel: object
+    centers: jax.Array
+    weights: jax.Array
+
+    def __call__(self, points):
+        """Values of the function at points of shape `(M, D)`, shape `(M,)`."""
+        return kernel_matvec(self.kernel, points, self.centers, self.weights)
