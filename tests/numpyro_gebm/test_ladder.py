@@ -20,7 +20,8 @@ from numpyro_cases import CASE, linear_gaussian_gebm, standard_normal
 
 from numpyro_gebm import GEBM, log_partition, log_partition_curve, to_arviz
 from numpyro_gebm.infer import SMC, ReplicaExchange, init_to_prior, tempering
-from numpyro_gebm.infer.weights import bridge, from_log_weights, pareto_k
+from numpyro_gebm.infer.pareto import pareto_k
+from numpyro_gebm.infer.weights import bridge, from_log_weights
 
 
 class Quadratic(eqx.Module):

@@ -16,7 +16,8 @@ from pyro_cases import CASE, linear_gaussian_gebm, standard_normal
 
 from pyro_gebm import GEBM, log_partition, log_partition_curve, to_arviz
 from pyro_gebm.infer import SMC, ReplicaExchange, VectorizedMCMC, init_to_prior, tempering
-from pyro_gebm.infer.weights import bridge, from_log_weights, pareto_k
+from pyro_gebm.infer.pareto import pareto_k
+from pyro_gebm.infer.weights import bridge, from_log_weights
 
 
 def quadratic_gebm(dim, a, **kwargs):
