@@ -59,7 +59,7 @@ def main(argv=None):
 def _parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", choices=("numpyro", "pyro"), default="numpyro")
-    parser.add_argument("--points", type=int, default=400, help="particles of the shape transfer")
+    parser.add_argument("--points", type=int, default=400, help="particles of the shape transfer, at least 6")
     parser.add_argument("--scale", type=float, default=1.0, help="factor of all numbers of steps")
     parser.add_argument("--frames", type=int, default=40, help="of an animation")
     parser.add_argument("--out", default="out/flows", help="output folder")
@@ -68,8 +68,8 @@ def _parse(argv):
 
 
 def three_rings(num):
-    """Particles near (0, -.3), and a target of 80 points on each of three circles of radius .3 (fewer if num is)."""
-    on_circle = min(80, num)
+    """Particles near (0, -.3), and a target of 80 points on each of three circles of radius .3 (num / 3 if fewer)."""
+    on_circle = min(80, num // 3)
     angle = np.linspace(0.0, 2.0 * np.pi, on_circle, endpoint=False)
     circle = 0.3 * np.stack([np.cos(angle), np.sin(angle)], 1)
     target = np.concatenate([circle + centre for centre in ([0.0, 0.0], [0.0, -0.75], [0.0, -1.5])])

@@ -106,7 +106,7 @@ def test_witnesses(backend, tmp_path, capsys):
 def test_particle_flows(backend, tmp_path, capsys):
     for package in ("matplotlib", backend):
         pytest.importorskip(package)
-    sizes = "--points 20 --scale 0.01 --frames 2 --no-progress"
+    sizes = "--points 21 --scale 0.01 --frames 2 --no-progress"
     _example("particle_flows").main(["--backend", backend, "--out", str(tmp_path), *sizes.split()])
     printed = re.findall(r"(?:MMD|λ = 0.001): (\S+) to (\S+) in", capsys.readouterr().out)
     assert len(printed) == 4 and all(float(last) < float(first) for first, last in printed)

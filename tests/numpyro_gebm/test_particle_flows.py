@@ -8,7 +8,6 @@ from cases import THREE_RINGS_KALE, three_rings, two_samples
 
 from numpyro_gebm import particle_flows
 from numpyro_gebm.divergences import kale_rkhs, kernels, mmd2
-from numpyro_gebm.divergences.rkhs import dual_point
 from numpyro_gebm.particle_flows import FlowDiverged, kale_flow, mmd_flow
 
 KERNEL = kernels.Gaussian(np.sqrt(0.05))
@@ -98,12 +97,14 @@ def test_a_flow_that_diverges_says_so():
 
 
 def test_a_dual_that_is_not_solved_says_so(monkeypatch):
-    def unsolved(gram, mean, norm, lam, u):
-        return dual_point(gram, mean, norm, lam, u)._replace(gap=jnp.asarray(1.0))
+    def unsolved(*arguments):
+        state, losses, solved = advance(*arguments)
+        return state, losses, solved.at[0].set(False)
 
-    monkeypatch.setattr(particle_flows, "solve_dual", unsolved)
-    with pytest.raises(FlowDiverged, match="dual of KALE could not be solved at step 0.*larger regularization"):
-        kale_flow(PARTICLES[:5], TARGET[:5], num_steps=1, step_size=0.1, **QUIET)
+    advance = particle_flows._advance
+    monkeypatch.setattr(particle_flows, "_advance", unsolved)
+    with pytest.raises(FlowDiverged, match="dual of KALE could not be solved at step 0:.*larger regularization"):
+        kale_flow(PARTICLES, TARGET, KERNEL, regularization=0.05, num_steps=9, step_size=1e-3, **QUIET)
 
 
 @pytest.mark.parametrize("flow", [mmd_flow, kale_flow])
