@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from marks import slow_unless
 
 PROGRAMS = {
     "numpyro": """
@@ -72,7 +73,7 @@ def test_draws_do_not_depend_on_chunks_and_go_on_where_they_stopped(host, tmp_pa
         run(host, tmp_path / "whole.nc", 60, 60, False)
 
 
-@pytest.mark.parametrize("after", [0.02, 0.3])
+@pytest.mark.parametrize("after", slow_unless([0.02, 0.3], 0.3))
 def test_a_killed_run_goes_on_bit_for_bit(host, tmp_path, after):
     path, num = tmp_path / "draws.nc", 100_000
     process = subprocess.Popen(command(host, f"run({str(path)!r}, {num}, 10, False)"), env=ENVIRONMENT)

@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from marks import slow_unless
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -17,7 +18,7 @@ def _example(name):
     return module
 
 
-@pytest.mark.parametrize("backend", ["numpyro", "pyro"])
+@pytest.mark.parametrize("backend", slow_unless(["numpyro", "pyro"], "pyro"))
 @pytest.mark.filterwarnings("ignore:num_chains=2 is more than available_cpu:UserWarning")  # Pyro's, on two cores
 @pytest.mark.filterwarnings("ignore:Stochastic Optimizer:sklearn.exceptions.ConvergenceWarning")
 def test_digits(backend, tmp_path, capsys):
@@ -32,7 +33,7 @@ def test_digits(backend, tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == expected
 
 
-@pytest.mark.parametrize("backend", ["numpyro", "pyro"])
+@pytest.mark.parametrize("backend", slow_unless(["numpyro", "pyro"], "pyro"))
 def test_curve(backend, tmp_path, capsys):
     for package in ("matplotlib", backend):
         pytest.importorskip(package)

@@ -9,6 +9,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from marks import slow_unless
 from numpyro import handlers
 from numpyro.infer import MCMC, NUTS, Predictive
 from numpyro_cases import CASE, linear_gaussian_gebm, standard_normal
@@ -173,7 +174,7 @@ def test_kinetic_langevin_on_constrained_sites():
     cases.assert_mean(draws["b"], 0.6, z_max=5)
 
 
-@pytest.mark.parametrize("chain_method", ["sequential", "vectorized", "parallel"])
+@pytest.mark.parametrize("chain_method", slow_unless(["sequential", "vectorized", "parallel"], "vectorized"))
 @pytest.mark.filterwarnings("ignore:There are not enough devices:UserWarning")
 def test_chain_methods_agree(chain_method):
     kernel = KineticLangevin(

@@ -14,6 +14,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from jax.scipy.special import logsumexp
+from marks import slow_unless
 from numpyro import handlers
 from numpyro.infer import MCMC
 from numpyro_cases import CASE, linear_gaussian_gebm, standard_normal
@@ -54,14 +55,14 @@ def starts(num_chains, dtype=jnp.float64):
     return {"z": jnp.zeros((*shape, 2), dtype), "a": jnp.ones((*shape, 3), dtype)}
 
 
-def contract(chain_methods):
-    """Every kernel with every chain method; most of what is not vectorized is slow, as it compiles for long."""
+def contract(chain_methods, *fast):
+    """Every kernel with every chain method, all slow but `fast`, as they compile for long."""
     return [
         pytest.param(
             name,
             method,
             id=f"{name}-{label}",
-            marks=[pytest.mark.slow] * (label == "sequential" or (label == "vmap" and name != "GHMC")),
+            marks=[pytest.mark.slow] * ((name, label) not in fast),
         )
         for name in KERNELS
         for label, method in chain_methods.items()
@@ -70,7 +71,11 @@ def contract(chain_methods):
 
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")  # of NumPyro's loop under `jax.vmap`
 @pytest.mark.parametrize(
-    "name, chain_method", contract({"sequential": "sequential", "vectorized": "vectorized", "vmap": jax.vmap})
+    "name, chain_method",
+    contract(
+        {"sequential": "sequential", "vectorized": "vectorized", "vmap": jax.vmap},
+        *(("GHMC", "vmap"), ("GHMC", "vectorized"), ("MALT", "vectorized"), ("KineticLangevin", "vectorized")),
+    ),
 )
 def test_contract_on_a_model(name, chain_method):
     kernel = KERNELS[name](model)
@@ -88,7 +93,10 @@ def test_contract_on_a_model(name, chain_method):
     np.testing.assert_array_equal(draws["z"], again.get_samples(group_by_chain=True)["z"])
 
 
-@pytest.mark.parametrize("name, chain_method", contract({"sequential": "sequential", "vectorized": "vectorized"}))
+@pytest.mark.parametrize(
+    "name, chain_method",
+    contract({"sequential": "sequential", "vectorized": "vectorized"}, ("GHMC", "vectorized"), ("ULA", "vectorized")),
+)
 def test_contract_on_a_potential(name, chain_method):
     kernel = KERNELS[name](potential_fn=potential)
     mcmc = run(kernel, 5, 4, 2, chain_method, init_params=starts(2, jnp.float32))
@@ -129,7 +137,7 @@ print("done")
     assert done.stdout.strip() == "done", done.stderr[-2000:]
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", slow_unless(KERNELS, "GHMC", "ULA"))
 def test_start_and_raw_keys(name):
     kernel = KERNELS[name](potential_fn=potential, step_size=1e-9, adapt_step_size=False)
     mcmc = MCMC(kernel, num_warmup=0, num_samples=2, progress_bar=False)
@@ -137,7 +145,7 @@ def test_start_and_raw_keys(name):
     np.testing.assert_allclose(mcmc.get_samples()["a"], 1.0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", slow_unless(KERNELS, "GHMC", "MALT"))
 def test_number_of_traces_does_not_depend_on_the_number_of_draws(name):
     counts = []
     for num_samples in (20, 200):
@@ -296,7 +304,7 @@ def nan_beyond_three(z):
     return jnp.where(jnp.abs(z).sum() > 3, jnp.nan, 0.5 * jnp.sum(z**2))
 
 
-@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize("name", slow_unless(KERNELS, "GHMC", "KineticLangevin"))
 def test_nan_is_never_accepted(name):
     mcmc = run(KERNELS[name](potential_fn=nan_beyond_three), 300, 300, 8, init_params=jnp.zeros((8, 1)))
     assert np.abs(mcmc.get_samples()).max() <= 3

@@ -10,6 +10,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from jax.scipy.stats import multivariate_normal
+from marks import slow_unless
 from numpyro import handlers
 from numpyro.distributions import constraints
 from numpyro_cases import CASE, linear_gaussian_gebm, standard_normal
@@ -106,7 +107,7 @@ BASES = {
 }
 
 
-@pytest.mark.parametrize("name", BASES)
+@pytest.mark.parametrize("name", slow_unless(BASES, "normal", "independent lognormal", "affine flow", "simplex"))
 def test_any_base_with_a_density(name):
     base = BASES[name]()
     gebm = GEBM(base, lambda x: 0.1 * jnp.sum(x**2), inverse_temperature=1.5, log_partition=0.4)

@@ -171,6 +171,7 @@ def test_kinetic_langevin_has_the_exact_stationary_variance_of_its_splitting(int
     cases.assert_moments(draws, [0.0, 0.0], variance * np.eye(2))
 
 
+@pytest.mark.slow
 def test_kinetic_langevin_on_constrained_sites():
     def model():
         pyro.sample("a", dist.Gamma(torch.tensor(4.0), 2.0))
