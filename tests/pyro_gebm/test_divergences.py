@@ -307,6 +307,7 @@ def test_single_precision_stays_single():
     assert 0.0 <= result.duality_gap < 1e-4 * result.value
     assert result.value == pytest.approx(float(kale_rkhs(x.double(), y.double(), GAUSSIAN, 0.01).value), rel=1e-3)
     assert mmd2(x, y, kernel=kernels.Laplace(1.0)).dtype == mmd_witness(x, y)(x).dtype == torch.float32
+    assert mmd_witness(x, y)(x.double().numpy()).dtype == torch.float32
 
 
 # --- errors
