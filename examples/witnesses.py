@@ -91,7 +91,7 @@ def plot_witness(divergences, num):
 
 def plot_apart(divergences, num):
     """KL, JS, MMD and KALE of two points, and of two rings, against their distance."""
-    kernel, distances = divergences.kernels.Gaussian(1.0), np.linspace(0.0, 4.0, 41)
+    kernel, distances = divergences.kernels.Gaussian(1.0), np.linspace(0.0, 4.0, 25)
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
     for axis, title in zip(axes, ("two points", "two rings of radius 0.3")):
         pair = (lambda d: (np.zeros((num, 1)), np.full((num, 1), d))) if title == "two points" else None
@@ -102,8 +102,8 @@ def plot_apart(divergences, num):
         values = [0.5 * float(divergences.mmd2(*pair(d), kernel=kernel, estimator="biased")) for d in distances]
         axis.plot(distances, values, "--", color="black", label="½ MMD²")
         axis.axhline(math.log(2.0), color="tab:purple", ls=":", label="JS (log 2 for d > 0)")
-        axis.plot(distances[1:], np.full(40, 4.6), color="tab:red", ls=":", label="KL (infinite for d > 0)")
-        axis.plot(distances[1::8], np.full(5, 4.6), "^", color="tab:red")
+        axis.plot(distances[1:], np.full(24, 4.6), color="tab:red", ls=":", label="KL (infinite for d > 0)")
+        axis.plot(distances[1::5], np.full(5, 4.6), "^", color="tab:red")
         axis.set(xlabel="distance d", title=title, ylim=(-0.1, 4.9))
     axes[0].legend(fontsize=8, frameon=False, ncols=2, loc="upper left", bbox_to_anchor=(0.0, 0.92))
     return figure

@@ -84,9 +84,9 @@ def _kale_rkhs(kernel, x, y, lam):
     norm = kernel_matvec(kernel, x, x, ones).mean()
     fixed = lax.stop_gradient((gram, mean, norm, lam))
     solved = solve_dual(*fixed, jnp.zeros_like(mean))
-    # one more Newton step, with the derivative of the optimum
-    force = dual_point(gram, mean, norm, lam, solved.u).force
-    u = solved.u + fixed[0].newton_direction(fixed[3], solved.u, force)
+    # a Newton step that is not taken: it has the derivative of the optimum
+    step = fixed[0].newton_direction(fixed[3], solved.u, dual_point(gram, mean, norm, lam, solved.u).force)
+    u = solved.u + (step - lax.stop_gradient(step))
     weights = jnp.exp(u) / len(y)
     witness = Witness(kernel, jnp.concatenate([x, y]), jnp.concatenate([ones, -weights]) / lam)
     value = (1.0 + lam) * dual_point(gram, mean, norm, lam, u).value

@@ -80,9 +80,9 @@ def _kale_rkhs(kernel, x, y, lam):
     norm = kernel_matvec(kernel, x, x, ones).mean()
     fixed = gram.detach(), mean.detach(), norm.detach(), lam.detach()
     solved = solve_dual(*fixed, torch.zeros_like(fixed[1]))
-    # one more Newton step, with the derivative of the optimum
-    force = dual_point(gram, mean, norm, lam, solved.u).force
-    u = solved.u + fixed[0].newton_direction(fixed[3], solved.u, force)
+    # a Newton step that is not taken: it has the derivative of the optimum
+    step = fixed[0].newton_direction(fixed[3], solved.u, dual_point(gram, mean, norm, lam, solved.u).force)
+    u = solved.u + (step - step.detach())
     weights = exp(u) / len(y)
     witness = Witness(kernel, torch.cat([x, y]), torch.cat([ones, -weights]) / lam)
     value = (1.0 + lam) * dual_point(gram, mean, norm, lam, u).value

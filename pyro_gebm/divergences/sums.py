@@ -104,4 +104,5 @@ class Witness:
 
     def __call__(self, points):
         """Values of the function at points of shape `(M, D)`, shape `(M,)`."""
-        return kernel_matvec(self.kernel, torch.as_tensor(points), self.centers, self.weights)
+        points = torch.as_tensor(points).to(self.centers)
+        return kernel_matvec(self.kernel, points, self.centers, self.weights)

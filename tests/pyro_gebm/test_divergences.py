@@ -241,6 +241,16 @@ def test_the_primal_is_the_dual_for_all_kernels(kernel, num):
             assert_solved(x, y, kernel, 10.0**k)
 
 
+def test_the_gap_says_that_the_solver_gave_up(monkeypatch):
+    monkeypatch.setattr(rkhs, "MAX_STEPS", 1)
+    x, y = two_samples(6, 4.0)
+    x, y = map(torch.tensor, (x, y))
+    result = kale_rkhs(x, y, GAUSSIAN, 1e-3)
+    value, gap = float(result.value), float(result.duality_gap)
+    assert gap > 0.01 * value
+    assert value - gap == pytest.approx(float(primal(result, x, y, 1e-3)), rel=1e-9)
+
+
 def test_random_features_solve_the_same_problem():
     x, y = map(torch.tensor, two_samples(50, 0.5))
     features = kernels.random_features(GAUSSIAN, 2, 300)
@@ -297,6 +307,7 @@ def test_single_precision_stays_single():
     assert 0.0 <= result.duality_gap < 1e-4 * result.value
     assert result.value == pytest.approx(float(kale_rkhs(x.double(), y.double(), GAUSSIAN, 0.01).value), rel=1e-3)
     assert mmd2(x, y, kernel=kernels.Laplace(1.0)).dtype == mmd_witness(x, y)(x).dtype == torch.float32
+    assert mmd_witness(x, y)(x.double().numpy()).dtype == torch.float32
 
 
 # --- errors
