@@ -112,7 +112,7 @@ def test_smc_on_a_quadratic_energy():
 @pytest.mark.parametrize("a", [1.0, 3.0, 30.0])
 @pytest.mark.parametrize("dim", [1, 10, 100])
 def test_smc_is_calibrated(dim, a):
-    num = 50 if dim < 100 else 10  # docs/ladder.md has 50 of all
+    num = 50 if dim < 100 else 4  # docs/ladder.md has 50 of all
     z, ratios = z_scores(dim, a, num)
     assert np.abs(z).max() <= 4
     assert 0.75 <= z.std(ddof=1) <= 1.33 or num < 50
@@ -177,7 +177,7 @@ def test_weights_that_are_no_weights(weights):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_two_modes(seed):
     of_smc = smc(two_modes(), seed, num_particles=32_768)
     assert abs(np.mean(np.asarray(of_smc.z)[:, 0] > 4) - 0.2) <= 0.03
