@@ -56,7 +56,10 @@ def starts(num_chains, dtype=jnp.float64):
 
 
 def contract(chain_methods, *fast):
-    """Every kernel with every chain method, all slow but `fast`, as they compile for long."""
+    """Every kernel with every chain method, all slow but `fast`, as they compile for long.
+
+    A chain method of one's own is the same shell around every kernel: GHMC stands for all.
+    """
     return [
         pytest.param(
             name,
@@ -66,6 +69,7 @@ def contract(chain_methods, *fast):
         )
         for name in KERNELS
         for label, method in chain_methods.items()
+        if label != "vmap" or name == "GHMC"
     ]
 
 
