@@ -10,6 +10,11 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("MPLBACKEND", "agg")
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    # A worker has cores of its own: thread pools of two workers on the same cores wait for each other.
+    _cores = sorted(os.sched_getaffinity(0))
+    _worker, _workers = int(os.environ["PYTEST_XDIST_WORKER"][2:]), int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.sched_setaffinity(0, _cores[_worker % len(_cores) :: _workers])
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # many tests compile the same program; the workers share it
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="gebm-tests-")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
