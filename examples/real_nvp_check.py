@@ -41,6 +41,7 @@ SETTINGS = {
 #: What differs from that.
 CHANGES = {
     "RedWine": {"noise": 0.2, "batch_size": 100, "flow_steps": 1000, "warm_steps": 600},
+    "MiniBooNE": {"noise": 0.1, "flow_steps": 3000, "warm_steps": 1800},
     "curved": {"couplings": 3, "hidden": (32, 32), "flow_steps": 200, "warm_steps": 30, "energy_steps": 600},
 }
 #: Number of permutations of the MMD test.
@@ -111,7 +112,7 @@ def check_law(host, args):
     in_z, in_x = host.sample_in_z(gebm, *sizes), host.sample_in_x(gebm, *sizes)
     statistic, p_value = mmd_test(in_z, in_x, np.random.default_rng(seed))
     z_scores = moment_z_scores(in_z, in_x)
-    ess = host.estimate_log_partition(gebm, settings["partition_draws"], seed).ess / settings["partition_draws"]
+    ess = host.estimate_log_partition(gebm, settings["partition_draws"], seed, show).ess / settings["partition_draws"]
     return [
         f"The same law? NUTS in z and NUTS in x, {args.backend}, {in_z.shape[0]} chains of {in_z.shape[1]} draws each "
         f"({time.perf_counter() - start:.0f} s); ESS of the base's draws {100 * ess:.0f} %:",
@@ -196,7 +197,7 @@ def check_density(host, name, args):
                 log_density, of_a = host.log_density(bases["bounded"], split.test), [np.nan] * 3
             else:
                 gebm = getattr(host, family)(bases[family], split, objective, seed, settings, show)
-                log_density, of_a = evaluate(host, gebm, split, settings, seed)
+                log_density, of_a = evaluate(host, gebm, split, settings, seed, show)
             kept = log_density[~split.repeated]
             results[row].append([-log_density.mean(), -kept.mean(), *of_a])
             print(f"{name}, seed {seed}, {row}: {_numbers(results[row][-1:])}", flush=True)
@@ -211,12 +212,12 @@ def check_density(host, name, args):
     ]
 
 
-def evaluate(host, gebm, split, settings, seed):
+def evaluate(host, gebm, split, settings, seed, show):
     """Log-densities of the test rows, errors of the learned A against the truth and an estimate, and its ESS.
 
     The densities use the true log-partition where it is known, and else the estimate from fresh draws.
     """
-    estimate = host.estimate_log_partition(gebm, settings["partition_draws"], seed)
+    estimate = host.estimate_log_partition(gebm, settings["partition_draws"], seed, show)
     learned, truth = float(gebm.log_partition), host.true_log_partition(gebm)
     best = estimate.value if truth is None else truth
     log_density = host.log_density(gebm, split.test) + learned - best

@@ -112,10 +112,10 @@ def true_log_partition(gebm):
     return float(gebm.energy.log_partition) if isinstance(gebm.energy, FlowRatioEnergy) else None
 
 
-def estimate_log_partition(gebm, num_draws, seed):
+def estimate_log_partition(gebm, num_draws, seed, show):
     """Log-partition from fresh draws of the base."""
     key = random.fold_in(random.key(seed), 2)
-    return log_partition(gebm, "importance", rng_key=key, num_samples=num_draws)
+    return log_partition(gebm, "importance", rng_key=key, num_samples=num_draws, progress_bar=show)
 
 
 def sample_in_z(gebm, seed, num_chains, num_warmup, num_samples, thinning, show):

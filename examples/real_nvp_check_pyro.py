@@ -121,10 +121,10 @@ def true_log_partition(gebm):
     return gebm.energy.log_partition.item() if isinstance(gebm.energy, FlowRatioEnergy) else None
 
 
-def estimate_log_partition(gebm, num_draws, seed):
+def estimate_log_partition(gebm, num_draws, seed, show):
     """Log-partition from fresh draws of the base."""
     pyro.set_rng_seed(seed + 1000)
-    return log_partition(gebm, "importance", num_samples=num_draws)
+    return log_partition(gebm, "importance", num_samples=num_draws, progress_bar=show)
 
 
 def sample_in_z(gebm, seed, num_chains, num_warmup, num_samples, thinning, show):

@@ -16,24 +16,40 @@ PROGRAMS = {
     "numpyro": """
 import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
 from numpyro.infer import MCMC
-from numpyro_gebm.infer import GHMC, KineticLangevin, stream_draws
+from numpyro_gebm import GEBM
+from numpyro_gebm.infer import GHMC, KineticLangevin, ReplicaExchange, stream_draws
 def run(path, num_samples, chunk_size, resume, kernel=GHMC, chains=4, dim=3, warmup=100, **kwargs):
     model = lambda: numpyro.sample("z", dist.Normal(jnp.zeros(dim), 1.0).to_event(1))
     mcmc = MCMC(kernel(model, **kwargs), num_warmup=warmup, num_samples=num_samples, num_chains=chains,
                 chain_method="vectorized", progress_bar=False)
     return stream_draws(mcmc, path, jax.random.key(0), chunk_size=chunk_size, resume=resume, progress_bar=False)
+def run_exchange(path, num_samples, chunk_size, resume, seed=0):
+    gebm = GEBM(dist.Normal(jnp.zeros(2), 1.0).to_event(1), lambda x: 2.0 * (x**2).sum())
+    mcmc = MCMC(ReplicaExchange(gebm.latent), num_warmup=20, num_samples=num_samples, num_chains=4,
+                chain_method="vectorized", progress_bar=False)
+    return stream_draws(mcmc, path, jax.random.key(seed), chunk_size=chunk_size, resume=resume, progress_bar=False)
 """,
     "pyro": """
 import pyro, pyro.distributions as dist, torch
-from pyro_gebm.infer import GHMC, KineticLangevin, VectorizedMCMC, stream_draws
+from pyro_gebm import GEBM
+from pyro_gebm.infer import GHMC, KineticLangevin, ReplicaExchange, VectorizedMCMC, stream_draws
 def run(path, num_samples, chunk_size, resume, kernel=GHMC, chains=4, dim=3, warmup=100, **kwargs):
     pyro.set_rng_seed(0)
     model = lambda: pyro.sample("z", dist.Normal(torch.zeros(dim), 1.0).to_event(1))
     mcmc = VectorizedMCMC(kernel(model, **kwargs), num_samples, warmup, chains)
     return stream_draws(mcmc, path, chunk_size=chunk_size, resume=resume, progress_bar=False)
+def run_exchange(path, num_samples, chunk_size, resume, seed=0):
+    pyro.set_rng_seed(seed)
+    gebm = GEBM(dist.Normal(torch.zeros(2), 1.0).to_event(1), lambda x: 2.0 * x.square().sum(-1))
+    mcmc = VectorizedMCMC(ReplicaExchange(gebm.latent), num_samples, 20, 4)
+    return stream_draws(mcmc, path, chunk_size=chunk_size, resume=resume, progress_bar=False)
 """,
 }
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
+
+
+#: Both hosts, that whose programs compile long among the slow tests.
+COMPILED_SLOWLY = slow_unless(list(PROGRAMS), "pyro")
 
 
 @pytest.fixture(params=PROGRAMS)
@@ -42,10 +58,10 @@ def host(request):
     return request.param
 
 
-def run(host, *args, **kwargs):
+def run(host, *args, program="run", **kwargs):
     names = {}
     exec(PROGRAMS[host], names)
-    return names["run"](*args, **kwargs)
+    return names[program](*args, **kwargs)
 
 
 def command(host, call):
@@ -113,6 +129,29 @@ np.save({str(tmp_path / "whole.npy")!r}, z)
 """
     subprocess.run(command(host, script), env=ENVIRONMENT, check=True)
     np.testing.assert_array_equal(again, np.load(tmp_path / "whole.npy"))
+
+
+@pytest.mark.parametrize("host", COMPILED_SLOWLY, indirect=True)
+def test_replica_exchange_goes_on_where_it_stopped(host, tmp_path, monkeypatch):
+    """With the ladder of the run that was stopped, whatever the seed of the pilot run now."""
+    from importlib import import_module
+
+    whole = run(host, tmp_path / "whole.nc", 60, 60, False, program="run_exchange")
+    assert {"swap_accept_prob", "round_trips"} <= set(whole["sample_stats"].data_vars)
+    file = import_module(f"{host}_gebm.draw_file").DrawFile
+    append = file.append
+
+    def stop(self, *args):
+        append(self, *args)
+        if self.num_draws_written == 40:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(file, "append", stop)
+        run(host, tmp_path / "draws.nc", 60, 20, False, program="run_exchange")
+    again = run(host, tmp_path / "draws.nc", 60, 20, True, program="run_exchange", seed=1)
+    for group, name in (("posterior", "z"), ("sample_stats", "lp"), ("sample_stats", "round_trips")):
+        np.testing.assert_array_equal(whole[group][name].values, again[group][name].values)
 
 
 @pytest.mark.slow

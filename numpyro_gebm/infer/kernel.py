@@ -255,6 +255,10 @@ class LangevinKernel(MCMCKernel):
     def sample(self, state, model_args, model_kwargs):
         return self._sample_fn(state, model_args, model_kwargs)
 
+    def warmup_converged(self, state):
+        """Whether the warm-up of all chains has converged."""
+        return bool(state.adapt_state.warmup_converged.all())
+
     def _draw(self, state, potential):
         """The next draw of an ensemble, or one step of its warm-up."""
         warming = state.i[0] < self._num_warmup

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import random
 from numpyro.diagnostics import effective_sample_size
+from tqdm import tqdm
 
-from numpyro_gebm.infer.smc import SMC
+from numpyro_gebm.infer.smc import DELAY, SMC
 from numpyro_gebm.infer.tempering import Ladder
 from numpyro_gebm.infer.weights import bridge, from_log_weights
 
@@ -17,7 +18,7 @@ __all__ = ["LogPartitionCurve", "log_partition", "log_partition_curve"]
 BATCH_SIZE = 4096
 
 
-def log_partition(gebm, method="smc", *, rng_key, num_samples=None, draws=None):
+def log_partition(gebm, method="smc", *, rng_key, num_samples=None, draws=None, progress_bar=True):
     r"""Estimate the log-partition $A = \log \int \exp(-\beta E)\, dG$ of a GEBM, with a standard error.
 
     - `"importance"`: the mean of $e^{-\beta E}$ over base draws. Without bias, and useless where base and model
@@ -36,6 +37,7 @@ def log_partition(gebm, method="smc", *, rng_key, num_samples=None, draws=None):
         num_samples: base draws, or particles; None is 100,000 for "importance", 4,096 for "ais" and "smc", and as many
             as there are draws for "bridge".
         draws: latents drawn from the tilted law, of shape `(chains, draws) + event_shape`, for "bridge".
+        progress_bar: whether to show one if it takes longer than two seconds.
 
     Returns:
         A `LogPartition`; its `warnings` say in words where it cannot be trusted.
@@ -55,16 +57,16 @@ def log_partition(gebm, method="smc", *, rng_key, num_samples=None, draws=None):
     if (draws is not None) != (method == "bridge"):
         raise ValueError(f"Expected draws of the tilted law with method='bridge' and only there; got {method!r}.")
     if method == "importance":
-        return from_log_weights(_base_tilts(gebm.latent, rng_key, num_samples or 100_000))
+        return from_log_weights(_base_tilts(gebm.latent, rng_key, num_samples or 100_000, progress_bar))
     if method in ("ais", "smc"):
         num = num_samples or SMC.num_particles
         smc = SMC(num, num_groups=num) if method == "ais" else SMC(num)
-        return smc.run(gebm.latent, rng_key=rng_key).log_partition
+        return smc.run(gebm.latent, rng_key=rng_key, progress_bar=progress_bar).log_partition
     if method == "bridge":
         draws = _checked(draws, gebm.latent.event_shape)
         num = num_samples or draws.shape[0] * draws.shape[1]
         on_draws = _tilts(gebm.latent, draws.reshape(-1, *draws.shape[2:])).reshape(draws.shape[:2])
-        return bridge(_base_tilts(gebm.latent, rng_key, num), on_draws, effective_sample_size)
+        return bridge(_base_tilts(gebm.latent, rng_key, num, progress_bar), on_draws, effective_sample_size)
     raise ValueError(f"Expected method 'importance', 'ais', 'smc' or 'bridge'; got {method!r}.")
 
 
@@ -100,7 +102,7 @@ class LogPartitionCurve(eqx.Module):
         return y[i] + u * rise + u * (1 - u) * inner + slope[i + 1] * jnp.maximum(beta - x[i + 1], 0.0)
 
 
-def log_partition_curve(gebm, smc=None, *, rng_key):
+def log_partition_curve(gebm, smc=None, *, rng_key, progress_bar=True):
     r"""$\log Z(\beta)$ from 0 to the inverse temperature of a GEBM, as a function to give to it as `log_partition`.
 
     The inverse temperature can then be a random variable of a model: `gebm.temper(beta)` stays normalised.
@@ -109,6 +111,7 @@ def log_partition_curve(gebm, smc=None, *, rng_key):
         gebm: a `GEBM` with batch shape (), at the largest inverse temperature that will be needed.
         smc: an `SMC`; None is one of 16,384 particles with `effective_fraction=0.9`, whose rungs lie close together.
         rng_key: a JAX random key.
+        progress_bar: whether to show one if it takes longer than two seconds.
 
     Returns:
         A `LogPartitionCurve`.
@@ -128,7 +131,7 @@ def log_partition_curve(gebm, smc=None, *, rng_key):
     """
     if not gebm.inverse_temperature.max() > 0:
         raise ValueError(f"Expected an inverse temperature above 0, up to which to go; got {gebm.inverse_temperature}.")
-    result = (smc or SMC(16_384, effective_fraction=0.9)).run(gebm.latent, rng_key=rng_key)
+    result = (smc or SMC(16_384, effective_fraction=0.9)).run(gebm.latent, rng_key=rng_key, progress_bar=progress_bar)
     dtype = gebm.inverse_temperature.dtype
     values = (result.inverse_temperatures, result.log_partitions, -result.mean_energies)
     if not np.isfinite(values[2]).all():
@@ -149,8 +152,9 @@ def _tilts(latent, z):
     return ladder.tilt(ladder.unconstrain(z))
 
 
-def _base_tilts(latent, rng_key, num):
+def _base_tilts(latent, rng_key, num, progress_bar):
     keys = random.split(rng_key, -(-num // BATCH_SIZE))
+    keys = tqdm(keys, "Draws of the base", unit="batch", delay=DELAY, disable=not progress_bar)
     tilts = np.concatenate([np.asarray(_tilts(latent, _base_draws(latent, key))) for key in keys])[:num]
     if np.isnan(tilts).any():
         raise RuntimeError(f"Expected real energies; got NaN at {int(np.isnan(tilts).sum())} draws of the base.")

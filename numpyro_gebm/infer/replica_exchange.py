@@ -155,6 +155,10 @@ class ReplicaExchange(MCMCKernel):
     def sample(self, state, model_args, model_kwargs):
         return self._sample_fn(state)
 
+    def warmup_converged(self, state):
+        """False: the warm-up runs to its end."""
+        return False
+
     def _advance(self, state):
         ladder, num_rungs = Ladder(self._latent), len(self._t)
         t, length_scale = (jnp.asarray(x, state.points.tilt.dtype) for x in (self._t, self._length_scale))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax, random
+from tqdm import tqdm
 
 from numpyro_gebm.infer.pilot import MAX_RUNGS, pilot
 from numpyro_gebm.infer.tempering import Ladder, Points, log_increment, move, systematic_resample
@@ -17,6 +18,8 @@ __all__ = ["SMC", "SMCResult"]
 
 #: Particles of the pilot run, at most.
 NUM_PILOT = 1024
+#: Seconds after which a progress bar is shown.
+DELAY = 2.0
 
 
 class SMCResult(NamedTuple):
@@ -98,12 +101,13 @@ class SMC:
         if not 0 < self.effective_fraction < 1:
             raise ValueError(f"Expected effective_fraction in (0, 1); got {self.effective_fraction}.")
 
-    def run(self, latent, *, rng_key):
+    def run(self, latent, *, rng_key, progress_bar=True):
         """Particles of the tilted law, and log Z.
 
         Args:
             latent: an `EnergyTiltedPrior` with batch shape ().
             rng_key: a JAX random key.
+            progress_bar: whether to show one if it takes longer than two seconds after the pilot run.
 
         Returns:
             An `SMCResult`.
@@ -111,18 +115,22 @@ class SMC:
         Raises:
             RuntimeError: if the energy is NaN at a draw of the prior, or the ladder would need more than 1,000 rungs.
         """
-        z, rungs, num_gradients, log_weight, log_partitions, mean_tilts, accept_probs = _run(latent, rng_key, self)
+        rungs, state = _start(latent, rng_key, self)
         num, beta = int(rungs.num), np.asarray(latent.gebm.inverse_temperature, np.float64)
-        t, tilts = np.asarray(rungs.t[:num], np.float64), np.asarray(mean_tilts[:num], np.float64)
+        for k in tqdm(range(1, num + 1), "SMC", unit="rung", delay=DELAY, disable=not progress_bar):
+            state = _climb(k, state, latent, rungs, rng_key, self)
+            if progress_bar:
+                jax.block_until_ready(state)
+        t, tilts = np.asarray(rungs.t[:num], np.float64), np.asarray(state.mean_tilts[:num], np.float64)
         return SMCResult(
-            z=z,
-            log_partition=from_log_weights(log_weight, self.num_particles // self.num_groups),
+            z=_particles(state, latent, rng_key),
+            log_partition=from_log_weights(state.log_weight, self.num_particles // self.num_groups),
             inverse_temperatures=beta * t,
-            log_partitions=np.asarray(log_partitions[:num]),
+            log_partitions=np.asarray(state.log_partitions[:num]),
             mean_energies=-tilts / beta if beta > 0 else np.full_like(tilts, np.nan),
             step_sizes=np.asarray(rungs.step_size * rungs.length_scale)[:num],
-            accept_probs=np.asarray(accept_probs[:num]),
-            num_gradients=int(num_gradients),
+            accept_probs=np.asarray(state.accept_probs[:num]),
+            num_gradients=int(state.num_gradients),
         )
 
     def __call__(self, latent, num_samples, rng_key):
@@ -137,40 +145,64 @@ class SMC:
             Array of shape `(num_samples,) + latent.event_shape`.
         """
         num_each = -(-max(num_samples, self.num_particles) // self.num_groups)
-        z, *_ = _run(latent, rng_key, dataclasses.replace(self, num_particles=num_each * self.num_groups))
-        return z[:num_samples]
+        return _draw(latent, rng_key, dataclasses.replace(self, num_particles=num_each * self.num_groups))[:num_samples]
+
+
+class _State(NamedTuple):
+    """Particles on the way up; log-weights of groups; of each rung so far log Z, mean tilt, acceptance."""
+
+    points: Points
+    num_gradients: jax.Array
+    log_weight: jax.Array
+    log_partitions: jax.Array
+    mean_tilts: jax.Array
+    accept_probs: jax.Array
 
 
 @partial(jax.jit, static_argnums=2)
-def _run(latent, rng_key, config):
-    ladder, keys = Ladder(latent), random.split(rng_key, 3)
+def _start(latent, rng_key, config):
+    """The ladder, and particles on its first rung."""
+    ladder, (key_pilot, key_start, _) = Ladder(latent), random.split(rng_key, 3)
     num_pilot = min(config.num_particles, NUM_PILOT)
-    rungs = pilot(ladder, keys[0], num_pilot, config.num_moves, config.effective_fraction)
-    points = ladder.start(keys[1], config.num_particles)
-    shape = (config.num_groups, config.num_particles // config.num_groups)
-
-    def climb(k, carry):
-        """On to the rung k; after the last, particles of all groups are resampled together and moved once more."""
-        points, num_gradients, log_weight, *records = carry
-        key_resample, key_all, key_move = random.split(random.fold_in(keys[2], k), 3)
-        rung = jnp.minimum(k, rungs.num - 1)
-        increment = log_increment(rungs.t[rung] - rungs.t[k - 1], points.tilt).reshape(shape)
-        log_weight = log_weight + jax.nn.logsumexp(increment, 1) - jnp.log(shape[1])
-        among_all = systematic_resample(key_all, jnp.repeat(log_weight, shape[1]))
-        index = jnp.where(k < rungs.num, _resample_groups(key_resample, increment), among_all)
-        points = Points(*(x[index] for x in points))
-        tuning = (rungs.t[rung], rungs.step_size[rung], rungs.length_scale[rung])
-        points, accept_prob, num = move(key_move, points, ladder, *tuning, config.num_moves)
-        mean_tilt = jax.nn.softmax(log_weight) @ points.tilt.reshape(shape).mean(1)
-        new = (jax.nn.logsumexp(log_weight) - jnp.log(shape[0]), mean_tilt, accept_prob.mean())
-        records = (x.at[k].set(y) for x, y in zip(records, new))
-        return points, num_gradients + num * config.num_particles, log_weight, *records
-
+    rungs = pilot(ladder, key_pilot, num_pilot, config.num_moves, config.effective_fraction)
+    points = ladder.start(key_start, config.num_particles)
     nothing = jnp.zeros(MAX_RUNGS + 1, points.tilt.dtype)
     log_weight = jnp.zeros(config.num_groups, points.tilt.dtype)
-    carry = (points, rungs.num_gradients, log_weight, nothing, nothing.at[0].set(points.tilt.mean()), nothing)
-    points, num_gradients, *found = lax.fori_loop(1, rungs.num + 1, climb, carry)
-    return random.permutation(random.fold_in(keys[2], 0), ladder.constrain(points.u)), rungs, num_gradients, *found
+    mean_tilts = nothing.at[0].set(points.tilt.mean())
+    return rungs, _State(points, rungs.num_gradients, log_weight, nothing, mean_tilts, nothing)
+
+
+@partial(jax.jit, static_argnums=5)
+def _climb(k, state, latent, rungs, rng_key, config):
+    """On to the rung k; after the last, particles of all groups are resampled together and moved once more."""
+    shape = (config.num_groups, config.num_particles // config.num_groups)
+    key_resample, key_all, key_move = random.split(random.fold_in(random.split(rng_key, 3)[2], k), 3)
+    rung = jnp.minimum(k, rungs.num - 1)
+    increment = log_increment(rungs.t[rung] - rungs.t[k - 1], state.points.tilt).reshape(shape)
+    log_weight = state.log_weight + jax.nn.logsumexp(increment, 1) - jnp.log(shape[1])
+    among_all = systematic_resample(key_all, jnp.repeat(log_weight, shape[1]))
+    index = jnp.where(k < rungs.num, _resample_groups(key_resample, increment), among_all)
+    points = Points(*(x[index] for x in state.points))
+    tuning = (rungs.t[rung], rungs.step_size[rung], rungs.length_scale[rung])
+    points, accept_prob, num = move(key_move, points, Ladder(latent), *tuning, config.num_moves)
+    mean_tilt = jax.nn.softmax(log_weight) @ points.tilt.reshape(shape).mean(1)
+    new = (jax.nn.logsumexp(log_weight) - jnp.log(shape[0]), mean_tilt, accept_prob.mean())
+    records = (x.at[k].set(y) for x, y in zip(state[3:], new))
+    return _State(points, state.num_gradients + num * config.num_particles, log_weight, *records)
+
+
+@jax.jit
+def _particles(state, latent, rng_key):
+    """Latents in random order."""
+    key = random.fold_in(random.split(rng_key, 3)[2], 0)
+    return random.permutation(key, Ladder(latent).constrain(state.points.u))
+
+
+@partial(jax.jit, static_argnums=2)
+def _draw(latent, rng_key, config):
+    rungs, state = _start(latent, rng_key, config)
+    climb = partial(_climb, latent=latent, rungs=rungs, rng_key=rng_key, config=config)
+    return _particles(lax.fori_loop(1, rungs.num + 1, climb, state), latent, rng_key)
 
 
 def _resample_groups(rng_key, log_weights):

@@ -13,6 +13,7 @@ from numpyro_gebm.checkpoints import read_latest_checkpoint, write_checkpoint
 from numpyro_gebm.diagnostics import named_arrays, named_statistics
 from numpyro_gebm.draw_file import DrawFile, read_draws
 from numpyro_gebm.infer.kernel import LangevinKernel
+from numpyro_gebm.infer.replica_exchange import ReplicaExchange
 
 __all__ = ["stream_draws"]
 
@@ -72,7 +73,7 @@ def stream_draws(
         (4, 40)
     """
     kernel = mcmc.sampler if isinstance(mcmc, MCMC) else None
-    if not isinstance(kernel, LangevinKernel):
+    if not isinstance(kernel, (LangevinKernel, ReplicaExchange)):
         raise TypeError(f"Expected a numpyro.infer.MCMC with a kernel of `numpyro_gebm.infer`; got {mcmc!r}.")
     if not chunk_size >= 1:
         raise ValueError(f"Expected chunk_size >= 1; got {chunk_size}.")
@@ -86,7 +87,7 @@ def stream_draws(
         if resume:
             state, num_draws = read_latest_checkpoint(folder, (state, np.zeros((), int)))
         else:
-            state = _warmed_up(state, mcmc.num_warmup, warm, bar)
+            state = _warmed_up(state, kernel, mcmc.num_warmup, warm, bar)
         with DrawFile.open(path) if resume else _create(path, mcmc.num_chains, total, draw, state) as file:
             file.rewind(int(num_draws))
             if not resume:
@@ -102,11 +103,11 @@ def stream_draws(
     return read_draws(path)
 
 
-def _warmed_up(state, num_warmup, warm, bar):
+def _warmed_up(state, kernel, num_warmup, warm, bar):
     bar.set_description("Warmup")
     for start in range(0, num_warmup, WARMUP_CHUNK):
         state = warm(state, min(WARMUP_CHUNK, num_warmup - start))
-        if state.adapt_state.warmup_converged.all():
+        if kernel.warmup_converged(state):
             return state._replace(i=jax.numpy.full_like(state.i, num_warmup))
     return state
 

@@ -3,8 +3,9 @@
 import numpy as np
 import torch
 from pyro.ops.stats import effective_sample_size
+from tqdm import tqdm
 
-from pyro_gebm.infer.smc import SMC
+from pyro_gebm.infer.smc import DELAY, SMC
 from pyro_gebm.infer.tempering import Ladder
 from pyro_gebm.infer.weights import bridge, from_log_weights
 
@@ -14,7 +15,7 @@ __all__ = ["LogPartitionCurve", "log_partition", "log_partition_curve"]
 BATCH_SIZE = 4096
 
 
-def log_partition(gebm, method="smc", *, num_samples=None, draws=None):
+def log_partition(gebm, method="smc", *, num_samples=None, draws=None, progress_bar=True):
     r"""Estimate the log-partition $A = \log \int \exp(-\beta E)\, dG$ of a GEBM, with a standard error.
 
     - `"importance"`: the mean of $e^{-\beta E}$ over base draws. Without bias, and useless where base and model
@@ -32,6 +33,7 @@ def log_partition(gebm, method="smc", *, num_samples=None, draws=None):
         num_samples: base draws, or particles; None is 100,000 for "importance", 4,096 for "ais" and "smc", and as many
             as there are draws for "bridge".
         draws: latents drawn from the tilted law, of shape `(chains, draws) + event_shape`, for "bridge".
+        progress_bar: whether to show one if it takes longer than two seconds.
 
     Returns:
         A `LogPartition`; its `warnings` say in words where it cannot be trusted.
@@ -52,16 +54,16 @@ def log_partition(gebm, method="smc", *, num_samples=None, draws=None):
     if (draws is not None) != (method == "bridge"):
         raise ValueError(f"Expected draws of the tilted law with method='bridge' and only there; got {method!r}.")
     if method == "importance":
-        return from_log_weights(_base_tilts(gebm.latent, num_samples or 100_000))
+        return from_log_weights(_base_tilts(gebm.latent, num_samples or 100_000, progress_bar))
     if method in ("ais", "smc"):
         num = num_samples or SMC.num_particles
         smc = SMC(num, num_groups=num) if method == "ais" else SMC(num)
-        return smc.run(gebm.latent).log_partition
+        return smc.run(gebm.latent, progress_bar=progress_bar).log_partition
     if method == "bridge":
         draws = _checked(draws, tuple(gebm.latent.event_shape))
         num = num_samples or draws.shape[0] * draws.shape[1]
         on_draws = _tilts(gebm.latent, draws.flatten(0, 1)).reshape(draws.shape[:2])
-        return bridge(_base_tilts(gebm.latent, num), on_draws, _effective_sample_size)
+        return bridge(_base_tilts(gebm.latent, num, progress_bar), on_draws, _effective_sample_size)
     raise ValueError(f"Expected method 'importance', 'ais', 'smc' or 'bridge'; got {method!r}.")
 
 
@@ -99,7 +101,7 @@ class LogPartitionCurve(torch.nn.Module):
         return y[i] + u * rise + u * (1 - u) * inner + slope[i + 1] * (beta - x[i + 1]).clamp(min=0.0)
 
 
-def log_partition_curve(gebm, smc=None):
+def log_partition_curve(gebm, smc=None, *, progress_bar=True):
     r"""$\log Z(\beta)$ from 0 to the inverse temperature of a GEBM, as a function to give to it as `log_partition`.
 
     The inverse temperature can then be a random variable of a model: `gebm.temper(beta)` stays normalised.
@@ -107,6 +109,7 @@ def log_partition_curve(gebm, smc=None):
     Args:
         gebm: a `GEBM` with batch shape (), at the largest inverse temperature that will be needed.
         smc: an `SMC`; None is one of 16,384 particles with `effective_fraction=0.9`, whose rungs lie close together.
+        progress_bar: whether to show one if it takes longer than two seconds.
 
     Returns:
         A `LogPartitionCurve`.
@@ -127,7 +130,7 @@ def log_partition_curve(gebm, smc=None):
     """
     if not gebm.inverse_temperature.max() > 0:
         raise ValueError(f"Expected an inverse temperature above 0, up to which to go; got {gebm.inverse_temperature}.")
-    result = (smc or SMC(16_384, effective_fraction=0.9)).run(gebm.latent)
+    result = (smc or SMC(16_384, effective_fraction=0.9)).run(gebm.latent, progress_bar=progress_bar)
     values = (result.inverse_temperatures, result.log_partitions, -result.mean_energies)
     if not np.isfinite(values[2]).all():
         raise ValueError(
@@ -143,9 +146,10 @@ def _tilts(latent, z):
     return np.concatenate([ladder.tilt(part).double().cpu().numpy() for part in u.split(BATCH_SIZE)])
 
 
-def _base_tilts(latent, num):
+def _base_tilts(latent, num, progress_bar):
     prior = latent.gebm.latent_prior
     sizes = [BATCH_SIZE] * (num // BATCH_SIZE) + [num % BATCH_SIZE] * (num % BATCH_SIZE > 0)
+    sizes = tqdm(sizes, "Draws of the base", unit="batch", delay=DELAY, disable=not progress_bar)
     tilts = np.concatenate([_tilts(latent, prior.sample((size,))) for size in sizes])
     if np.isnan(tilts).any():
         raise RuntimeError(f"Expected real energies; got NaN at {int(np.isnan(tilts).sum())} draws of the base.")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 from torch.distributions import biject_to
 
+from pyro_gebm.checkpoints import get_rng_state, set_rng_state
 from pyro_gebm.gebm import EnergyTiltedPrior
 from pyro_gebm.infer.pilot import pilot, spaced_evenly
 from pyro_gebm.infer.tempering import Ladder, Points, move, potential_at
@@ -91,11 +92,15 @@ class ReplicaExchange:
         self._ladder, self._num_moves, self._site = Ladder(latent), num_moves, site
         rungs = pilot(self._ladder, NUM_PILOT, NUM_MOVES, EFFECTIVE_FRACTION)
         t, self._step_size, length_scale = spaced_evenly(rungs, num_rungs)
-        beta = latent.gebm.inverse_temperature
-        self._t, self._length_scale = (torch.as_tensor(x).to(beta) for x in (t, length_scale))
-        self.inverse_temperatures = beta * self._t
+        self._beta = latent.gebm.inverse_temperature
+        self._t, self._length_scale = (torch.as_tensor(x).to(self._beta) for x in (t, length_scale))
         self.transforms = {site: biject_to(latent.support).inv}
         self.state = None
+
+    @property
+    def inverse_temperatures(self):
+        """The ladder, shape `(R,)`."""
+        return self._beta * self._t
 
     def setup_chains(self, warmup_steps, num_chains, initial_params, *args, **kwargs):
         """Start many chains.
@@ -182,6 +187,39 @@ class ReplicaExchange:
             "n_steps": torch.full_like(state.round_trips, state.num_steps),
             "diverging": state.diverging,
         }
+
+    def state_dict(self):
+        """State after the warm-up, the ladder and the random state included: dictionaries of tensors and numbers."""
+        state = self.state
+        return {
+            "i": state.i,
+            "points": state.points._asdict(),
+            "rising": state.rising,
+            "round_trips": state.round_trips,
+            "ladder": {"t": self._t, "length_scale": self._length_scale, "step_size": self._step_size},
+            "rng": get_rng_state(self._t.device),
+        }
+
+    def load_state_dict(self, saved):
+        """Go back to a state from `state_dict`, its ladder included, after `setup_chains`.
+
+        Args:
+            saved: what `state_dict` returned.
+
+        Raises:
+            ValueError: if it is of replicas of another shape.
+        """
+        points, expected = Points(**saved["points"]), tuple(self.state.points.u.shape[1:])
+        if tuple(points.u.shape[1:]) != expected:
+            raise ValueError(
+                f"Expected a state of chains of shape {expected}; got {tuple(points.u.shape[1:])}. Resume with the "
+                "same GEBM and number of chains."
+            )
+        ladder = saved["ladder"]
+        self._t, self._length_scale, self._step_size = ladder["t"], ladder["length_scale"], ladder["step_size"]
+        kept = {name: saved[name] for name in ("i", "rising", "round_trips")}
+        self.state = self.state._replace(points=points, **kept)
+        set_rng_state(saved["rng"], self._t.device)
 
     def check(self):
         """Nothing: steps and swaps into NaN are turned down, whatever comes."""

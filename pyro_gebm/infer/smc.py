@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from pyro_gebm.infer.pilot import pilot
 from pyro_gebm.infer.tempering import Ladder, Points, log_increment, move, systematic_resample
@@ -15,6 +16,8 @@ __all__ = ["SMC", "SMCResult"]
 
 #: Particles of the pilot run, at most.
 NUM_PILOT = 1024
+#: Seconds after which a progress bar is shown.
+DELAY = 2.0
 
 
 class SMCResult(NamedTuple):
@@ -97,11 +100,12 @@ class SMC:
         if not 0 < self.effective_fraction < 1:
             raise ValueError(f"Expected effective_fraction in (0, 1); got {self.effective_fraction}.")
 
-    def run(self, latent):
+    def run(self, latent, *, progress_bar=True):
         """Particles of the tilted law, and log Z.
 
         Args:
             latent: an `EnergyTiltedPrior` with batch shape ().
+            progress_bar: whether to show one if it takes longer than two seconds after the pilot run.
 
         Returns:
             An `SMCResult`.
@@ -109,7 +113,7 @@ class SMC:
         Raises:
             RuntimeError: if the energy is NaN at a draw of the prior, or the ladder would need more than 1,000 rungs.
         """
-        z, rungs, num_gradients, log_weight, *records = _run(latent, self)
+        z, rungs, num_gradients, log_weight, *records = _run(latent, self, progress_bar)
         beta = float(latent.gebm.inverse_temperature)
         log_partitions, tilts, accept_probs = (torch.stack(record).double().cpu().numpy() for record in records)
         return SMCResult(
@@ -134,11 +138,11 @@ class SMC:
             Tensor of shape `(num_samples,) + latent.event_shape`.
         """
         num_each = -(-max(num_samples, self.num_particles) // self.num_groups)
-        z, *_ = _run(latent, dataclasses.replace(self, num_particles=num_each * self.num_groups))
+        z, *_ = _run(latent, dataclasses.replace(self, num_particles=num_each * self.num_groups), False)
         return z[:num_samples]
 
 
-def _run(latent, config):
+def _run(latent, config, progress_bar):
     ladder = Ladder(latent)
     rungs = pilot(ladder, min(config.num_particles, NUM_PILOT), config.num_moves, config.effective_fraction)
     points = ladder.start(config.num_particles)
@@ -147,7 +151,7 @@ def _run(latent, config):
     num_gradients = sum(rungs.num_gradients)
     log_weight, zero = points.tilt.new_zeros(shape[0]), points.tilt.new_zeros(())
     log_partitions, mean_tilts, accept_probs = [zero], [points.tilt.mean()], [zero]
-    for k in range(1, len(rungs.t)):
+    for k in tqdm(range(1, len(rungs.t)), "SMC", unit="rung", delay=DELAY, disable=not progress_bar):
         increment = log_increment(rungs.t[k] - rungs.t[k - 1], points.tilt).reshape(shape)
         log_weight = log_weight + torch.logsumexp(increment, 1) - math.log(shape[1])
         points = _take(points, (systematic_resample(increment) + offsets).reshape(-1))

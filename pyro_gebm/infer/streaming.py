@@ -60,7 +60,8 @@ def stream_draws(mcmc, path, model_args=(), model_kwargs=None, *, chunk_size=100
     kernel, total, num_draws = mcmc.kernel, mcmc.num_samples, 0
     with tqdm(total=total, disable=not progress_bar, unit="draw") as bar:
         if resume:
-            saved = read_latest_checkpoint(folder, kernel.state.chains.z.device)
+            device = next(iter(kernel.positions().values())).device
+            saved = read_latest_checkpoint(folder, device)
             num_draws = saved.pop("num_draws")
             kernel.load_state_dict(saved)
         else:

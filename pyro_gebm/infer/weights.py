@@ -15,6 +15,8 @@ MAX_PARETO_K = 0.7
 MIN_ESS = 100
 #: Fewest weights to which the shape is fitted.
 MIN_WEIGHTS = 100
+#: Fewest groups of particles, counted by their weight, for which a standard error from their differences is.
+MIN_GROUPS = 10
 
 
 class LogPartition(NamedTuple):
@@ -41,7 +43,7 @@ def from_log_weights(log_weights, num_each=1):
 
     Args:
         log_weights: array of shape `(N,)`; each weight is an unbiased estimate of Z.
-        num_each: particles behind each weight.
+        num_each: particles behind each weight; more than one make a group.
 
     Returns:
         A `LogPartition`.
@@ -62,8 +64,15 @@ def from_log_weights(log_weights, num_each=1):
     weights = np.exp(log_weights - largest)
     num, mean = len(weights), weights.mean()
     std_error = weights.std(ddof=1) / mean / math.sqrt(num)
-    shape = pareto_k(log_weights) if num >= MIN_WEIGHTS else math.nan
-    return _estimate(largest + math.log(mean), std_error, num_each * num * _effective_fraction(weights), shape)
+    shape, effective = pareto_k(log_weights) if num >= MIN_WEIGHTS else math.nan, num * _effective_fraction(weights)
+    estimate = _estimate(largest + math.log(mean), std_error, num_each * effective, shape)
+    if num_each == 1 or effective >= MIN_GROUPS:
+        return estimate
+    of_groups = (
+        f"The {num} groups of particles are worth {effective:.1f} of equal weight, fewer than {MIN_GROUPS}: the "
+        "standard error that their differences give is too small. Use more groups, particles or num_moves."
+    )
+    return estimate._replace(warnings=(*estimate.warnings, of_groups))
 
 
 def bridge(base_tilts, draw_tilts, effective_sample_size):

@@ -128,6 +128,36 @@ def test_importance_sampling_says_when_it_fails():
     assert len(estimate.warnings) == 2 and "Pareto" in estimate.warnings[0] and "smc" in estimate.warnings[1]
 
 
+def test_smc_says_when_it_fails():
+    estimate = smc(quadratic_gebm(30, 30.0), num_particles=64, num_moves=1, effective_fraction=0.1).log_partition
+    assert estimate.ess < 20 and any("32 groups of particles" in warning for warning in estimate.warnings)
+    with_defaults = smc(quadratic_gebm(10, 3.0)).log_partition
+    assert with_defaults.warnings == ()
+
+
+@pytest.mark.parametrize("scale, too_few", [(0.3, False), (2.5, True)])
+def test_groups_of_particles_that_are_too_few(scale, too_few):
+    """The standard error of lognormal weights is too small where the warning comes."""
+    rng = np.random.default_rng(0)
+    estimates = [from_log_weights(scale * rng.normal(size=32), num_each=128) for _ in range(2000)]
+    z = [(estimate.value - 0.5 * scale**2) / estimate.std_error for estimate in estimates]
+    assert (np.std(z) > 1.33) == too_few
+    assert np.mean([bool(estimate.warnings) for estimate in estimates]) == pytest.approx(float(too_few), abs=0.05)
+
+
+@pytest.mark.parametrize("method", ["smc", "importance"])
+def test_a_long_estimate_shows_a_progress_bar(method, capsys, monkeypatch):
+    from pyro_gebm.infer import partition
+    from pyro_gebm.infer import smc as smc_module
+
+    monkeypatch.setattr(smc_module, "DELAY", 1e-9)
+    monkeypatch.setattr(partition, "DELAY", 1e-9)
+    for progress_bar in (True, False):
+        log_z(quadratic_gebm(2, 1.0), method, num_samples=64, progress_bar=progress_bar)
+        shown = capsys.readouterr().err
+        assert ({"smc": "SMC", "importance": "Draws of the base"}[method] in shown) == progress_bar
+
+
 def test_a_gebm_is_not_changed_by_its_own_log_partition():
     known, unknown = (log_z(linear_gaussian_gebm(1.0, log_partition=a), "importance") for a in (5.0, None))
     assert known.value == unknown.value
