@@ -44,6 +44,11 @@ CHANGES = {
     "MiniBooNE": {"noise": 0.1, "flow_steps": 3000, "warm_steps": 1800},
     "curved": {"couplings": 3, "hidden": (32, 32), "flow_steps": 200, "warm_steps": 30, "energy_steps": 600},
 }
+#: Size of the check of the law: Pyro's NUTS runs one chain at a time, a draw of it takes longer.
+LAW_SIZES = {
+    "numpyro": {"chains": 20, "warmup": 500, "samples": 500, "thinning": 5},
+    "pyro": {"chains": 10, "warmup": 300, "samples": 1000, "thinning": 1},
+}
 #: Number of permutations of the MMD test.
 PERMUTATIONS = 9999
 
@@ -71,13 +76,15 @@ def _parse(argv):
     parser.add_argument("--sets", nargs="+", choices=sorted(uci.SETS), default=["RedWine", "Parkinsons"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of splits and training")
     parser.add_argument("--scale-steps", type=float, default=1.0, help="factor of all numbers of training steps")
-    parser.add_argument("--chains", type=int, default=20, help="of the check of the law, in each space")
-    parser.add_argument("--warmup", type=int, default=500)
-    parser.add_argument("--samples", type=int, default=500, help="draws a chain")
-    parser.add_argument("--thinning", type=int, default=5, help="draws made for one that is kept")
+    parser.add_argument("--chains", type=int, help="of the check of the law, in each space; its defaults: LAW_SIZES")
+    parser.add_argument("--warmup", type=int)
+    parser.add_argument("--samples", type=int, help="draws a chain")
+    parser.add_argument("--thinning", type=int, help="draws made for one that is kept")
     parser.add_argument("--out", default="out/real_nvp", help="output folder")
     parser.add_argument("--no-progress", action="store_true")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    vars(args).update({name: n for name, n in LAW_SIZES[args.backend].items() if getattr(args, name) is None})
+    return args
 
 
 def _settings(name, args):

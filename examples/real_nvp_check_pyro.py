@@ -78,7 +78,11 @@ def bounded(base, split, objective, seed, settings, show):
 
 def _adam(rate, steps):
     def factory(parameters):
+        def clip(*_):
+            torch.nn.utils.clip_grad_norm_(parameters, 5.0)
+
         adam = torch.optim.Adam(parameters, rate)
+        adam.register_step_pre_hook(clip)
         return adam, torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
 
     return factory

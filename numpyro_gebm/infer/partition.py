@@ -34,8 +34,8 @@ def log_partition(gebm, method="smc", *, rng_key, num_samples=None, draws=None, 
         gebm: a `GEBM` with batch shape ().
         method: one of "importance", "ais", "smc", "bridge".
         rng_key: a JAX random key.
-        num_samples: base draws, or particles; None is 100,000 for "importance", 4,096 for "ais" and "smc", and as many
-            as there are draws for "bridge".
+        num_samples: base draws, or particles ("smc" takes the next multiple of its 64 groups); None is 100,000 for
+            "importance", 4,096 for "ais" and "smc", and as many as there are draws for "bridge".
         draws: latents drawn from the tilted law, of shape `(chains, draws) + event_shape`, for "bridge".
         progress_bar: whether to show one if it takes longer than two seconds.
 
@@ -60,7 +60,8 @@ def log_partition(gebm, method="smc", *, rng_key, num_samples=None, draws=None, 
         return from_log_weights(_base_tilts(gebm.latent, rng_key, num_samples or 100_000, progress_bar))
     if method in ("ais", "smc"):
         num = num_samples or SMC.num_particles
-        smc = SMC(num, num_groups=num) if method == "ais" else SMC(num)
+        num_groups = num if method == "ais" else SMC.num_groups
+        smc = SMC(-(-num // num_groups) * num_groups, num_groups)
         return smc.run(gebm.latent, rng_key=rng_key, progress_bar=progress_bar).log_partition
     if method == "bridge":
         draws = _checked(draws, gebm.latent.event_shape)

@@ -82,7 +82,7 @@ class SMC:
     """
 
     num_particles: int = 4096
-    num_groups: int = 32
+    num_groups: int = 64
     num_moves: int = 4
     effective_fraction: float = 0.7
 
@@ -95,7 +95,8 @@ class SMC:
         if self.num_particles % self.num_groups:
             raise ValueError(
                 "Expected num_particles to be a multiple of num_groups; got "
-                f"num_particles={self.num_particles}, num_groups={self.num_groups}."
+                f"num_particles={self.num_particles}, num_groups={self.num_groups}. Use "
+                f"{-(-self.num_particles // self.num_groups) * self.num_groups}."
             )
         if not 0 < self.effective_fraction < 1:
             raise ValueError(f"Expected effective_fraction in (0, 1); got {self.effective_fraction}.")

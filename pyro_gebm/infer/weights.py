@@ -15,8 +15,9 @@ MAX_PARETO_K = 0.7
 MIN_ESS = 100
 #: Fewest weights to which the shape is fitted.
 MIN_WEIGHTS = 100
-#: Fewest groups of particles, counted by their weight, for which a standard error from their differences is.
-MIN_GROUPS = 10
+#: Fewest groups of particles, counted by their weight, for which a standard error from their differences is; and the
+#: least share of them.
+MIN_GROUPS, MIN_SHARE = 10, 1 / 3
 
 
 class LogPartition(NamedTuple):
@@ -66,11 +67,12 @@ def from_log_weights(log_weights, num_each=1):
     std_error = weights.std(ddof=1) / mean / math.sqrt(num)
     shape, effective = pareto_k(log_weights) if num >= MIN_WEIGHTS else math.nan, num * _effective_fraction(weights)
     estimate = _estimate(largest + math.log(mean), std_error, num_each * effective, shape)
-    if num_each == 1 or effective >= MIN_GROUPS:
+    needed = max(MIN_GROUPS, math.ceil(MIN_SHARE * num))
+    if num_each == 1 or effective >= needed:
         return estimate
     of_groups = (
-        f"The {num} groups of particles are worth {effective:.1f} of equal weight, fewer than {MIN_GROUPS}: the "
-        "standard error that their differences give is too small. Use more groups, particles or num_moves."
+        f"The {num} groups of particles are worth {effective:.1f} of equal weight, fewer than {needed}: the standard "
+        "error that their differences give is too small. Use more particles, num_moves or groups."
     )
     return estimate._replace(warnings=(*estimate.warnings, of_groups))
 

@@ -44,6 +44,24 @@ def same(a, b):
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
+def test_gradients_are_clipped_by_a_hook():
+    """As docs/training.md has it."""
+
+    def factory(parameters):
+        def clip(*_):
+            torch.nn.utils.clip_grad_norm_(parameters, 0.1)
+
+        sgd = torch.optim.SGD(parameters, 1.0)
+        sgd.register_step_pre_hook(clip)
+        return sgd
+
+    kale = KALE(standard_normal(2), KALEGuide(nn.MLP((2,), (), (8,))), None, factory)
+    before = [p.clone() for p in kale.guide.energy.parameters()]
+    norm = kale.step(torch.as_tensor(3.0 * DATA[:50])).energy_grad_norm
+    moved = sum((p - q).square().sum() for p, q in zip(kale.guide.energy.parameters(), before)).sqrt()
+    assert norm > 0.2 and moved.item() == pytest.approx(0.1, rel=1e-3)
+
+
 def numbered_batches(bad=()):
     """A loader: endless when iterated once, with NaN in the batches named."""
     for i in range(10_000):
