@@ -4,8 +4,8 @@
 
 NumPyro. Two modes in d dimensions, 8 standard deviations apart, of weights 0.8 and 0.2 (log Z = 0). `SMC` with N
 particles; `ReplicaExchange` with 32 chains; 64 independent chains of `MALT` from prior draws. log Z of chains is
-estimated by bridge sampling. Root mean square errors over seeds, and gradients of the energy, those of the warm-up
-(and of SMC's pilot run) included.
+estimated by bridge sampling. Root mean square errors over seeds, and gradients of the energy, those of warm-up and pilot
+run included.
 """
 
 import argparse
@@ -45,12 +45,13 @@ def smc(num_particles):
     return run
 
 
-def chains(kernel, num_warmup, num_samples, num_chains):
+def chains(make_kernel, num_warmup, num_samples, num_chains):
     """Chains, and log Z by bridge sampling from their draws."""
 
     def run(gebm, seed):
+        kernel = make_kernel(gebm)
         mcmc = MCMC(
-            kernel(gebm),
+            kernel,
             num_warmup=num_warmup,
             num_samples=num_samples,
             num_chains=num_chains,
@@ -59,7 +60,7 @@ def chains(kernel, num_warmup, num_samples, num_chains):
         )
         key = jax.random.key(seed)
         mcmc.warmup(key, collect_warmup=True, extra_fields=("num_steps",))
-        gradients = float(mcmc.get_extra_fields()["num_steps"].sum())
+        gradients = getattr(kernel, "num_pilot_gradients", 0) + float(mcmc.get_extra_fields()["num_steps"].sum())
         mcmc.run(mcmc.post_warmup_state.rng_key, extra_fields=("num_steps",))
         gradients += float(mcmc.get_extra_fields()["num_steps"].sum())
         z = mcmc.get_samples(group_by_chain=True)["z"]

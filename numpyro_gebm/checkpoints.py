@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["Checkpoints", "read_latest_checkpoint", "write_checkpoint"]
+__all__ = ["Checkpoints", "delete_checkpoints", "read_latest_checkpoint", "write_checkpoint"]
 
 #: Checkpoints kept in a folder.
 KEEP = 3
@@ -108,6 +108,17 @@ def read_latest_checkpoint(path, like):
             return _restore(candidate, [arrays[key] for key in sorted(arrays)], like)
         warnings.warn(f"The checkpoint {candidate} is damaged; falling back to the one before.", stacklevel=2)
     raise ValueError(f"Every checkpoint at {path} is damaged.")
+
+
+def delete_checkpoints(directory):
+    """Delete the checkpoints of a folder, such as a run that was given up has left.
+
+    Args:
+        directory: folder; it need not be there.
+    """
+    directory = pathlib.Path(directory)
+    for old in _checkpoints(directory) if directory.exists() else []:
+        old.unlink()
 
 
 def _checkpoints(directory):

@@ -9,7 +9,7 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 
 from pyro_gebm._callables import draw_quietly, output_of, over_batch
 
-__all__ = ["Pushforward", "decompose", "has_density", "snapshot", "trained_part"]
+__all__ = ["Pushforward", "decompose", "has_density", "snapshot", "trained_part", "without_validation"]
 
 
 class Pushforward(dist.TorchDistribution):
@@ -155,6 +155,14 @@ def trained_part(base):
         modules = {str(i): t for i, t in enumerate(inner.transforms) if isinstance(t, torch.nn.Module)}
         return torch.nn.ModuleDict(modules) if modules else None
     return None
+
+
+def without_validation(law):
+    """A copy whose log-density is NaN, and no error, where a sampler went astray; laws inside a law are copied too."""
+    new = copy.copy(law)
+    inner = {name: value for name, value in vars(law).items() if isinstance(value, torch.distributions.Distribution)}
+    vars(new).update({name: without_validation(value) for name, value in inner.items()}, _validate_args=False)
+    return new
 
 
 def snapshot(base):

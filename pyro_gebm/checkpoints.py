@@ -10,7 +10,14 @@ import warnings
 
 import torch
 
-__all__ = ["Checkpoints", "get_rng_state", "read_latest_checkpoint", "set_rng_state", "write_checkpoint"]
+__all__ = [
+    "Checkpoints",
+    "delete_checkpoints",
+    "get_rng_state",
+    "read_latest_checkpoint",
+    "set_rng_state",
+    "write_checkpoint",
+]
 
 #: Checkpoints kept in a folder.
 KEEP = 3
@@ -103,6 +110,17 @@ def read_latest_checkpoint(path, device):
             return torch.load(io.BytesIO(content[32:]), map_location=device, weights_only=True)
         warnings.warn(f"The checkpoint {candidate} is damaged; falling back to the one before.", stacklevel=2)
     raise ValueError(f"Every checkpoint at {path} is damaged.")
+
+
+def delete_checkpoints(directory):
+    """Delete the checkpoints of a folder, such as a run that was given up has left.
+
+    Args:
+        directory: folder; it need not be there.
+    """
+    directory = pathlib.Path(directory)
+    for old in _checkpoints(directory) if directory.exists() else []:
+        old.unlink()
 
 
 def _checkpoints(directory):

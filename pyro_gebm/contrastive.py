@@ -5,7 +5,9 @@ import math
 import torch
 from torch.distributions import biject_to
 
-from pyro_gebm.infer.annealed_mala import mala_step, value_and_grad
+from pyro_gebm.base import without_validation
+from pyro_gebm.infer.annealed_mala import mala_step
+from pyro_gebm.infer.dynamics import value_and_grad
 
 __all__ = ["Chains"]
 
@@ -32,7 +34,7 @@ class Chains:
     def _log_density(self, u):
         z = self.transform(u)
         jacobian = self.transform.log_abs_det_jacobian(u, z)
-        return self.gebm.latent.log_prob(z) + jacobian.reshape(len(u), -1).sum(1)
+        return without_validation(self.gebm.latent).log_prob(z) + jacobian.reshape(len(u), -1).sum(1)
 
     @torch.no_grad()
     def move(self):

@@ -14,7 +14,7 @@ import torch
 from pyro_gebm._netcdf import allocate, checked_variable, layout, lock, read_count, write
 from pyro_gebm.diagnostics import _from_dict
 
-__all__ = ["DrawFile", "read_draws"]
+__all__ = ["DrawFile", "read_draws", "refuse_existing"]
 
 
 class DrawFile:
@@ -74,8 +74,7 @@ class DrawFile:
             ValueError: for a number below one, an unknown group or dtype, or no variable in the group "posterior".
         """
         path = pathlib.Path(path)
-        if path.exists():
-            raise FileExistsError(f"Expected no file at {path}. Continue it with `DrawFile.open`, or delete it.")
+        refuse_existing(path)
         sizes = {"num_chains": num_chains, "num_draws": num_draws}
         for name, size in sizes.items():
             if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
@@ -187,6 +186,19 @@ class DrawFile:
     def __repr__(self):
         written = f"{self.num_draws_written} of {self.num_draws} draws, {self.num_chains} chains"
         return f"DrawFile({str(self.path)!r}, {written})"
+
+
+def refuse_existing(path):
+    """Stop before a file of draws is written over.
+
+    Args:
+        path: where it is to be.
+
+    Raises:
+        FileExistsError: if there is one.
+    """
+    if path.exists():
+        raise FileExistsError(f"Expected no file at {path}. Continue it with `resume=True`, or delete it.")
 
 
 def read_draws(path):

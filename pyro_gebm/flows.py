@@ -21,7 +21,7 @@ class AffineCoupling(TransformModule):
     with $a$ the first `dim // 2` coordinates and $b$ the others, or the two exchanged; $s$ a tanh network, $t$ a ReLU
     network, both zero at the start, so that the transform is the identity. The inverse, from data to latent, is the map
     $x \exp(s) + t$ of the source: a density so written fits better than one with the two directions exchanged. Unlike
-    Pyro's own `AffineCoupling` it has a network each for s and t, no clipping, and no cache: densities are never stale
+    Pyro's own `AffineCoupling` it has a network each for s and t, no clipping, and no cache: `log_prob` is never stale
     after an update of the parameters, and copying and pickling work. Source: arXiv:1605.08803.
 
     Args:
@@ -106,8 +106,9 @@ def real_nvp(dim, num_couplings=5, hidden=(100, 100)):
 
     .. math:: \log g(x) = \log N(z; 0, I) - \sum_k \log|\det J_k|, \qquad x = T_K \circ \dots \circ T_1(z)
 
-    The flow starts as the standard normal. It is a base with a density: train it by
-    `KALE(..., objective="maximum_likelihood")`, give it to `GEBM`. Source: arXiv:1605.08803.
+    The flow starts as the standard normal, on PyTorch's default device (for another: `with torch.device("cuda"):`). It
+    is a base with a density: train it by `KALE(..., objective="maximum_likelihood")`, give it to `GEBM`. Source:
+    arXiv:1605.08803.
 
     Args:
         dim: length of an event, at least 2.
@@ -184,10 +185,24 @@ class FlowRatioEnergy(nn.Module):
         """C, the true A: a scalar, differentiable in the parameters of q."""
         return sum((parameter**2).sum() for parameter in self.flow.parameters()).log()
 
+    def _apply(self, fn, recurse=True):
+        """Their priors go where the networks go."""
+        for law in self._laws:
+            _apply_to_tensors(law.base_dist, fn)
+        return super()._apply(fn, recurse)
+
     def forward(self, x):
         q, g = self._laws
         # fresh tensors: flows made of Pyro's own transforms cache by identity
         return g.log_prob(x.clone()) - q.log_prob(x.clone()) - self.log_partition
+
+
+def _apply_to_tensors(law, fn):
+    for name, value in vars(law).items():
+        if isinstance(value, torch.Tensor):
+            setattr(law, name, fn(value))
+        elif isinstance(value, torch.distributions.Distribution):
+            _apply_to_tensors(value, fn)
 
 
 def _check_dim(dim):

@@ -10,7 +10,7 @@ from jax import lax, random
 from numpyro.distributions import biject_to
 from numpyro.distributions.util import sum_rightmost
 
-from numpyro_gebm.infer.dynamics import overdamped_move, reverse_noise
+from numpyro_gebm.infer.dynamics import overdamped_move, reverse_noise, value_and_grad
 
 __all__ = ["AnnealedMALA"]
 
@@ -104,7 +104,7 @@ def _anneal(latent, rng_key, num_chains, config):
 
     def evaluate(u):
         """Log-prior and log-weight, and their gradients, at each chain's position."""
-        return u, *_value_and_grad(log_prior, u), *_value_and_grad(tilt, u)
+        return u, *value_and_grad(log_prior, u), *value_and_grad(tilt, u)
 
     def step(carry, t):
         point, log_step = carry
@@ -153,15 +153,6 @@ def mala_step(rng_key, point, log_step, evaluate, log_density_and_grad):
     accept = random.uniform(key_accept, accept_prob.shape, accept_prob.dtype) < accept_prob
     point = jax.tree.map(lambda new, old: jnp.where(_right_expand(accept, new), new, old), proposal, point)
     return point, accept_prob
-
-
-def _value_and_grad(fn, u):
-    def total(u):
-        value = fn(u)
-        return value.sum(), value
-
-    (_, value), grad = jax.value_and_grad(total, has_aux=True)(u)
-    return value, grad
 
 
 def _sum_to(x, ndim):

@@ -39,6 +39,7 @@ __all__ = [
     "standard_normal",
     "trajectory",
     "update_slice",
+    "value_and_grad",
 ]
 
 #: Sub-steps of every splitting and their share of the step. One gradient a step: of BAOAB and OBABO the gradient at
@@ -269,6 +270,20 @@ def standard_normal(rng_key, like):
 def kinetic_energy(v):
     """Half the squared norm of velocities, shape `chains`."""
     return 0.5 * jnp.sum(v**2, -1)
+
+
+def value_and_grad(fn, u):
+    """Values of a function of independent chains, and their gradients.
+
+    Args:
+        fn: callable from positions, shape `chains + (...)`, to values of shape `chains`.
+        u: positions.
+
+    Returns:
+        `(values, gradients)`.
+    """
+    value, vjp = jax.vjp(fn, u)
+    return value, vjp(jnp.ones_like(value))[0]
 
 
 def _over_chains(x):

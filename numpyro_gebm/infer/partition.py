@@ -43,7 +43,7 @@ def log_partition(gebm, method="smc", *, rng_key, num_samples=None, draws=None, 
         A `LogPartition`; its `warnings` say in words where it cannot be trusted.
 
     Raises:
-        ValueError: for an unknown method, a GEBM with a batch shape, or draws of a wrong shape.
+        ValueError: for an unknown method, a GEBM with a batch shape, draws of a wrong shape, or fewer than two samples.
         RuntimeError: if the energy is NaN at a draw of the base.
 
     Example:
@@ -54,6 +54,8 @@ def log_partition(gebm, method="smc", *, rng_key, num_samples=None, draws=None, 
         >>> abs(estimate.value + 0.5 * math.log(4.0)) < 4 * estimate.std_error
         True
     """
+    if num_samples is not None and num_samples < 2:
+        raise ValueError(f"Expected num_samples >= 2 or None; got {num_samples}.")
     if (draws is not None) != (method == "bridge"):
         raise ValueError(f"Expected draws of the tilted law with method='bridge' and only there; got {method!r}.")
     if method == "importance":
@@ -74,7 +76,9 @@ def log_partition(gebm, method="smc", *, rng_key, num_samples=None, draws=None, 
 class LogPartitionCurve(eqx.Module):
     r"""$\beta \mapsto \log Z(\beta)$ between the rungs of a ladder: a cubic Hermite spline, from values and slopes.
 
-    Beyond the last rung it goes on as a straight line: do not use it there.
+    log Z is convex. Where a slope is so steep that the spline would not be (an energy of infinite mean at $\beta = 0$,
+    or noise), it is made less so. Beyond the last rung the value is infinite, so that densities are 0 there: nothing is
+    known about it.
 
     Args:
         inverse_temperatures: the rungs, increasing from 0, shape `(K,)`.
@@ -96,11 +100,12 @@ class LogPartitionCurve(eqx.Module):
         x, y, slope = self.inverse_temperatures, self.values, self.slopes
         beta = jnp.asarray(inverse_temperature, y.dtype)
         i = jnp.clip(jnp.searchsorted(x, beta, side="right") - 1, 0, len(x) - 2)
-        width = x[i + 1] - x[i]
-        u = jnp.minimum((beta - x[i]) / width, 1.0)
-        rise = y[i + 1] - y[i]
-        inner = (1 - u) * (width * slope[i] - rise) + u * (rise - width * slope[i + 1])
-        return y[i] + u * rise + u * (1 - u) * inner + slope[i + 1] * jnp.maximum(beta - x[i + 1], 0.0)
+        width, rise = x[i + 1] - x[i], y[i + 1] - y[i]
+        left, right = jnp.maximum(rise - width * slope[i], 0.0), jnp.maximum(width * slope[i + 1] - rise, 0.0)
+        left, right = jnp.minimum(left, 2 * right), jnp.minimum(right, 2 * left)  # convex between the rungs
+        u = (beta - x[i]) / width
+        inside = y[i] + u * rise - u * (1 - u) * ((1 - u) * left + u * right)
+        return jnp.where(beta > x[-1], jnp.inf, inside)
 
 
 def log_partition_curve(gebm, smc=None, *, rng_key, progress_bar=True):

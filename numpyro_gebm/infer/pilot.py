@@ -57,7 +57,11 @@ def pilot(ladder, rng_key, num_particles, num_moves, fraction):
         fraction: effective sample size of the weights of a rung over the number of particles.
 
     Returns:
-        `Rungs`; at run time an error if the energy is NaN at a draw of the prior, or there would be more than 1,000.
+        `Rungs`.
+
+    Raises, at run time:
+        RuntimeError: if the energy is NaN or -inf at a draw of the prior, or infinite at all of them, or there would be
+            more than 1,000 rungs.
     """
     key_start, key = random.split(rng_key)
     points = ladder.start(key_start, num_particles)
@@ -88,7 +92,7 @@ def pilot(ladder, rng_key, num_particles, num_moves, fraction):
         return points, Rungs(*found, rungs.num + 1, num_gradients), step_size
 
     empty = jnp.zeros(MAX_RUNGS, points.tilt.dtype)
-    start = (points, Rungs(*[empty] * 4, *[jnp.asarray(0)] * 2), jnp.asarray(0.5, empty.dtype))
+    start = (points, Rungs(*[empty] * 4, jnp.asarray(0), jnp.asarray(num_particles)), jnp.asarray(0.5, empty.dtype))
     _, rungs, _ = lax.while_loop(unfinished, climb, start)
     return eqx.error_if(
         rungs,

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import random
@@ -70,10 +71,14 @@ class ReplicaExchange(MCMCKernel):
         num_moves: trajectories on each rung and iteration.
         site: name of the draws.
 
+    Attributes:
+        inverse_temperatures: the ladder, shape `(R,)`.
+        num_pilot_gradients: gradients of the energy that the pilot run took.
+
     Raises:
         TypeError: if `latent` is not an `EnergyTiltedPrior`.
         ValueError: for numbers out of their range, or a GEBM with a batch shape.
-        RuntimeError: if the energy is NaN at a draw of the prior.
+        RuntimeError: if the energy is NaN or -inf at a draw of the prior, or infinite at all of them.
 
     Example:
         >>> import jax, numpyro.distributions as dist
@@ -105,7 +110,9 @@ class ReplicaExchange(MCMCKernel):
         if not num_moves >= 1:
             raise ValueError(f"Expected num_moves >= 1; got {num_moves}.")
         self._latent, self._num_moves, self._site = latent, num_moves, site
-        self._t, self._step_size, self._length_scale = spaced_evenly(_pilot(latent), num_rungs)
+        rungs = _pilot(latent)
+        self._t, self._step_size, self._length_scale = spaced_evenly(rungs, num_rungs)
+        self.num_pilot_gradients = int(rungs.num_gradients)
         self._sample_fn = None
 
     @property
@@ -127,6 +134,9 @@ class ReplicaExchange(MCMCKernel):
             return self._start(key, start, len(self._t))
 
         state = one(keys, start) if single else jax.vmap(one, in_axes=(0, None if start is None else 0))(keys, start)
+        nan = jnp.isnan(state.potential_energy).any()
+        if not isinstance(nan, jax.core.Tracer) and nan:
+            raise ValueError("Expected a real potential at `init_params`, which are unconstrained; got NaN.")
         state = state._replace(rng_key=as_given(state.rng_key, rng_key if single else rng_key[0]))
         self._sample_fn = self._advance if single else jax.vmap(self._advance)
         return state
@@ -135,7 +145,7 @@ class ReplicaExchange(MCMCKernel):
         ladder, (key, key_start) = Ladder(self._latent), random.split(key)
         points = ladder.start(key_start, num_rungs)
         if start is not None:
-            given = ladder.evaluate(jnp.broadcast_to(ladder.unconstrain(jnp.asarray(start)[None]), points.u.shape))
+            given = ladder.evaluate(jnp.broadcast_to(jnp.reshape(start, (1, -1)), points.u.shape))
             points = Points(*(jnp.concatenate([x[:1], y[1:]]) for x, y in zip(points, given)))
         zero = jnp.zeros((), points.tilt.dtype)
         return ReplicaExchangeState(
@@ -186,7 +196,7 @@ class ReplicaExchange(MCMCKernel):
             accept_prob=accept_prob[-1],
             swap_accept_prob=swap_accept_prob,
             round_trips=state.round_trips + rising[-1],
-            num_steps=(num_rungs - 1) * num_steps + num_rungs,
+            num_steps=(num_rungs - 1) * num_steps + 1,
             diverging=accept_prob[-1] == 0.0,
             rng_key=as_given(key, state.rng_key),
         )
@@ -201,6 +211,6 @@ class ReplicaExchange(MCMCKernel):
         return {**self.__dict__, "_sample_fn": None}
 
 
-@jax.jit
+@eqx.filter_jit
 def _pilot(latent):
     return pilot(Ladder(latent), random.key(0), NUM_PILOT, NUM_MOVES, EFFECTIVE_FRACTION)

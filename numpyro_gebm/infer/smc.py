@@ -4,6 +4,7 @@ import dataclasses
 from functools import partial
 from typing import NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,8 @@ __all__ = ["SMC", "SMCResult"]
 NUM_PILOT = 1024
 #: Seconds after which a progress bar is shown.
 DELAY = 2.0
+#: Acceptance of the moves on a rung below which the estimate comes with a warning.
+MIN_ACCEPT_PROB = 0.1
 
 
 class SMCResult(NamedTuple):
@@ -114,7 +117,8 @@ class SMC:
             An `SMCResult`.
 
         Raises:
-            RuntimeError: if the energy is NaN at a draw of the prior, or the ladder would need more than 1,000 rungs.
+            RuntimeError: if the energy is NaN or -inf at a draw of the prior, or infinite at all of them, or the ladder
+                would need more than 1,000 rungs.
         """
         rungs, state = _start(latent, rng_key, self)
         num, beta = int(rungs.num), np.asarray(latent.gebm.inverse_temperature, np.float64)
@@ -122,15 +126,18 @@ class SMC:
             state = _climb(k, state, latent, rungs, rng_key, self)
             if progress_bar:
                 jax.block_until_ready(state)
-        t, tilts = np.asarray(rungs.t[:num], np.float64), np.asarray(state.mean_tilts[:num], np.float64)
+        t, tilts, accept_probs = (
+            np.asarray(x[:num], np.float64) for x in (rungs.t, state.mean_tilts, state.accept_probs)
+        )
+        log_partition = from_log_weights(state.log_weight, self.num_particles // self.num_groups)
         return SMCResult(
             z=_particles(state, latent, rng_key),
-            log_partition=from_log_weights(state.log_weight, self.num_particles // self.num_groups),
+            log_partition=_with_warning(log_partition, beta * t, accept_probs),
             inverse_temperatures=beta * t,
             log_partitions=np.asarray(state.log_partitions[:num]),
             mean_energies=-tilts / beta if beta > 0 else np.full_like(tilts, np.nan),
             step_sizes=np.asarray(rungs.step_size * rungs.length_scale)[:num],
-            accept_probs=np.asarray(state.accept_probs[:num]),
+            accept_probs=accept_probs,
             num_gradients=int(state.num_gradients),
         )
 
@@ -160,7 +167,7 @@ class _State(NamedTuple):
     accept_probs: jax.Array
 
 
-@partial(jax.jit, static_argnums=2)
+@eqx.filter_jit
 def _start(latent, rng_key, config):
     """The ladder, and particles on its first rung."""
     ladder, (key_pilot, key_start, _) = Ladder(latent), random.split(rng_key, 3)
@@ -170,7 +177,8 @@ def _start(latent, rng_key, config):
     nothing = jnp.zeros(MAX_RUNGS + 1, points.tilt.dtype)
     log_weight = jnp.zeros(config.num_groups, points.tilt.dtype)
     mean_tilts = nothing.at[0].set(points.tilt.mean())
-    return rungs, _State(points, rungs.num_gradients, log_weight, nothing, mean_tilts, nothing)
+    num_gradients = rungs.num_gradients + config.num_particles
+    return rungs, _State(points, num_gradients, log_weight, nothing, mean_tilts, nothing)
 
 
 @partial(jax.jit, static_argnums=5)
@@ -204,6 +212,19 @@ def _draw(latent, rng_key, config):
     rungs, state = _start(latent, rng_key, config)
     climb = partial(_climb, latent=latent, rungs=rungs, rng_key=rng_key, config=config)
     return _particles(lax.fori_loop(1, rungs.num + 1, climb, state), latent, rng_key)
+
+
+def _with_warning(log_partition, inverse_temperatures, accept_probs):
+    """The estimate, with a warning if particles hardly moved on some rung."""
+    lowest = 1 + int(np.argmin(accept_probs[1:]))
+    if accept_probs[lowest] >= MIN_ACCEPT_PROB:
+        return log_partition
+    warning = (
+        f"At beta = {inverse_temperatures[lowest]:.3g} {100 * accept_probs[lowest]:.1f} % of the moves were accepted: "
+        " the particles are copies of a few, and their law is in doubt. Are the scales of the latents very "
+        "different?"
+    )
+    return log_partition._replace(warnings=(*log_partition.warnings, warning))
 
 
 def _resample_groups(rng_key, log_weights):

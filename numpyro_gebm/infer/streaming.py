@@ -9,9 +9,9 @@ from numpyro.infer import MCMC
 from numpyro.util import is_prng_key
 from tqdm import tqdm
 
-from numpyro_gebm.checkpoints import read_latest_checkpoint, write_checkpoint
+from numpyro_gebm.checkpoints import delete_checkpoints, read_latest_checkpoint, write_checkpoint
 from numpyro_gebm.diagnostics import named_arrays, named_statistics
-from numpyro_gebm.draw_file import DrawFile, read_draws
+from numpyro_gebm.draw_file import DrawFile, read_draws, refuse_existing
 from numpyro_gebm.infer.kernel import LangevinKernel
 from numpyro_gebm.infer.replica_exchange import ReplicaExchange
 
@@ -79,6 +79,9 @@ def stream_draws(
         raise ValueError(f"Expected chunk_size >= 1; got {chunk_size}.")
     path, model_kwargs = pathlib.Path(path), {} if model_kwargs is None else model_kwargs
     folder, resume = path.with_name(f"{path.name}.state"), resume and path.exists()
+    if not resume:
+        refuse_existing(path)
+        delete_checkpoints(folder)
     keys = random.split(rng_key, mcmc.num_chains) if is_prng_key(rng_key) else rng_key
     state = kernel.init(keys, mcmc.num_warmup, init_params, model_args, model_kwargs)
     warm, draw = _compiled(mcmc, kernel, model_args, model_kwargs)
@@ -88,10 +91,9 @@ def stream_draws(
             state, num_draws = read_latest_checkpoint(folder, (state, np.zeros((), int)))
         else:
             state = _warmed_up(state, kernel, mcmc.num_warmup, warm, bar)
+            write_checkpoint(folder, 0, (state, np.zeros((), int)))
         with DrawFile.open(path) if resume else _create(path, mcmc.num_chains, total, draw, state) as file:
             file.rewind(int(num_draws))
-            if not resume:
-                write_checkpoint(folder, 0, (state, np.zeros((), int)))
             bar.set_description("Sample")
             bar.update(file.num_draws_written)
             while (left := total - file.num_draws_written) > 0:

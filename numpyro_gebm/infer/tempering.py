@@ -17,7 +17,7 @@ from numpyro.distributions import biject_to
 from numpyro.distributions.util import sum_rightmost
 
 from numpyro_gebm._callables import over_batch
-from numpyro_gebm.infer.dynamics import KineticState, standard_normal, trajectory
+from numpyro_gebm.infer.dynamics import KineticState, standard_normal, trajectory, value_and_grad
 from numpyro_gebm.infer.kernel import accept_probability
 
 __all__ = [
@@ -100,28 +100,38 @@ class Ladder:
 
     def evaluate(self, u):
         """`Points` at positions."""
-        return Points(u, *_value_and_grad(self.log_prior, u), *_value_and_grad(self.tilt, u))
+        return Points(u, *value_and_grad(self.log_prior, u), *value_and_grad(self.tilt, u))
 
     def start(self, rng_key, num):
-        """`Points` at exact draws of the prior; at run time an error if the energy is NaN at one of them."""
+        """`Points` at exact draws of the prior.
+
+        Raises, at run time:
+            RuntimeError: if the energy is NaN or -inf at one of them, or infinite at all of them.
+        """
         points = self.evaluate(self.sample_prior(rng_key, num))
-        nan = jnp.isnan(points.tilt).any()
-        return eqx.error_if(points, nan, "Expected real energies; got NaN at a draw of the base.")
+        bad = (jnp.isnan(points.tilt) | (points.tilt == jnp.inf)).any()
+        points = eqx.error_if(points, bad, "Expected real energies; got NaN or -inf at a draw of the base.")
+        infinite = (points.tilt == -jnp.inf).all()
+        message = f"Expected finite energies at some draws of the base; got inf at all {num} of them."
+        return eqx.error_if(points, infinite, message)
 
     def potential_and_grad(self, t):
         """A callable from positions to the potential of the rung t (a scalar, or shape `(N,)`) and its gradient."""
-        return lambda u: _value_and_grad(lambda u: -self.log_prior(u) - t * self.tilt(u), u)
+        return lambda u: value_and_grad(lambda u: -self.log_prior(u) - log_increment(t, self.tilt(u)), u)
 
 
 def potential_at(points, t):
     """Potential of the rung t (a scalar, or shape `(N,)`) at `Points`, and its gradient."""
     t = jnp.asarray(t)
     over_rows = t if t.ndim == 0 else t[:, None]
-    return -points.log_prior - t * points.tilt, -points.log_prior_grad - over_rows * points.tilt_grad
+    grad = -points.log_prior_grad - log_increment(over_rows, points.tilt_grad)
+    return -points.log_prior - log_increment(t, points.tilt), grad
 
 
 def move(rng_key, points, ladder, t, step_size, length_scale, num_moves):
-    """Metropolis-adjusted Langevin trajectories (arXiv:2202.13230) on one rung, of length 1.57 times the length scale.
+    """Metropolis-adjusted Langevin trajectories (arXiv:2202.13230) on one rung.
+
+    They are 1.57 length scales long, or 64 steps where that is less.
 
     Args:
         rng_key: a JAX random key.
@@ -133,9 +143,11 @@ def move(rng_key, points, ladder, t, step_size, length_scale, num_moves):
         num_moves: trajectories, one test each.
 
     Returns:
-        `(Points, acceptance probabilities, gradients)`: the probabilities are means over the moves, of shape `(N,)`.
+        `(Points, acceptance probabilities, gradients)`: the probabilities are means over the moves, of shape `(N,)`,
+        the gradients those spent on each point.
     """
     num_steps = jnp.clip(jnp.ceil(TRAJECTORY_LENGTH / step_size), 1, MAX_STEPS)
+    h = jnp.minimum(TRAJECTORY_LENGTH / num_steps, step_size)
     scale = length_scale if jnp.ndim(length_scale) == 0 else length_scale[:, None]
     potential_and_grad = ladder.potential_and_grad(t)
 
@@ -143,7 +155,6 @@ def move(rng_key, points, ladder, t, step_size, length_scale, num_moves):
         state, total = carry
         keys = random.split(random.fold_in(rng_key, i), 3)
         start = state._replace(v=standard_normal(keys[0], state.z))
-        h = TRAJECTORY_LENGTH / num_steps
         end, error = trajectory(keys[1], start, potential_and_grad, h, FRICTION, num_steps.astype(int), scale)
         accept_prob = accept_probability(error)
         accept = random.uniform(keys[2], error.shape, error.dtype) < accept_prob
@@ -152,15 +163,21 @@ def move(rng_key, points, ladder, t, step_size, length_scale, num_moves):
 
     start = KineticState(points.u, jnp.zeros_like(points.u), points.u, *potential_at(points, t))
     state, total = lax.fori_loop(0, num_moves, body, (start, jnp.zeros_like(points.tilt)))
-    return ladder.evaluate(state.z), total / num_moves, (num_moves * num_steps).astype(int)
+    return ladder.evaluate(state.z), total / num_moves, (num_moves * num_steps).astype(int) + 1
 
 
 def length_scale_of(u):
-    r"""Length scale $\sqrt{\operatorname{tr} \Sigma^2 / \operatorname{tr} \Sigma}$ of positions, shape `(N, d)`."""
-    y = u - u.mean(0)
+    r"""Length scale $\sqrt{\operatorname{tr} \Sigma^2 / \operatorname{tr} \Sigma}$ of positions, shape `(N, d)`.
+
+    Positions that are not finite do not count; it is 1 for positions that are all the same.
+    """
+    finite = jnp.isfinite(u).all(1)[:, None]
+    num = finite.sum()
+    y = jnp.where(finite, u - jnp.sum(u, 0, where=finite) / num, 0.0)
     probes = random.normal(random.key(0), (u.shape[1], NUM_PROBES), u.dtype)
-    projected = y.T @ (y @ probes) / len(u)
-    return jnp.sqrt(jnp.sum(projected**2) / NUM_PROBES / jnp.sum(y**2) * len(u))
+    projected = y.T @ (y @ probes) / num
+    scale = jnp.sqrt(jnp.sum(projected**2) / NUM_PROBES / jnp.sum(y**2) * num)
+    return jnp.where((scale > 0) & (scale < jnp.inf), scale, 1.0)
 
 
 def effective_fraction(log_weights):
@@ -177,6 +194,8 @@ def log_increment(step, tilt):
 def next_rung(t, tilt, fraction):
     """The rung above t at which the weights of the step have the effective fraction asked for; 1 at most.
 
+    Particles of infinite energy have weight 0 on every rung above t, and do not count.
+
     Args:
         t: rung, a scalar in [0, 1).
         tilt: -beta E of the particles on it, shape `(N,)`.
@@ -186,15 +205,20 @@ def next_rung(t, tilt, fraction):
         A scalar.
     """
 
+    finite = jnp.isfinite(tilt)
+
+    def good_at(new):
+        log_weights = jnp.where(finite, (new - t) * tilt, -jnp.inf)
+        return effective_fraction(log_weights) * len(tilt) >= fraction * finite.sum()
+
     def halve(_, bounds):
         low, high = bounds
         middle = 0.5 * (low + high)
-        good = effective_fraction((middle - t) * tilt) >= fraction
+        good = good_at(middle)
         return jnp.where(good, middle, low), jnp.where(good, high, middle)
 
     low, _ = lax.fori_loop(0, NUM_HALVINGS, halve, (t, jnp.ones_like(t)))
-    reached = effective_fraction((1.0 - t) * tilt) >= fraction
-    return jnp.where(reached, 1.0, low)
+    return jnp.where(good_at(1.0), 1.0, low)
 
 
 def systematic_resample(rng_key, log_weights):
@@ -202,9 +226,4 @@ def systematic_resample(rng_key, log_weights):
     num = len(log_weights)
     cumulative = jnp.cumsum(jax.nn.softmax(log_weights))
     positions = (jnp.arange(num) + random.uniform(rng_key, (), log_weights.dtype)) / num
-    return jnp.minimum(jnp.searchsorted(cumulative / cumulative[-1], positions), num - 1)
-
-
-def _value_and_grad(fn, u):
-    value, vjp = jax.vjp(fn, u)
-    return value, vjp(jnp.ones_like(value))[0]
+    return jnp.minimum(jnp.searchsorted(cumulative / cumulative[-1], positions, side="right"), num - 1)

@@ -7,7 +7,8 @@ import torch
 from pyro.distributions.util import sum_rightmost
 from torch.distributions import biject_to
 
-from pyro_gebm.infer.dynamics import overdamped_move, reverse_noise
+from pyro_gebm.base import without_validation
+from pyro_gebm.infer.dynamics import overdamped_move, reverse_noise, value_and_grad
 
 __all__ = ["AnnealedMALA"]
 
@@ -81,7 +82,7 @@ class AnnealedMALA:
 
 def _anneal(latent, num_chains, config):
     gebm, ndim = latent.gebm, 1 + len(latent.batch_shape)
-    prior = gebm.latent_prior.expand(latent.batch_shape)
+    prior = without_validation(gebm.latent_prior.expand(latent.batch_shape))
     transform = biject_to(prior.support)
 
     def log_prior(u):
@@ -135,15 +136,6 @@ def mala_step(point, log_step, evaluate, log_density_and_grad):
     accept_prob = torch.nan_to_num(log_ratio, nan=-math.inf).clamp(max=0.0).exp()
     accept = torch.rand_like(accept_prob) < accept_prob
     return [torch.where(_right_expand(accept, new), new, old) for new, old in zip(proposal, point)], accept_prob
-
-
-def value_and_grad(fn, u):
-    """Values of a function of independent chains, and their gradients, detached."""
-    with torch.enable_grad():
-        u = u.detach().requires_grad_(True)
-        value = fn(u)
-        (grad,) = torch.autograd.grad(value.sum(), u)
-    return value.detach(), grad
 
 
 def _sum_to(x, ndim):

@@ -37,6 +37,7 @@ __all__ = [
     "reverse_noise",
     "trajectory",
     "update_slice",
+    "value_and_grad",
 ]
 
 #: Sub-steps of every splitting and their share of the step. One gradient a step: of BAOAB and OBABO the gradient at
@@ -257,6 +258,23 @@ def update_slice(u, error, persistence):
 def kinetic_energy(v):
     """Half the squared norm of velocities, shape `chains`."""
     return 0.5 * _dot(v, v)
+
+
+def value_and_grad(fn, u):
+    """Values of a function of independent chains, and their gradients, detached.
+
+    Args:
+        fn: callable from positions, shape `chains + (...)`, to values of shape `chains`.
+        u: positions.
+
+    Returns:
+        `(values, gradients)`; a gradient is zero where a value does not depend on u.
+    """
+    with torch.enable_grad():
+        u = u.detach().requires_grad_(True)
+        value = fn(u)
+        (grad,) = torch.autograd.grad(value.sum(), u, allow_unused=True) if value.requires_grad else (None,)
+    return value.detach(), torch.zeros_like(u) if grad is None else grad
 
 
 def _dot(x, y):

@@ -5,6 +5,7 @@ import torch
 from pyro.ops.stats import effective_sample_size
 from tqdm import tqdm
 
+from pyro_gebm._callables import draw_quietly
 from pyro_gebm.infer.smc import DELAY, SMC
 from pyro_gebm.infer.tempering import Ladder
 from pyro_gebm.infer.weights import bridge, from_log_weights
@@ -39,7 +40,7 @@ def log_partition(gebm, method="smc", *, num_samples=None, draws=None, progress_
         A `LogPartition`; its `warnings` say in words where it cannot be trusted.
 
     Raises:
-        ValueError: for an unknown method, a GEBM with a batch shape, or draws of a wrong shape.
+        ValueError: for an unknown method, a GEBM with a batch shape, draws of a wrong shape, or fewer than two samples.
         RuntimeError: if the energy is NaN at a draw of the base.
 
     Example:
@@ -51,6 +52,8 @@ def log_partition(gebm, method="smc", *, num_samples=None, draws=None, progress_
         >>> abs(estimate.value + 0.5 * math.log(4.0)) < 4 * estimate.std_error
         True
     """
+    if num_samples is not None and num_samples < 2:
+        raise ValueError(f"Expected num_samples >= 2 or None; got {num_samples}.")
     if (draws is not None) != (method == "bridge"):
         raise ValueError(f"Expected draws of the tilted law with method='bridge' and only there; got {method!r}.")
     if method == "importance":
@@ -61,7 +64,7 @@ def log_partition(gebm, method="smc", *, num_samples=None, draws=None, progress_
         smc = SMC(-(-num // num_groups) * num_groups, num_groups)
         return smc.run(gebm.latent, progress_bar=progress_bar).log_partition
     if method == "bridge":
-        draws = _checked(draws, tuple(gebm.latent.event_shape))
+        draws = _checked(draws, gebm.latent_prior)
         num = num_samples or draws.shape[0] * draws.shape[1]
         on_draws = _tilts(gebm.latent, draws.flatten(0, 1)).reshape(draws.shape[:2])
         return bridge(_base_tilts(gebm.latent, num, progress_bar), on_draws, _effective_sample_size)
@@ -71,7 +74,9 @@ def log_partition(gebm, method="smc", *, num_samples=None, draws=None, progress_
 class LogPartitionCurve(torch.nn.Module):
     r"""$\beta \mapsto \log Z(\beta)$ between the rungs of a ladder: a cubic Hermite spline, from values and slopes.
 
-    Beyond the last rung it goes on as a straight line: do not use it there.
+    log Z is convex. Where a slope is so steep that the spline would not be (an energy of infinite mean at $\beta = 0$,
+    or noise), it is made less so. Beyond the last rung the value is infinite, so that densities are 0 there: nothing is
+    known about it.
 
     Args:
         inverse_temperatures: the rungs, increasing from 0, shape `(K,)`.
@@ -95,11 +100,12 @@ class LogPartitionCurve(torch.nn.Module):
         x, y, slope = self.inverse_temperatures, self.values, self.slopes
         beta = torch.as_tensor(inverse_temperature, dtype=y.dtype, device=y.device)
         i = (torch.searchsorted(x, beta.detach().contiguous(), right=True) - 1).clamp(0, len(x) - 2)
-        width = x[i + 1] - x[i]
-        u = ((beta - x[i]) / width).clamp(max=1.0)
-        rise = y[i + 1] - y[i]
-        inner = (1 - u) * (width * slope[i] - rise) + u * (rise - width * slope[i + 1])
-        return y[i] + u * rise + u * (1 - u) * inner + slope[i + 1] * (beta - x[i + 1]).clamp(min=0.0)
+        width, rise = x[i + 1] - x[i], y[i + 1] - y[i]
+        left, right = (rise - width * slope[i]).clamp(min=0.0), (width * slope[i + 1] - rise).clamp(min=0.0)
+        left, right = torch.minimum(left, 2 * right), torch.minimum(right, 2 * left)  # convex between the rungs
+        u = (beta - x[i]) / width
+        inside = y[i] + u * rise - u * (1 - u) * ((1 - u) * left + u * right)
+        return torch.where(beta > x[-1], torch.inf, inside)
 
 
 def log_partition_curve(gebm, smc=None, *, progress_bar=True):
@@ -161,8 +167,8 @@ def _effective_sample_size(values):
     return effective_sample_size(torch.as_tensor(values))
 
 
-def _checked(draws, event_shape):
-    draws = torch.as_tensor(draws)
+def _checked(draws, prior):
+    draws, event_shape = torch.as_tensor(draws).to(draw_quietly(prior, 1)), tuple(prior.event_shape)
     if draws.dim() != 2 + len(event_shape) or tuple(draws.shape[2:]) != event_shape:
         raise ValueError(
             f"Expected draws of shape (chains, draws) + {event_shape}; got {tuple(draws.shape)}. Use "

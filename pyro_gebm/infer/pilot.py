@@ -32,7 +32,7 @@ class Rungs(NamedTuple):
         length_scale: of the law of the rung.
         barrier: $\tfrac12 \mathbb{E}|V - V'|$ for independent tilts V, V' of the rung: the rate at which swaps with it
             are rejected, per unit of t (arXiv:1905.02939).
-        num_gradients: gradients of the energy that every move took.
+        num_gradients: gradients of the energy that the start and every move took.
     """
 
     t: list
@@ -55,10 +55,11 @@ def pilot(ladder, num_particles, num_moves, fraction):
         `Rungs`.
 
     Raises:
-        RuntimeError: if the energy is NaN at a draw of the prior, or there would be more than 1,000 rungs.
+        RuntimeError: if the energy is NaN or -inf at a draw of the prior, or infinite at all of them, or there would be
+            more than 1,000 rungs.
     """
     points = ladder.start(num_particles)
-    rungs, step_size, t = Rungs([], [], [], [], []), 0.5, 0.0
+    rungs, step_size, t = Rungs([], [], [], [], [num_particles]), 0.5, 0.0
     while not rungs.t or t < 1.0:
         if len(rungs.t) == MAX_RUNGS:
             raise RuntimeError(

@@ -8,6 +8,7 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch.distributions import biject_to, constraints
 
+from pyro_gebm.base import without_validation
 from pyro_gebm.gebm import EnergyTiltedPrior
 
 __all__ = ["initialize_chains"]
@@ -80,14 +81,12 @@ def _is_bare_latent(trace):
 
 
 def _of_bare_latent(name, latent, transforms):
-    transform = transforms[name].inv
+    transform, latent = transforms[name].inv, without_validation(latent)
 
     def potential(params):
         u = params[name]
         z = transform(u)
-        with pyro.validation_enabled(False):
-            log_prob = latent.log_prob(z)
-        log_prob = log_prob.reshape(len(u), -1).sum(1)
+        log_prob = latent.log_prob(z).reshape(len(u), -1).sum(1)
         if latent.support is not constraints.real and z is not u:
             log_prob = log_prob + transform.log_abs_det_jacobian(u, z).reshape(len(u), -1).sum(1)
         return -log_prob
@@ -102,7 +101,7 @@ def _vectorized(model, args, kwargs, transforms):
         total = 0.0
         for site in trace.nodes.values():
             if site["type"] == "sample" and not isinstance(site["fn"], _Subsample):
-                log_prob = site["fn"].log_prob(site["value"])
+                log_prob = without_validation(site["fn"]).log_prob(site["value"])
                 total = total + scale_and_mask(log_prob, site["scale"], site["mask"]).sum()
         for name, u in params.items():
             total = total - transforms[name].log_abs_det_jacobian(values[name], u).sum()

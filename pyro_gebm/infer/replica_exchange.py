@@ -63,10 +63,14 @@ class ReplicaExchange:
         num_moves: trajectories on each rung and iteration.
         site: name of the draws.
 
+    Attributes:
+        inverse_temperatures: the ladder, shape `(R,)`.
+        num_pilot_gradients: gradients of the energy that the pilot run took.
+
     Raises:
         TypeError: if `latent` is not an `EnergyTiltedPrior`.
         ValueError: for numbers out of their range, or a GEBM with a batch shape.
-        RuntimeError: if the energy is NaN at a draw of the prior.
+        RuntimeError: if the energy is NaN or -inf at a draw of the prior, or infinite at all of them.
 
     Example:
         >>> import pyro.distributions as dist
@@ -92,6 +96,7 @@ class ReplicaExchange:
         self._ladder, self._num_moves, self._site = Ladder(latent), num_moves, site
         rungs = pilot(self._ladder, NUM_PILOT, NUM_MOVES, EFFECTIVE_FRACTION)
         t, self._step_size, length_scale = spaced_evenly(rungs, num_rungs)
+        self.num_pilot_gradients = sum(rungs.num_gradients)
         self._beta = latent.gebm.inverse_temperature
         self._t, self._length_scale = (torch.as_tensor(x).to(self._beta) for x in (t, length_scale))
         self.transforms = {site: biject_to(latent.support).inv}
@@ -111,6 +116,10 @@ class ReplicaExchange:
             initial_params: dict with unconstrained starts, a leading axis of N; None draws them from the prior.
             args: none.
             kwargs: none.
+
+        Raises:
+            TypeError: for arguments.
+            ValueError: if the energy is NaN at a start.
         """
         if args or kwargs:
             raise TypeError("Expected no arguments: ReplicaExchange works on a GEBM, not on a model.")
@@ -118,6 +127,8 @@ class ReplicaExchange:
         points, shape = self._ladder.start(len(self._t) * num_chains), (len(self._t), num_chains)
         if initial_params is not None:
             given = self._ladder.evaluate(initial_params[self._site].detach().reshape(num_chains, -1))
+            if potential_at(given, 1.0)[0].isnan().any():
+                raise ValueError("Expected a real potential at `initial_params`, which are unconstrained; got NaN.")
             rest = Points(*(x.repeat(shape[0] - 1, *[1] * (x.dim() - 1)) for x in given))
             points = Points(*(torch.cat([x[:num_chains], y]) for x, y in zip(points, rest)))
         zero = torch.zeros_like(points.tilt[:num_chains])
@@ -166,7 +177,7 @@ class ReplicaExchange:
             accept_prob=accept_prob[-num_chains:],
             swap_accept_prob=swap_accept_prob,
             round_trips=state.round_trips + arrived,
-            num_steps=(num_rungs - 1) * num_steps + num_rungs,
+            num_steps=(num_rungs - 1) * num_steps + 1,
             diverging=accept_prob[-num_chains:] == 0.0,
         )
 

@@ -18,6 +18,8 @@ __all__ = ["SMC", "SMCResult"]
 NUM_PILOT = 1024
 #: Seconds after which a progress bar is shown.
 DELAY = 2.0
+#: Acceptance of the moves on a rung below which the estimate comes with a warning.
+MIN_ACCEPT_PROB = 0.1
 
 
 class SMCResult(NamedTuple):
@@ -112,15 +114,18 @@ class SMC:
             An `SMCResult`.
 
         Raises:
-            RuntimeError: if the energy is NaN at a draw of the prior, or the ladder would need more than 1,000 rungs.
+            RuntimeError: if the energy is NaN or -inf at a draw of the prior, or infinite at all of them, or the ladder
+                would need more than 1,000 rungs.
         """
         z, rungs, num_gradients, log_weight, *records = _run(latent, self, progress_bar)
         beta = float(latent.gebm.inverse_temperature)
         log_partitions, tilts, accept_probs = (torch.stack(record).double().cpu().numpy() for record in records)
+        inverse_temperatures = beta * np.array(rungs.t)
+        log_partition = from_log_weights(log_weight.double().cpu().numpy(), self.num_particles // self.num_groups)
         return SMCResult(
             z=z,
-            log_partition=from_log_weights(log_weight.double().cpu().numpy(), self.num_particles // self.num_groups),
-            inverse_temperatures=beta * np.array(rungs.t),
+            log_partition=_with_warning(log_partition, inverse_temperatures, accept_probs),
+            inverse_temperatures=inverse_temperatures,
             log_partitions=log_partitions,
             mean_energies=-tilts / beta if beta > 0 else np.full_like(tilts, np.nan),
             step_sizes=np.array(rungs.step_size) * np.array(rungs.length_scale),
@@ -149,7 +154,7 @@ def _run(latent, config, progress_bar):
     points = ladder.start(config.num_particles)
     shape = (config.num_groups, config.num_particles // config.num_groups)
     offsets = shape[1] * torch.arange(shape[0], device=points.tilt.device)[:, None]
-    num_gradients = sum(rungs.num_gradients)
+    num_gradients = sum(rungs.num_gradients) + config.num_particles
     log_weight, zero = points.tilt.new_zeros(shape[0]), points.tilt.new_zeros(())
     log_partitions, mean_tilts, accept_probs = [zero], [points.tilt.mean()], [zero]
     for k in tqdm(range(1, len(rungs.t)), "SMC", unit="rung", delay=DELAY, disable=not progress_bar):
@@ -175,6 +180,19 @@ def _run(latent, config, progress_bar):
         mean_tilts,
         accept_probs,
     )
+
+
+def _with_warning(log_partition, inverse_temperatures, accept_probs):
+    """The estimate, with a warning if particles hardly moved on some rung."""
+    lowest = 1 + int(np.argmin(accept_probs[1:]))
+    if accept_probs[lowest] >= MIN_ACCEPT_PROB:
+        return log_partition
+    warning = (
+        f"At beta = {inverse_temperatures[lowest]:.3g} {100 * accept_probs[lowest]:.1f} % of the moves were accepted: "
+        " the particles are copies of a few, and their law is in doubt. Are the scales of the latents very "
+        "different?"
+    )
+    return log_partition._replace(warnings=(*log_partition.warnings, warning))
 
 
 def _take(points, index):

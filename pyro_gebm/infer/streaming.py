@@ -5,8 +5,8 @@ import pathlib
 import numpy as np
 from tqdm import tqdm
 
-from pyro_gebm.checkpoints import read_latest_checkpoint, write_checkpoint
-from pyro_gebm.draw_file import DrawFile, read_draws
+from pyro_gebm.checkpoints import delete_checkpoints, read_latest_checkpoint, write_checkpoint
+from pyro_gebm.draw_file import DrawFile, read_draws, refuse_existing
 from pyro_gebm.infer.vectorized import VectorizedMCMC
 
 __all__ = ["stream_draws"]
@@ -56,6 +56,9 @@ def stream_draws(mcmc, path, model_args=(), model_kwargs=None, *, chunk_size=100
         raise ValueError(f"Expected chunk_size >= 1; got {chunk_size}.")
     path, model_kwargs = pathlib.Path(path), {} if model_kwargs is None else model_kwargs
     folder, resume = path.with_name(f"{path.name}.state"), resume and path.exists()
+    if not resume:
+        refuse_existing(path)
+        delete_checkpoints(folder)
     mcmc.start(*model_args, **model_kwargs)
     kernel, total, num_draws = mcmc.kernel, mcmc.num_samples, 0
     with tqdm(total=total, disable=not progress_bar, unit="draw") as bar:
@@ -67,10 +70,9 @@ def stream_draws(mcmc, path, model_args=(), model_kwargs=None, *, chunk_size=100
         else:
             bar.set_description("Warmup")
             mcmc.warm_up()
+            write_checkpoint(folder, 0, {**kernel.state_dict(), "num_draws": 0})
         with DrawFile.open(path) if resume else _create(path, mcmc) as file:
             file.rewind(num_draws)
-            if not resume:
-                write_checkpoint(folder, 0, {**kernel.state_dict(), "num_draws": 0})
             bar.set_description("Sample")
             bar.update(file.num_draws_written)
             while (left := total - file.num_draws_written) > 0:

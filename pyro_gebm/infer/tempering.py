@@ -15,7 +15,8 @@ from pyro.distributions.util import sum_rightmost
 from torch.distributions import biject_to
 
 from pyro_gebm._callables import over_batch
-from pyro_gebm.infer.dynamics import KineticState, trajectory
+from pyro_gebm.base import without_validation
+from pyro_gebm.infer.dynamics import KineticState, trajectory, value_and_grad
 from pyro_gebm.infer.kernel import accept_probability
 
 __all__ = [
@@ -64,7 +65,7 @@ class Ladder:
                 f"Expected a GEBM with batch_shape (); got {tuple(latent.batch_shape)}. Take one member of it at "
                 "a time."
             )
-        self._gebm, self._prior = latent.gebm, latent.gebm.latent_prior
+        self._gebm, self._prior = latent.gebm, without_validation(latent.gebm.latent_prior)
         self._transform = biject_to(self._prior.support)
         self._shape = self._transform.inverse_shape(latent.event_shape)
 
@@ -99,32 +100,37 @@ class Ladder:
 
     def evaluate(self, u):
         """`Points` at positions."""
-        return Points(u, *_value_and_grad(self.log_prior, u), *_value_and_grad(self.tilt, u))
+        return Points(u, *value_and_grad(self.log_prior, u), *value_and_grad(self.tilt, u))
 
     def start(self, num):
         """`Points` at exact draws of the prior.
 
         Raises:
-            RuntimeError: if the energy is NaN at one of them.
+            RuntimeError: if the energy is NaN or -inf at one of them, or infinite at all of them.
         """
         points = self.evaluate(self.sample_prior(num))
-        if points.tilt.isnan().any():
-            raise RuntimeError("Expected real energies; got NaN at a draw of the base.")
+        if (points.tilt.isnan() | (points.tilt == math.inf)).any():
+            raise RuntimeError("Expected real energies; got NaN or -inf at a draw of the base.")
+        if (points.tilt == -math.inf).all():
+            raise RuntimeError(f"Expected finite energies at some draws of the base; got inf at all {num} of them.")
         return points
 
     def potential_and_grad(self, t):
         """A callable from positions to the potential of the rung t (a scalar, or shape `(N,)`) and its gradient."""
-        return lambda u: _value_and_grad(lambda u: -self.log_prior(u) - t * self.tilt(u), u)
+        return lambda u: value_and_grad(lambda u: -self.log_prior(u) - log_increment(t, self.tilt(u)), u)
 
 
 def potential_at(points, t):
     """Potential of the rung t (a scalar, or shape `(N,)`) at `Points`, and its gradient."""
     over_rows = t[:, None] if isinstance(t, torch.Tensor) and t.dim() else t
-    return -points.log_prior - t * points.tilt, -points.log_prior_grad - over_rows * points.tilt_grad
+    grad = -points.log_prior_grad - log_increment(over_rows, points.tilt_grad)
+    return -points.log_prior - log_increment(t, points.tilt), grad
 
 
 def move(points, ladder, t, step_size, length_scale, num_moves):
-    """Metropolis-adjusted Langevin trajectories (arXiv:2202.13230) on one rung, of length 1.57 times the length scale.
+    """Metropolis-adjusted Langevin trajectories (arXiv:2202.13230) on one rung.
+
+    They are 1.57 length scales long, or 64 steps where that is less.
 
     Args:
         points: `Points`.
@@ -135,31 +141,38 @@ def move(points, ladder, t, step_size, length_scale, num_moves):
         num_moves: trajectories, one test each.
 
     Returns:
-        `(Points, acceptance probabilities, gradients)`: the probabilities are means over the moves, of shape `(N,)`.
+        `(Points, acceptance probabilities, gradients)`: the probabilities are means over the moves, of shape `(N,)`,
+        the gradients those spent on each point.
     """
     num_steps = min(max(1, math.ceil(TRAJECTORY_LENGTH / step_size)), MAX_STEPS)
+    h = min(TRAJECTORY_LENGTH / num_steps, step_size)
     scale = length_scale[:, None] if isinstance(length_scale, torch.Tensor) else length_scale
     potential_and_grad = ladder.potential_and_grad(t)
     state = KineticState(points.u, points.u, points.u, *potential_at(points, t))
     total = torch.zeros_like(points.tilt)
     for _ in range(num_moves):
         start = state._replace(v=torch.randn_like(state.z))
-        end, error = trajectory(start, potential_and_grad, TRAJECTORY_LENGTH / num_steps, FRICTION, num_steps, scale)
+        end, error = trajectory(start, potential_and_grad, h, FRICTION, num_steps, scale)
         accept_prob = accept_probability(error)
         accept = torch.rand_like(accept_prob) < accept_prob
         rows = accept[:, None]
         state = KineticState(*(torch.where(rows if a.dim() > 1 else accept, a, b) for a, b in zip(end, start)))
         total = total + accept_prob
-    return ladder.evaluate(state.z), total / num_moves, num_moves * num_steps
+    return ladder.evaluate(state.z), total / num_moves, num_moves * num_steps + 1
 
 
 def length_scale_of(u):
-    r"""Length scale $\sqrt{\operatorname{tr} \Sigma^2 / \operatorname{tr} \Sigma}$ of positions, shape `(N, d)`."""
+    r"""Length scale $\sqrt{\operatorname{tr} \Sigma^2 / \operatorname{tr} \Sigma}$ of positions, shape `(N, d)`.
+
+    Positions that are not finite do not count; it is 1 for positions that are all the same.
+    """
+    u = u[u.isfinite().all(1)]
     y = u - u.mean(0)
     generator = torch.Generator().manual_seed(0)
     probes = torch.randn(u.shape[1], NUM_PROBES, generator=generator, dtype=torch.float64).to(u)
     projected = y.T @ (y @ probes) / len(u)
-    return float((projected.square().sum() / NUM_PROBES / y.square().sum() * len(u)).sqrt())
+    scale = float((projected.square().sum() / NUM_PROBES / y.square().sum() * len(u)).sqrt())
+    return scale if 0 < scale < math.inf else 1.0
 
 
 def effective_fraction(log_weights):
@@ -170,11 +183,13 @@ def effective_fraction(log_weights):
 
 def log_increment(step, tilt):
     """Log-weights of a step up the ladder, step times tilt; 0 for no step, also where the energy is infinite."""
-    return step * tilt if step else torch.zeros_like(tilt)
+    return step * tilt if isinstance(step, torch.Tensor) or step else torch.zeros_like(tilt)
 
 
 def next_rung(t, tilt, fraction):
     """The rung above t at which the weights of the step have the effective fraction asked for; 1 at most.
+
+    Particles of infinite energy have weight 0 on every rung above t, and do not count.
 
     Args:
         t: rung, a number in [0, 1).
@@ -184,14 +199,15 @@ def next_rung(t, tilt, fraction):
     Returns:
         A number.
     """
-    if effective_fraction((1.0 - t) * tilt) >= fraction:
-        return 1.0
-    low, high = t, 1.0
+    tilt = tilt[tilt.isfinite()]
+    low = torch.tensor(t, dtype=torch.float64, device=tilt.device)  # a tensor: nothing is read off the device
+    high = torch.ones_like(low)
     for _ in range(NUM_HALVINGS):
         middle = 0.5 * (low + high)
         good = effective_fraction((middle - t) * tilt) >= fraction
-        low, high = (middle, high) if good else (low, middle)
-    return low
+        low, high = torch.where(good, middle, low), torch.where(good, high, middle)
+    reached = effective_fraction((1.0 - t) * tilt) >= fraction
+    return float(torch.where(reached, 1.0, low))
 
 
 def systematic_resample(log_weights):
@@ -200,12 +216,4 @@ def systematic_resample(log_weights):
     cumulative = torch.softmax(log_weights, -1).cumsum(-1)
     uniform = torch.rand(*log_weights.shape[:-1], 1, dtype=log_weights.dtype, device=log_weights.device)
     positions = (torch.arange(num, device=uniform.device) + uniform) / num
-    return torch.searchsorted(cumulative / cumulative[..., -1:], positions).clamp(max=num - 1)
-
-
-def _value_and_grad(fn, u):
-    with torch.enable_grad():
-        u = u.detach().requires_grad_(True)
-        value = fn(u)
-        (grad,) = torch.autograd.grad(value.sum(), u)
-    return value.detach(), grad
+    return torch.searchsorted(cumulative / cumulative[..., -1:], positions, right=True).clamp(max=num - 1)

@@ -146,10 +146,11 @@ class VectorizedMCMC(AbstractMCMC):
             statistics.append(self.kernel.statistics())
         self.kernel.check()
         draws, statistics = (
-            {name: torch.stack([row[name] for row in rows], 1).cpu() for name in rows[0]}
-            for rows in (draws, statistics)
+            {name: torch.stack([row[name] for row in rows], 1) for name in rows[0]} for rows in (draws, statistics)
         )
-        return self.constrained(draws), statistics
+        # the transforms are where the model is
+        groups = self.constrained(draws), statistics
+        return tuple({name: value.cpu() for name, value in group.items()} for group in groups)
 
     def constrained(self, params):
         """Values of the latent sites at unconstrained tensors."""

@@ -92,6 +92,9 @@ def bridge(base_tilts, draw_tilts, effective_sample_size):
     Returns:
         A `LogPartition`.
 
+    Raises:
+        ValueError: for a tilt that is NaN or +inf.
+
     Example:
         >>> import numpy as np
         >>> rng = np.random.default_rng(0)
@@ -101,6 +104,9 @@ def bridge(base_tilts, draw_tilts, effective_sample_size):
         True
     """
     base_tilts, draw_tilts = np.asarray(base_tilts, np.float64), np.asarray(draw_tilts, np.float64)
+    for name, tilts in (("base", base_tilts), ("tilted law", draw_tilts)):
+        if not (tilts < math.inf).all():
+            raise ValueError(f"Expected real energies; got NaN or -inf at draws of the {name}.")
     num_base, num_draws = base_tilts.size, draw_tilts.size
     share = num_draws / (num_base + num_draws)
     finite = np.concatenate([base_tilts[np.isfinite(base_tilts)], draw_tilts.ravel()])
@@ -110,10 +116,10 @@ def bridge(base_tilts, draw_tilts, effective_sample_size):
         of_base, of_draws = _bridged(base_tilts - value, draw_tilts - value, share)
         low, high = (value, high) if of_base.mean() > of_draws.mean() else (low, value)
     fraction = _effective_fraction(of_base)
-    num_effective = min(float(effective_sample_size(of_draws)), num_draws)
+    num_effective = np.fmin(effective_sample_size(of_draws), num_draws)  # NaN for draws that are all the same
     ess = min(num_base * fraction, num_effective * _effective_fraction(of_draws))
     variance = (1 / fraction - 1) / num_base + (of_draws.std() / of_draws.mean()) ** 2 / num_effective
-    return _estimate(value, math.sqrt(variance), ess, math.nan)
+    return _estimate(value, math.sqrt(max(variance, 0.0)), ess, math.nan)
 
 
 def _bridged(log_ratio_base, log_ratio_draws, share):
