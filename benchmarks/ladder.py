@@ -4,8 +4,8 @@
 
 NumPyro. Two modes in d dimensions, 8 standard deviations apart, of weights 0.8 and 0.2 (log Z = 0). `SMC` with N
 particles; `ReplicaExchange` with 32 chains; 64 independent chains of `MALT` from prior draws. log Z of chains is
-estimated by bridge sampling. Root mean square errors over seeds, and gradients of the energy, those of warm-up and pilot
-run included.
+estimated by bridge sampling. Root mean square errors over seeds, and gradients of the energy, those of warm-up and
+pilot run included.
 """
 
 import argparse

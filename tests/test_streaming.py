@@ -87,6 +87,11 @@ def test_draws_do_not_depend_on_chunks_and_go_on_where_they_stopped(host, tmp_pa
     np.testing.assert_array_equal(whole, finished)
     with pytest.raises(FileExistsError, match="Expected no file"):
         run(host, tmp_path / "whole.nc", 60, 60, False)
+    np.testing.assert_array_equal(whole, run(host, tmp_path / "whole.nc", 60, 60, True)["posterior"]["z"].values)
+    (tmp_path / "whole.nc").unlink()  # and not its state, which is further on
+    shorter = run(host, tmp_path / "whole.nc", 20, 20, False)["posterior"]["z"].values
+    np.testing.assert_array_equal(whole[:, :20], shorter)
+    np.testing.assert_array_equal(shorter, run(host, tmp_path / "whole.nc", 20, 20, True)["posterior"]["z"].values)
 
 
 @pytest.mark.parametrize("after", slow_unless([0.02, 0.3], 0.3))

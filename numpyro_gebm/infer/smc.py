@@ -221,8 +221,7 @@ def _with_warning(log_partition, inverse_temperatures, accept_probs):
         return log_partition
     warning = (
         f"At beta = {inverse_temperatures[lowest]:.3g} {100 * accept_probs[lowest]:.1f} % of the moves were accepted: "
-        " the particles are copies of a few, and their law is in doubt. Are the scales of the latents very "
-        "different?"
+        "the particles are copies of a few, and their law is in doubt. Are the scales of the latents very different?"
     )
     return log_partition._replace(warnings=(*log_partition.warnings, warning))
 

@@ -116,7 +116,7 @@ def bridge(base_tilts, draw_tilts, effective_sample_size):
         of_base, of_draws = _bridged(base_tilts - value, draw_tilts - value, share)
         low, high = (value, high) if of_base.mean() > of_draws.mean() else (low, value)
     fraction = _effective_fraction(of_base)
-    num_effective = np.fmin(effective_sample_size(of_draws), num_draws)  # NaN for draws that are all the same
+    num_effective = np.fmin(float(effective_sample_size(of_draws)), num_draws)  # NaN for draws that are all the same
     ess = min(num_base * fraction, num_effective * _effective_fraction(of_draws))
     variance = (1 / fraction - 1) / num_base + (of_draws.std() / of_draws.mean()) ** 2 / num_effective
     return _estimate(value, math.sqrt(max(variance, 0.0)), ess, math.nan)

@@ -1,8 +1,10 @@
 """The ladder from the base to the tilted law: log-partitions, SMC, replica exchange, against exact values."""
 
 import functools
+import importlib
 import math
 import pickle
+import re
 
 import arviz as az
 import cases
@@ -18,7 +20,7 @@ from jax.scipy.special import gammaln
 from numpyro.infer import MCMC, NUTS
 from numpyro_cases import CASE, linear_gaussian_gebm, standard_normal
 
-from numpyro_gebm import GEBM, log_partition, log_partition_curve, to_arviz
+from numpyro_gebm import GEBM, LogPartitionCurve, log_partition, log_partition_curve, to_arviz
 from numpyro_gebm.infer import SMC, ReplicaExchange, init_to_prior, tempering
 from numpyro_gebm.infer.pareto import pareto_k
 from numpyro_gebm.infer.weights import bridge, from_log_weights
@@ -193,6 +195,15 @@ def test_bridge_sampling_is_calibrated():
     assert 0.75 <= np.std(z) <= 1.33 and abs(np.mean(z)) <= 0.4
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # NumPyro's ESS of a constant
+def test_bridge_sampling_refuses_nan_and_takes_constants():
+    draws = np.zeros((4, 10, 2))
+    with pytest.raises(ValueError, match="NaN or -inf at draws of the tilted law"):
+        log_z(quadratic_gebm(2, 1.0), "bridge", draws=np.where(draws == 0, np.nan, draws))
+    base = log_z(quadratic_gebm(2, 1.0, inverse_temperature=0.0), "bridge", draws=draws)
+    assert base.value == pytest.approx(0.0, abs=1e-9) and base.std_error == pytest.approx(0.0, abs=1e-6)
+
+
 @pytest.mark.parametrize("shape", [0.1, 0.5, 0.9])
 def test_pareto_shape(shape):
     log_weights = np.random.default_rng(0).exponential(shape, 20_000)
@@ -263,6 +274,8 @@ def test_bad_arguments():
         log_z(quadratic_gebm(2, 1.0), "bridge")
     with pytest.raises(ValueError, match="Expected draws of shape"):
         log_z(quadratic_gebm(2, 1.0), "bridge", draws=np.zeros((10, 2)))
+    with pytest.raises(ValueError, match="Expected num_samples >= 2 or None; got 1"):
+        log_z(quadratic_gebm(2, 1.0), "importance", num_samples=1)
     with pytest.raises(ValueError, match="Expected method"):
         log_z(quadratic_gebm(2, 1.0), "harmonic mean")
 
@@ -293,8 +306,30 @@ def test_smc_as_the_sampler_of_a_gebm():
 def test_energies_that_are_infinite():
     gebm = GEBM(dist.Normal(0.0, 1.0), lambda x: jnp.where(x > 0, x, jnp.inf))  # Z = exp(1/2) P(z > 1)
     truth = 0.5 + math.log(0.5 * math.erfc(1 / math.sqrt(2)))
-    for estimate in (smc(gebm, effective_fraction=0.3).log_partition, log_z(gebm, "importance")):
+    for estimate in (smc(gebm).log_partition, log_z(gebm, "importance")):
         assert abs(estimate.value - truth) <= 4 * estimate.std_error < 0.1
+
+
+@pytest.mark.slow  # each compiles
+@pytest.mark.parametrize(
+    "energy, dim, truth",
+    [
+        (lambda x: 0.5 * (x[0] / 0.005) ** 2, 2, -0.5 * math.log1p(0.005**-2)),
+        (lambda x: jnp.zeros(()), 1, 0.0),
+        (lambda x: 30.0 * ((x**2 - 1.0) ** 2).sum(), 1, -2.534317),  # by quadrature
+    ],
+    ids=["narrow", "zero", "walls"],
+)
+def test_energies_that_moves_find_hard(energy, dim, truth):
+    result = smc(GEBM(standard_normal(dim), energy))
+    assert abs(result.log_partition.value - truth) <= 4 * result.log_partition.std_error + 1e-9 < 0.2
+    assert result.accept_probs[1:].min() > 0.5 and result.log_partition.warnings == ()
+
+
+def test_particles_that_hardly_move_bring_a_warning(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("numpyro_gebm.infer.smc"), "MIN_ACCEPT_PROB", 0.999)
+    (warning,) = smc(offset_gebm()).log_partition.warnings
+    assert re.search(r"At beta = \S+ \S+ % of the moves were accepted", warning)
 
 
 def test_a_constrained_latent():
@@ -302,7 +337,12 @@ def test_a_constrained_latent():
     gebm = GEBM(prior, lambda x: 1.5 * x)  # tilted to Gamma(3, 3.5)
     result = smc(gebm)
     assert abs(result.log_partition.value - 3.0 * math.log(2.0 / 3.5)) <= 4 * result.log_partition.std_error
-    mcmc = chains(ReplicaExchange(gebm.latent), 100, 500, 16)
+    kernel = ReplicaExchange(gebm.latent)
+    start = kernel.init(random.split(random.key(0)), 0, {"z": jnp.array([-1.0, 2.0])})  # unconstrained
+    np.testing.assert_allclose(start.z["z"], np.exp([-1.0, 2.0]))
+    with pytest.raises(ValueError, match="Expected a real potential at `init_params`"):
+        kernel.init(random.split(random.key(0)), 0, {"z": jnp.array([-1.0, jnp.nan])})
+    mcmc = chains(kernel, 100, 500, 16)
     draws = draws_of(mcmc)
     assert (draws > 0).all()
     cases.assert_mean(draws, 3.0 / 3.5)
@@ -361,6 +401,7 @@ def test_curve_of_the_log_partition():
     curve = curve_up_to(10.0)
     beta = np.linspace(0.0, 10.0, 101)
     np.testing.assert_allclose([float(curve(b)) for b in beta], -0.5 * np.log1p(beta), atol=0.02)
+    assert float(curve(10.1)) == math.inf  # nothing is known there
     with pytest.raises(ValueError, match="Expected an inverse temperature above 0"):
         curve_up_to(0.0)
 
@@ -374,6 +415,25 @@ def test_inverse_temperature_as_a_random_variable():
     cases.assert_mean(posterior_of_beta(curve_up_to(50.0), x), mean, min_ess=400)
     with pytest.raises(AssertionError, match="standard errors"):
         cases.assert_mean(posterior_of_beta(None, x), mean, min_ess=400)
+
+
+def test_a_curve_of_steep_slopes_stays_convex():
+    """As that of an energy of infinite mean: the slope at 0 is that of a finite sample."""
+    x, y = jnp.array([0.0, 0.1, 1.0]), jnp.array([0.0, -0.2, -0.6])
+    curve = LogPartitionCurve(x, y, jnp.array([-1e6, -1.0, -0.1]))
+    grid = jnp.linspace(0.0, 1.0, 1001)
+    values = np.asarray(curve(grid))
+    assert (np.diff(values) < 0).all() and values.min() >= -0.6
+    for low, high in ((0, 101), (100, 1001)):  # between rungs
+        assert (np.diff(values[low:high], 2) > -1e-9).all()
+
+
+def test_single_precision():
+    with jax.enable_x64(False):
+        gebm = GEBM(standard_normal(3), Quadratic(jnp.float32(3.0)))
+        result = smc(gebm)
+        assert result.z.dtype == jnp.float32
+        assert abs(result.log_partition.value - exact(3, 3.0)) <= 4 * result.log_partition.std_error < 0.1
 
 
 @pytest.mark.parametrize("t, fraction", [(0.0, 0.5), (0.2, 0.9)])

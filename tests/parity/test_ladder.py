@@ -61,7 +61,7 @@ def test_a_trajectory_without_friction(monkeypatch):
     a = numpyro_tempering.move(jax.random.key(0), start[0], ours, jnp.asarray(t), 0.8, jnp.asarray(scale), 1)
     b = pyro_tempering.move(start[1], theirs, torch.tensor(t), 0.8, torch.tensor(scale), 1)
     np.testing.assert_allclose(a[1], b[1], rtol=1e-8)
-    assert 0 < b[1].min() < 0.5 < b[1].max() <= 1 and a[2] == b[2] == 2  # some are turned down
+    assert 0 < b[1].min() < 0.5 < b[1].max() <= 1 and a[2] == b[2] == 3  # some are turned down
     for x, y in zip(a[0], b[0]):
         np.testing.assert_allclose(x, y, rtol=1e-8, atol=1e-10)
 
@@ -96,9 +96,10 @@ def test_the_curve_of_the_log_partition():
     )
     for beta, value in zip(rows[0], rows[1]):
         assert float(ours(beta)) == pytest.approx(value) and float(theirs(beta)) == pytest.approx(value)
-    for beta, slope in zip((0.0, 0.5, 2.0 - 1e-12, 3.0), [*rows[2], -0.3]):
+    for beta, slope in zip(rows[0], rows[2]):
         assert float(jax.grad(ours)(beta)) == pytest.approx(slope, rel=1e-6)
-    for beta in (0.2, 0.5, 1.3, 2.5):
+    assert float(ours(2.1)) == theirs(2.1).item() == np.inf
+    for beta in (0.2, 0.5, 1.3, 2.0):
         b = torch.tensor(beta, requires_grad=True)
         theirs(b).backward()
         assert float(ours(beta)) == pytest.approx(theirs(b).item(), rel=1e-12)

@@ -137,6 +137,12 @@ def test_flow_ratio_energy_is_the_flow():
     torch.testing.assert_close(energy.log_partition, (parameters(flow) ** 2).sum().log())
 
 
+def test_priors_of_a_flow_ratio_energy_go_where_it_goes():
+    energy = FlowRatioEnergy(real_nvp(3)).float()
+    assert energy(torch.zeros(2, 3, dtype=torch.float32)).dtype == torch.float32
+    assert energy.to("meta").q.sample().device.type == "meta"
+
+
 def test_flow_ratio_energy_trains_its_flow_alone_and_learns_its_constant():
     base = random_flow(2, seed=0, scale=0.1, num_couplings=2)
     energy, before = FlowRatioEnergy(base), parameters(base)

@@ -1,8 +1,10 @@
 """The ladder from the base to the tilted law: log-partitions, SMC, replica exchange, against exact values."""
 
 import functools
+import importlib
 import math
 import pickle
+import re
 
 import arviz as az
 import cases
@@ -14,8 +16,8 @@ import torch
 from pyro.infer import MCMC, NUTS
 from pyro_cases import CASE, linear_gaussian_gebm, standard_normal
 
-from pyro_gebm import GEBM, log_partition, log_partition_curve, to_arviz
-from pyro_gebm.infer import SMC, ReplicaExchange, VectorizedMCMC, init_to_prior, tempering
+from pyro_gebm import GEBM, LogPartitionCurve, log_partition, log_partition_curve, to_arviz
+from pyro_gebm.infer import MALT, SMC, ReplicaExchange, VectorizedMCMC, init_to_prior, tempering
 from pyro_gebm.infer.pareto import pareto_k
 from pyro_gebm.infer.weights import bridge, from_log_weights
 
@@ -172,6 +174,14 @@ def test_bridge_sampling_is_calibrated():
     assert 0.75 <= np.std(z) <= 1.33 and abs(np.mean(z)) <= 0.4
 
 
+def test_bridge_sampling_refuses_nan_and_takes_constants():
+    draws = np.zeros((4, 10, 2))
+    with pytest.raises(ValueError, match="NaN or -inf at draws of the tilted law"):
+        log_z(quadratic_gebm(2, 1.0), "bridge", draws=np.where(draws == 0, np.nan, draws))
+    base = log_z(quadratic_gebm(2, 1.0, inverse_temperature=0.0), "bridge", draws=draws)
+    assert base.value == pytest.approx(0.0, abs=1e-9) and base.std_error == pytest.approx(0.0, abs=1e-6)
+
+
 @pytest.mark.parametrize("shape", [0.1, 0.5, 0.9])
 def test_pareto_shape(shape):
     log_weights = np.random.default_rng(0).exponential(shape, 20_000)
@@ -243,6 +253,8 @@ def test_bad_arguments():
         log_z(quadratic_gebm(2, 1.0), "bridge")
     with pytest.raises(ValueError, match="Expected draws of shape"):
         log_z(quadratic_gebm(2, 1.0), "bridge", draws=np.zeros((10, 2)))
+    with pytest.raises(ValueError, match="Expected num_samples >= 2 or None; got 1"):
+        log_z(quadratic_gebm(2, 1.0), "importance", num_samples=1)
     with pytest.raises(ValueError, match="Expected method"):
         log_z(quadratic_gebm(2, 1.0), "harmonic mean")
 
@@ -272,8 +284,29 @@ def test_smc_as_the_sampler_of_a_gebm():
 def test_energies_that_are_infinite():
     gebm = GEBM(dist.Normal(0.0, 1.0), lambda x: torch.where(x > 0, x, math.inf))  # Z = exp(1/2) P(z > 1)
     truth = 0.5 + math.log(0.5 * math.erfc(1 / math.sqrt(2)))
-    for estimate in (smc(gebm, effective_fraction=0.3).log_partition, log_z(gebm, "importance")):
+    for estimate in (smc(gebm).log_partition, log_z(gebm, "importance")):
         assert abs(estimate.value - truth) <= 4 * estimate.std_error < 0.1
+
+
+@pytest.mark.parametrize(
+    "energy, dim, truth",
+    [
+        (lambda x: 0.5 * (x[..., 0] / 0.005) ** 2, 2, -0.5 * math.log1p(0.005**-2)),
+        (lambda x: torch.zeros(len(x)), 1, 0.0),
+        (lambda x: 30.0 * ((x**2 - 1.0) ** 2).sum(-1), 1, -2.534317),  # by quadrature
+    ],
+    ids=["narrow", "zero", "walls"],
+)
+def test_energies_that_moves_find_hard(energy, dim, truth):
+    result = smc(GEBM(standard_normal(dim), energy))
+    assert abs(result.log_partition.value - truth) <= 4 * result.log_partition.std_error + 1e-9 < 0.2
+    assert result.accept_probs[1:].min() > 0.5 and result.log_partition.warnings == ()
+
+
+def test_particles_that_hardly_move_bring_a_warning(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("pyro_gebm.infer.smc"), "MIN_ACCEPT_PROB", 0.999)
+    (warning,) = smc(offset_gebm()).log_partition.warnings
+    assert re.search(r"At beta = \S+ \S+ % of the moves were accepted", warning)
 
 
 def test_a_constrained_latent():
@@ -297,6 +330,8 @@ def test_start_and_pickling_of_replica_exchange():
     assert mcmc.get_samples()["w"].shape == (40, 2)
     kernel.setup_chains(0, 2, start)
     torch.testing.assert_close(kernel.positions()["w"], start["w"])
+    with pytest.raises(ValueError, match="Expected a real potential at `initial_params`"):
+        kernel.setup_chains(0, 2, {"w": torch.tensor([[7.0, math.nan], [0.0, 0.0]])})
     with pytest.raises(TypeError, match="Expected no arguments"):
         kernel.setup_chains(0, 2, None, 1.0)
     prior = ReplicaExchange(GEBM(standard_normal(2), _norm).latent, num_rungs=3)
@@ -339,6 +374,7 @@ def test_curve_of_the_log_partition():
     curve = curve_up_to(10.0)
     beta = np.linspace(0.0, 10.0, 101)
     np.testing.assert_allclose([float(curve(b)) for b in beta], -0.5 * np.log1p(beta), atol=0.02)
+    assert float(curve(10.1)) == math.inf  # nothing is known there
     with pytest.raises(ValueError, match="Expected an inverse temperature above 0"):
         curve_up_to(0.0)
 
@@ -352,6 +388,42 @@ def test_inverse_temperature_as_a_random_variable():
     cases.assert_mean(posterior_of_beta(curve_up_to(50.0), x), mean, min_ess=400)
     with pytest.raises(AssertionError, match="standard errors"):
         cases.assert_mean(posterior_of_beta(None, x), mean, min_ess=400)
+
+
+def test_a_curve_of_steep_slopes_stays_convex():
+    """As that of an energy of infinite mean: the slope at 0 is that of a finite sample."""
+    x, y = torch.tensor([0.0, 0.1, 1.0]), torch.tensor([0.0, -0.2, -0.6])
+    curve = LogPartitionCurve(x, y, torch.tensor([-1e6, -1.0, -0.1]))
+    values = curve(torch.linspace(0.0, 1.0, 1001)).numpy()
+    assert (np.diff(values) < 0).all() and values.min() >= -0.6
+    for low, high in ((0, 101), (100, 1001)):  # between rungs
+        assert (np.diff(values[low:high], 2) > -1e-9).all()
+
+
+def test_single_precision():
+    torch.set_default_dtype(torch.float32)
+    gebm = quadratic_gebm(3, 3.0)
+    result = smc(gebm)
+    assert result.z.dtype == torch.float32
+    assert abs(result.log_partition.value - exact(3, 3.0)) <= 4 * result.log_partition.std_error < 0.1
+    draws = 0.5 * np.random.normal(size=(4, 500, 3))  # float64
+    bridged = log_z(gebm, "bridge", draws=draws)
+    assert abs(bridged.value - exact(3, 3.0)) <= 4 * bridged.std_error < 0.3
+
+
+def test_replica_exchange_and_kernels_turn_down_steps_into_nan():
+    """Also over a prior that checks its arguments, as an expanded one always does."""
+    prior = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
+    gebm = GEBM(prior, lambda x: 100.0 * ((x**2 - 1.0) ** 2).sum(-1))
+    mcmc = chains(ReplicaExchange(gebm.latent, num_rungs=4), 20, 100, 8)
+    assert np.isfinite(draws_of(mcmc)).all()
+    mcmc = chains(MALT(lambda: pyro.sample("z", gebm.latent), step_size=50.0), 20, 20, 8)
+    assert np.isfinite(draws_of(mcmc)).all()
+
+
+def test_the_default_sampler_of_an_energy_without_gradient():
+    gebm = GEBM(standard_normal(2), lambda x: torch.zeros(len(x)))
+    cases.assert_moments(gebm.sample((2000,)).numpy()[None], np.zeros(2), np.eye(2), min_ess=1000, z_max=4.5)
 
 
 @pytest.mark.parametrize("t, fraction", [(0.0, 0.5), (0.2, 0.9)])
