@@ -39,7 +39,7 @@ def smc(num_particles):
     """Particles of SMC."""
 
     def run(gebm, seed):
-        result = SMC(num_particles).run(gebm.latent, rng_key=jax.random.key(seed))
+        result = SMC(num_particles).run(gebm.latent, rng_key=jax.random.key(seed), progress_bar=False)
         return np.asarray(result.z), result.log_partition.value, result.num_gradients
 
     return run

@@ -16,8 +16,8 @@ import arviz as az
 import matplotlib.pyplot as plt
 import numpy as np
 
-#: Weights of the modes at (0, 0) and (8, 0), both of standard deviation 1; the prior's is 3.
-WEIGHTS, DISTANCE, PRIOR_SCALE = (0.8, 0.2), 8.0, 3.0
+#: Weights of the modes at (0, 0) and (8, 0), both of standard deviation 1.
+WEIGHTS, DISTANCE = (0.8, 0.2), 8.0
 #: Observations of the model of beta, and the largest beta that log Z is known for.
 NUM_ROWS, MAX_BETA = 20, 50.0
 FIRST, SECOND, BLACK = "#2166ac", "#b2182b", "black"
@@ -37,6 +37,7 @@ def _parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", choices=("numpyro", "pyro"), default="numpyro")
     parser.add_argument("--seeds", type=int, default=5, help="of the two modes")
+    parser.add_argument("--prior-scale", type=float, default=3.0, help="standard deviation of the prior of the modes")
     parser.add_argument("--draws", type=int, default=1000, help="a chain of NUTS and of replica exchange")
     parser.add_argument("--warmup", type=int, default=500)
     parser.add_argument("--particles", type=int, default=16_384)
@@ -52,7 +53,7 @@ def modes(host, args, path):
         "| seed | NUTS, 4 chains | its R-hat | default sampler | SMC | log Z by SMC (0) | ReplicaExchange | seconds |"
     )
     print("|---|---|---|---|---|---|---|---|")
-    gebm, shown = host.two_modes(WEIGHTS, DISTANCE, PRIOR_SCALE), False
+    gebm, shown = host.two_modes(WEIGHTS, DISTANCE, args.prior_scale), False
     for seed in range(args.seeds):
         start = time.perf_counter()
         nuts = host.nuts(gebm, seed, args.warmup, args.draws)
@@ -67,14 +68,14 @@ def modes(host, args, path):
         print(f"| {' | '.join(map(str, row))} |", flush=True)
         if not shown and (rhat < 1.01 or seed == args.seeds - 1):
             shown = True
-            _plot_modes(nuts, rhat, smc, exchange, path)
+            _plot_modes(nuts, rhat, smc, exchange, args.prior_scale, path)
 
 
-def _plot_modes(nuts, rhat, smc, exchange, path):
+def _plot_modes(nuts, rhat, smc, exchange, prior_scale, path):
     """The first seed at which R-hat sees nothing."""
     grid = np.linspace(-10.0, 13.0, 400)
     exact = sum(w * np.exp(-0.5 * (grid - m) ** 2) for w, m in zip(WEIGHTS, (0.0, DISTANCE))) / np.sqrt(2 * np.pi)
-    prior = np.exp(-0.5 * (grid / PRIOR_SCALE) ** 2) / np.sqrt(2 * np.pi) / PRIOR_SCALE
+    prior = np.exp(-0.5 * (grid / prior_scale) ** 2) / np.sqrt(2 * np.pi) / prior_scale
     figure, axes = plt.subplots(1, 3, figsize=(10, 2.8), layout="constrained")
     for chain, color in zip(nuts[..., 0], ("#2166ac", "#4393c3", "#92c5de", "#053061")):
         axes[0].plot(chain, lw=0.3, color=color)

@@ -10,6 +10,7 @@ The data folder can be given in the environment variable GEBM_DATA; `--csv FILE`
 """
 
 import argparse
+import ast
 import importlib
 import pathlib
 import time
@@ -75,6 +76,9 @@ def _parse(argv):
     parser.add_argument("--csv", help="a table of your own instead of --sets")
     parser.add_argument("--sets", nargs="+", choices=sorted(uci.SETS), default=["RedWine", "Parkinsons"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of splits and training")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE", help="settings other than SETTINGS, CHANGES"
+    )
     parser.add_argument("--scale-steps", type=float, default=1.0, help="factor of all numbers of training steps")
     parser.add_argument("--chains", type=int, help="of the check of the law, in each space; its defaults: LAW_SIZES")
     parser.add_argument("--warmup", type=int)
@@ -89,6 +93,11 @@ def _parse(argv):
 
 def _settings(name, args):
     settings = {**SETTINGS, **CHANGES.get(name, {})}
+    for pair in args.set:
+        key, _, value = pair.partition("=")
+        if key not in settings:
+            raise SystemExit(f"Expected --set with names among {sorted(settings)}; got {key!r}.")
+        settings[key] = ast.literal_eval(value)
     for key in settings:
         if key.endswith(("_steps", "_draws")):
             settings[key] = max(2, int(args.scale_steps * settings[key]))
@@ -201,13 +210,16 @@ def check_density(host, name, args):
         bases = dict(zip(("bounded", "flow_ratio"), host.maximum_likelihood(split, seed, settings, show)))
         for row, family, objective in ROWS:
             if family is None:
-                log_density, of_a = host.log_density(bases["bounded"], split.test), [np.nan] * 3
+                law = bases["bounded"]
+                log_density, of_a = host.log_density(law, split.test), [np.nan] * 3
             else:
-                gebm = getattr(host, family)(bases[family], split, objective, seed, settings, show)
-                log_density, of_a = evaluate(host, gebm, split, settings, seed, show)
+                law = getattr(host, family)(bases[family], split, objective, seed, settings, show)
+                log_density, of_a = evaluate(host, law, split, settings, seed, show)
             kept = log_density[~split.repeated]
             results[row].append([-log_density.mean(), -kept.mean(), *of_a])
-            print(f"{name}, seed {seed}, {row}: {_numbers(results[row][-1:])}", flush=True)
+            of_validation = -host.log_density(law, split.validation).mean()
+            line = f"{name}, seed {seed}, {row}: {_numbers(results[row][-1:])} (validation NLL {of_validation:.2f})"
+            print(line, flush=True)
     return [
         f"{name}, {args.backend}: {table.shape[1]} columns, {sizes[0]} training, {sizes[1]} validation and {sizes[2]} "
         f"test rows, of which {', '.join(map(str, repeated))} repeat a training row (seeds "
