@@ -198,7 +198,9 @@ def refuse_existing(path):
         FileExistsError: if there is one.
     """
     if path.exists():
-        raise FileExistsError(f"Expected no file at {path}. Continue it with `resume=True`, or delete it.")
+        raise FileExistsError(
+            f"Expected no file at {path}. Continue it with `DrawFile.open` (`stream_draws(..., resume=True)`), or delete it."
+        )
 
 
 def read_draws(path):
