@@ -199,7 +199,7 @@ def refuse_existing(path):
     """
     if path.exists():
         raise FileExistsError(
-            f"Expected no file at {path}. Continue it with `DrawFile.open` (`stream_draws`: `resume=True`), or delete it."
+            f"Expected no file at {path}. Continue it with `DrawFile.open` (or `resume=True`), or delete it."
         )
 
 
