@@ -48,11 +48,11 @@ def models(size):
     _, latent, event, widths = SIZES[size]
     keys = jax.random.split(jax.random.key(0))
     if size == "conv":
-        generator = numpyro_gebm.nn.ConvGenerator(latent, event, widths, key=keys[0])
-        energy = numpyro_gebm.nn.ConvEnergy(event, widths[::-1], key=keys[1])
+        generator = numpyro_gebm.nn.ConvGenerator(latent, event, widths, rng_key=keys[0])
+        energy = numpyro_gebm.nn.ConvEnergy(event, widths[::-1], rng_key=keys[1])
     else:
-        generator = numpyro_gebm.nn.MLP((latent,), event, widths, "relu", key=keys[0])
-        energy = numpyro_gebm.nn.MLP(event, (), widths, "leaky_relu", key=keys[1])
+        generator = numpyro_gebm.nn.MLP((latent,), event, widths, "relu", rng_key=keys[0])
+        energy = numpyro_gebm.nn.MLP(event, (), widths, "leaky_relu", rng_key=keys[1])
     prior = numpyro_dist.Normal(jnp.zeros(latent), 1.0).to_event(1)
     base = numpyro_gebm.Pushforward(prior, generator)
     deviation = jax.vmap(energy)(base.sample(jax.random.key(1), (2000,))).std()

@@ -36,7 +36,7 @@ PAIRS = {"MLP": (100, (784,), 128, (512, 512)), "convolutional": (64, (1, 32, 32
 def networks(package, pair, **keys):
     """Generator and energy of a pair, in a package."""
     latent, event, _, sizes = PAIRS[pair]
-    key = {name: [{name: k} for k in jax.random.split(value)] for name, value in keys.items()}.get("key", [{}, {}])
+    key = {name: [{name: k} for k in jax.random.split(value)] for name, value in keys.items()}.get("rng_key", [{}, {}])
     if pair == "MLP":
         generator = package.nn.MLP((latent,), event, sizes, **key[0])
         return generator, package.nn.MLP(event, (), sizes, activation="leaky_relu", **key[1])
@@ -147,7 +147,7 @@ def pyro_package(pair, data, fused=None):
 def numpyro_bare(pair, data):
     """A function that takes `num` compiled steps in JAX with the gradients that are needed and nothing else."""
     latent, _, batch, _ = PAIRS[pair]
-    parts = [eqx.partition(m, eqx.is_inexact_array) for m in networks(numpyro_gebm, pair, key=jax.random.key(0))]
+    parts = [eqx.partition(m, eqx.is_inexact_array) for m in networks(numpyro_gebm, pair, rng_key=jax.random.key(0))]
     (generator, static_generator), (energy, static_energy) = parts
     optim, penalty = optax.adam(1e-4, b1=0.5), numpyro_gebm.gradient_penalty(1.0)
     data = jnp.asarray(data)
@@ -185,7 +185,7 @@ def numpyro_bare(pair, data):
 def numpyro_package(pair, data):
     """A function that takes `num` compiled steps of `numpyro_gebm.KALE`."""
     latent, _, batch, _ = PAIRS[pair]
-    generator, energy = networks(numpyro_gebm, pair, key=jax.random.key(0))
+    generator, energy = networks(numpyro_gebm, pair, rng_key=jax.random.key(0))
     base = numpyro_gebm.Pushforward(numpyro_dist.Normal(0.0, 1.0).expand([latent]).to_event(1), generator)
     optim = optax.adam(1e-4, b1=0.5)
     kale = numpyro_gebm.KALE(base, numpyro_gebm.KALEGuide(energy, log_partition=0.0), optim, optim, energy_steps=1)

@@ -65,7 +65,7 @@ def _uniform():
 
 
 def _energy(settings, key):
-    return nn.MLP((2,), (), settings["hidden"], activation="silu", key=key)
+    return nn.MLP((2,), (), settings["hidden"], activation="silu", rng_key=key)
 
 
 def _adam(rate, steps):
@@ -93,7 +93,7 @@ def draw(trained, num, seed):
 
 def energies(gebm, x):
     """E + A at points x, as a NumPy array."""
-    return -np.asarray(jax.jit(gebm.tilt)(jnp.asarray(x, jnp.float32)))
+    return -np.asarray(jax.jit(gebm.log_weight)(jnp.asarray(x, jnp.float32)))
 
 
 def energy_of_base_draws(gebm, num, seed):

@@ -103,7 +103,7 @@ def draw(trained, num, seed):
 @torch.no_grad()
 def energies(gebm, x):
     """E + A at points x, as a NumPy array."""
-    return -gebm.tilt(torch.as_tensor(x, dtype=torch.get_default_dtype())).numpy()
+    return -gebm.log_weight(torch.as_tensor(x, dtype=torch.get_default_dtype())).numpy()
 
 
 @torch.no_grad()

@@ -20,9 +20,9 @@ def train(images, seed, settings, steps, final_steps, progress_bar=True):
     """Train base and energy together by KALE, then the energy alone on the finished base."""
     key_generator, key_energy, key_joint, key_final = jax.random.split(jax.random.key(seed), 4)
     generator = nn.MLP(
-        (settings["latent"],), (8, 8), settings["hidden"], output_activation="sigmoid", key=key_generator
+        (settings["latent"],), (8, 8), settings["hidden"], output_activation="sigmoid", rng_key=key_generator
     )
-    energy = nn.MLP((8, 8), (), settings["hidden"], activation="leaky_relu", key=key_energy)
+    energy = nn.MLP((8, 8), (), settings["hidden"], activation="leaky_relu", rng_key=key_energy)
     base = Pushforward(dist.Normal(0.0, 1.0).expand([settings["latent"]]).to_event(1), generator)
     kale = KALE(
         base,

@@ -23,7 +23,7 @@ class BoundedEnergy(eqx.Module):
     bound: float = eqx.field(static=True)
 
     def __init__(self, dim, hidden, bound, *, key):
-        mlp = nn.MLP((dim,), (), hidden, activation="leaky_relu", key=key)
+        mlp = nn.MLP((dim,), (), hidden, activation="leaky_relu", rng_key=key)
         zero = jax.tree.map(jnp.zeros_like, mlp.layers[-1])
         self.mlp, self.bound = eqx.tree_at(lambda mlp: mlp.layers[-1], mlp, zero), bound
 
@@ -33,7 +33,7 @@ class BoundedEnergy(eqx.Module):
 
 def maximum_likelihood(split, seed, settings, show):
     """Two real NVPs of one run of maximum likelihood: that of the best validation, and the one on the way."""
-    flow = real_nvp(split.train.shape[1], settings["couplings"], settings["hidden"], key=random.key(seed))
+    flow = real_nvp(split.train.shape[1], settings["couplings"], settings["hidden"], rng_key=random.key(seed))
     guide = KALEGuide(lambda x: jnp.zeros(()))
     kale = KALE(flow, guide, _adam(settings["flow_rate"], settings["flow_steps"]), None, objective="maximum_likelihood")
 
@@ -61,7 +61,7 @@ def flow_ratio(base, split, objective, seed, settings, show):
 def bounded(base, split, objective, seed, settings, show):
     """A GEBM with the energy K tanh(MLP / K) on a frozen flow."""
     key = random.fold_in(random.key(seed), 1)
-    energy = BoundedEnergy(split.train.shape[1], settings["energy_hidden"], settings["bound"], key=key)
+    energy = BoundedEnergy(split.train.shape[1], settings["energy_hidden"], settings["bound"], rng_key=key)
     part = "chain" if objective == "contrastive_divergence" else "energy"
     guide = KALEGuide(energy, penalty=gradient_penalty(settings["penalty"]))
     kale = KALE(base, guide, None, _adam(settings["energy_rate"], settings[f"{part}_steps"]), objective=objective)

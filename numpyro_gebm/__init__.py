@@ -1,20 +1,20 @@
 """Generalized energy-based models as NumPyro distributions."""
 
+from gebm.draw_file import DrawFile, read_draws
+from gebm.plotting import plot_losses
+from gebm.weights import LogPartition
 from numpyro_gebm import divergences, flows, infer, metrics, nn, particle_flows
 from numpyro_gebm.base import Pushforward
+from numpyro_gebm.decode import decode
 from numpyro_gebm.diagnose import Diagnosis, diagnose
-from numpyro_gebm.diagnostics import to_arviz
-from numpyro_gebm.draw_file import DrawFile, read_draws
-from numpyro_gebm.draws import decode
 from numpyro_gebm.gebm import GEBM, EnergyTiltedPrior
-from numpyro_gebm.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
-from numpyro_gebm.infer.partition import LogPartitionCurve, log_partition, log_partition_curve
-from numpyro_gebm.infer.weights import LogPartition
+from numpyro_gebm.infer.ladder.partition import LogPartitionCurve, log_partition, log_partition_curve
 from numpyro_gebm.io import load, save
-from numpyro_gebm.kale import KALE
-from numpyro_gebm.plotting import plot_losses
 from numpyro_gebm.reparam import LatentReparam
-from numpyro_gebm.training import TrainingDiverged, energy_bursts
+from numpyro_gebm.to_arviz import to_arviz
+from numpyro_gebm.training.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
+from numpyro_gebm.training.kale import KALE
+from numpyro_gebm.training.loop import TrainingDiverged, energy_bursts
 
 __all__ = [
     "GEBM",

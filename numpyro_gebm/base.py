@@ -6,7 +6,7 @@ import numpyro.distributions as dist
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import IdentityTransform
 
-from numpyro_gebm._callables import Partitioned, output_of, over_batch
+from numpyro_gebm.callables import Partitioned, output_of, over_batch
 
 __all__ = ["Pushforward", "decompose", "has_density", "trained_part", "with_trained_part"]
 

@@ -8,7 +8,7 @@ from jax import lax, random
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 
-from numpyro_gebm._callables import over_batch
+from numpyro_gebm.callables import over_batch
 from numpyro_gebm.nn import MLP
 
 __all__ = ["AffineCoupling", "FlowRatioEnergy", "real_nvp"]
@@ -28,13 +28,13 @@ class AffineCoupling(Transform):
         dim: length of x, at least 2.
         hidden: widths of the hidden layers of both networks.
         swap: whether the first part is the one that changes.
-        key: a JAX random key.
+        rng_key: a JAX random key.
 
     Raises:
         ValueError: if `dim` is less than 2.
 
     Example:
-        >>> coupling = AffineCoupling(3, hidden=(8,), key=jax.random.key(0))
+        >>> coupling = AffineCoupling(3, hidden=(8,), rng_key=jax.random.key(0))
         >>> bool((coupling.inv(coupling(jnp.ones((5, 3)))) == 1).all())
         True
     """
@@ -42,12 +42,12 @@ class AffineCoupling(Transform):
     domain = constraints.real_vector
     codomain = constraints.real_vector
 
-    def __init__(self, dim, hidden=(100, 100), swap=False, *, key):
+    def __init__(self, dim, hidden=(100, 100), swap=False, *, rng_key):
         self.dim, self.hidden, self.swap = _check_dim(dim), tuple(hidden), bool(swap)
         kept, changed = self._sizes()[:: -1 if swap else 1]
-        key_shift, key_log_scale = random.split(key)
-        self.shift = _zero_at_start(MLP((kept,), (changed,), hidden, activation="relu", key=key_shift))
-        self.log_scale = _zero_at_start(MLP((kept,), (changed,), hidden, activation="tanh", key=key_log_scale))
+        key_shift, key_log_scale = random.split(rng_key)
+        self.shift = _zero_at_start(MLP((kept,), (changed,), hidden, activation="relu", rng_key=key_shift))
+        self.log_scale = _zero_at_start(MLP((kept,), (changed,), hidden, activation="tanh", rng_key=key_log_scale))
 
     def _sizes(self):
         return self.dim // 2, self.dim - self.dim // 2
@@ -92,7 +92,7 @@ class AffineCoupling(Transform):
         return isinstance(other, AffineCoupling) and eqx.tree_equal(self, other)
 
 
-def real_nvp(dim, num_couplings=5, hidden=(100, 100), *, key):
+def real_nvp(dim, num_couplings=5, hidden=(100, 100), *, rng_key):
     r"""Real NVP: a standard normal through affine couplings that change the two halves of the vector in turn.
 
     .. math:: \log g(x) = \log N(z; 0, I) - \sum_k \log|\det J_k|, \qquad x = T_K \circ \dots \circ T_1(z)
@@ -104,7 +104,7 @@ def real_nvp(dim, num_couplings=5, hidden=(100, 100), *, key):
         dim: length of an event, at least 2.
         num_couplings: number of affine couplings.
         hidden: widths of the hidden layers of their networks.
-        key: a JAX random key.
+        rng_key: a JAX random key.
 
     Returns:
         A `TransformedDistribution` over vectors of length `dim`.
@@ -113,15 +113,15 @@ def real_nvp(dim, num_couplings=5, hidden=(100, 100), *, key):
         ValueError: if `dim` is less than 2, or there is no coupling.
 
     Example:
-        >>> flow = real_nvp(3, key=jax.random.key(0))
+        >>> flow = real_nvp(3, rng_key=jax.random.key(0))
         >>> round(float(flow.log_prob(jnp.zeros(3))), 4)  # N(0, I) at its mean
         -2.7568
     """
     if num_couplings < 1:
         raise ValueError(f"Expected num_couplings >= 1; got {num_couplings}.")
     latent_prior = dist.Normal(0.0, 1.0).expand([_check_dim(dim)]).to_event(1)
-    keys = random.split(key, num_couplings)
-    couplings = [AffineCoupling(dim, hidden, swap=k % 2 == 1, key=keys[k]) for k in range(num_couplings)]
+    keys = random.split(rng_key, num_couplings)
+    couplings = [AffineCoupling(dim, hidden, swap=k % 2 == 1, rng_key=keys[k]) for k in range(num_couplings)]
     return dist.TransformedDistribution(latent_prior, couplings)
 
 
@@ -145,7 +145,7 @@ class FlowRatioEnergy(eqx.Module):
         ValueError: if one of them has no such transforms, or their event shapes differ.
 
     Example:
-        >>> energy = FlowRatioEnergy(real_nvp(2, key=jax.random.key(0)))
+        >>> energy = FlowRatioEnergy(real_nvp(2, rng_key=jax.random.key(0)))
         >>> bool(energy(jnp.zeros(2)) == -energy.log_partition)
         True
     """

@@ -11,8 +11,9 @@ from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 from numpyro.util import not_jax_tracer
 
-from numpyro_gebm._callables import Partitioned, check_evaluation_mode, output_of, over_batch
 from numpyro_gebm.base import decompose, has_density
+from numpyro_gebm.callables import Partitioned, check_evaluation_mode, output_of, over_batch
+from numpyro_gebm.dynamics.annealed_mala import AnnealedMALA
 
 __all__ = ["GEBM", "EnergyTiltedPrior", "check_energy"]
 
@@ -66,7 +67,7 @@ class GEBM(dist.Distribution):
         energy: callable pytree from one event (shape `base.event_shape`, no batch axis) to a scalar of shape `()`.
         inverse_temperature: $\beta \ge 0$, finite; a scalar or an array that broadcasts with `base.batch_shape`.
         log_partition: $A$ at this $\beta$: a scalar, a callable of $\beta$, or None for "unknown".
-        sampler: callable `(latent, num_samples, rng_key) -> z` with `z` of shape
+        sampler: callable `(latent, num_samples, *, rng_key) -> z` with `z` of shape
             `(num_samples,) + latent.batch_shape + latent.event_shape`; None is `infer.AnnealedMALA()`.
 
     Shapes: `batch_shape` is `base.batch_shape` broadcast with the inverse temperature; `event_shape` is the base's.
@@ -136,8 +137,6 @@ class GEBM(dist.Distribution):
     @property
     def sampler(self):
         """The sampler given, or `infer.AnnealedMALA()`."""
-        from numpyro_gebm.infer.annealed_mala import AnnealedMALA  # infer imports this module
-
         return self._sampler.fn or AnnealedMALA()
 
     @property
@@ -163,7 +162,7 @@ class GEBM(dist.Distribution):
     def has_rsample(self):
         return False
 
-    def tilt(self, x):
+    def log_weight(self, x):
         r"""Log-weight of the base's draws, $-\beta E(x) - A$ (with $A = 0$ where it is unknown).
 
         Args:
@@ -235,7 +234,7 @@ class GEBM(dist.Distribution):
                 "space: `gebm.latent.log_prob(z)`, or "
                 "`numpyro.handlers.reparam(model, config={'<site>': LatentReparam()})` for a site of a model."
             )
-        return self.base.log_prob(value) + self.tilt(value)
+        return self.base.log_prob(value) + self.log_weight(value)
 
 
 @jax.jit
@@ -294,7 +293,7 @@ class EnergyTiltedPrior(dist.Distribution):
             Array of shape `sample_shape + batch_shape + event_shape`.
         """
         num_samples = math.prod(sample_shape)
-        z = self.gebm.sampler(self, num_samples, key)
+        z = self.gebm.sampler(self, num_samples, rng_key=key)
         expected = (num_samples, *self.batch_shape, *self.event_shape)
         if z.shape != expected:
             raise ValueError(f"The sampler must return an array of shape {expected}; got {z.shape}.")
@@ -311,4 +310,4 @@ class EnergyTiltedPrior(dist.Distribution):
         Returns:
             Array of shape `sample_shape + batch_shape`.
         """
-        return self.gebm.latent_prior.log_prob(value) + self.gebm.tilt(self.gebm.decode(value))
+        return self.gebm.latent_prior.log_prob(value) + self.gebm.log_weight(self.gebm.decode(value))

@@ -12,6 +12,7 @@ import numpyro.distributions as dist
 
 from numpyro_gebm import nn
 from numpyro_gebm.base import Pushforward, trained_part, with_trained_part
+from numpyro_gebm.callables import array_name
 from numpyro_gebm.gebm import GEBM
 
 __all__ = ["load", "save"]
@@ -37,9 +38,9 @@ def save(gebm, path):
         >>> import numpyro.distributions as dist, tempfile, os
         >>> from numpyro_gebm import GEBM, Pushforward
         >>> keys = jax.random.split(jax.random.key(0))
-        >>> base = Pushforward(dist.Normal(0.0, 1.0).expand([2]).to_event(1), nn.MLP((2,), (3,), key=keys[0]))
+        >>> base = Pushforward(dist.Normal(0.0, 1.0).expand([2]).to_event(1), nn.MLP((2,), (3,), rng_key=keys[0]))
         >>> path = os.path.join(tempfile.mkdtemp(), "gebm.npz")
-        >>> save(GEBM(base, nn.MLP((3,), (), key=keys[1]), log_partition=0.5), path)
+        >>> save(GEBM(base, nn.MLP((3,), (), rng_key=keys[1]), log_partition=0.5), path)
         >>> load(path).log_partition.item()
         0.5
     """
@@ -150,7 +151,7 @@ def _describe(network):
 def _build(description):
     if description["class"] not in nn.ARCHITECTURES:
         raise ValueError(f"Expected an architecture in {sorted(nn.ARCHITECTURES)}; got {description['class']!r}.")
-    return nn.ARCHITECTURES[description["class"]](**description["config"], key=jax.random.key(0))
+    return nn.ARCHITECTURES[description["class"]](**description["config"], rng_key=jax.random.key(0))
 
 
 def _describe_prior(prior):
@@ -174,12 +175,6 @@ def _build_prior(description, arrays):
 
 #: Latent priors that `save` and `load` know by name, with their parameters.
 _PRIORS = {"Normal": ("loc", "scale"), "Uniform": ("low", "high"), "Laplace": ("loc", "scale")}
-
-
-def array_name(prefix, path):
-    """PyTorch-style name of a leaf: `energy.layers.0.weight`."""
-    parts = [str(getattr(k, "name", getattr(k, "idx", getattr(k, "key", k)))) for k in path]
-    return ".".join([prefix, *parts])
 
 
 def _named_arrays(prefix, tree):

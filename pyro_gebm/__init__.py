@@ -1,20 +1,20 @@
 """Generalized energy-based models as Pyro distributions."""
 
+from gebm.draw_file import DrawFile, read_draws
+from gebm.plotting import plot_losses
+from gebm.weights import LogPartition
 from pyro_gebm import divergences, flows, infer, metrics, nn, particle_flows
 from pyro_gebm.base import Pushforward
+from pyro_gebm.decode import decode
 from pyro_gebm.diagnose import Diagnosis, diagnose
-from pyro_gebm.diagnostics import to_arviz
-from pyro_gebm.draw_file import DrawFile, read_draws
-from pyro_gebm.draws import decode
 from pyro_gebm.gebm import GEBM, EnergyTiltedPrior
-from pyro_gebm.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
-from pyro_gebm.infer.partition import LogPartitionCurve, log_partition, log_partition_curve
-from pyro_gebm.infer.weights import LogPartition
+from pyro_gebm.infer.ladder.partition import LogPartitionCurve, log_partition, log_partition_curve
 from pyro_gebm.io import load, save
-from pyro_gebm.kale import KALE
-from pyro_gebm.plotting import plot_losses
 from pyro_gebm.reparam import LatentReparam
-from pyro_gebm.training import TrainingDiverged, energy_bursts
+from pyro_gebm.to_arviz import to_arviz
+from pyro_gebm.training.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
+from pyro_gebm.training.kale import KALE
+from pyro_gebm.training.loop import TrainingDiverged, energy_bursts
 
 __all__ = [
     "GEBM",

@@ -7,7 +7,7 @@ import torch
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import ExpandedDistribution
 
-from pyro_gebm._callables import draw_quietly, output_of, over_batch
+from pyro_gebm.callables import draw_quietly, output_of, over_batch
 
 __all__ = ["Pushforward", "decompose", "has_density", "snapshot", "trained_part", "without_validation"]
 

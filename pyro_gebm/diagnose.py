@@ -5,8 +5,9 @@ import textwrap
 
 import numpy as np
 
-from pyro_gebm._findings import CHECKS, check_convergence, check_modes
-from pyro_gebm.diagnostics import _energy_of_latents, _latent_site, to_arviz
+from gebm.arviz_data import latent_site
+from gebm.findings import CHECKS, check_convergence, check_modes
+from pyro_gebm.to_arviz import _energy_of_latents, to_arviz
 
 __all__ = ["Diagnosis", "diagnose"]
 
@@ -84,8 +85,8 @@ def diagnose(data, *, gebm=None, site=None, print_report=True):
         ValueError: if there is no posterior, or fewer than 8 draws of each chain.
 
     Example:
-        >>> from pyro_gebm.diagnostics import _from_dict
-        >>> data = _from_dict({"z": np.random.default_rng(0).normal(size=(4, 500, 2))}, {}, None, None)
+        >>> from gebm.arviz_data import from_groups
+        >>> data = from_groups({"z": np.random.default_rng(0).normal(size=(4, 500, 2))})
         >>> found = diagnose(data, print_report=False)
         >>> found.num_modes, found.warnings
         (1, [])
@@ -101,7 +102,7 @@ def diagnose(data, *, gebm=None, site=None, print_report=True):
     step = -(-num_chains * num_draws // _MAX_VALUES)
     quantities = {name: value[:, ::step] for name, value in posterior.items()}
     if gebm is not None and "energy_x" not in statistics:
-        z = quantities[_latent_site(quantities, gebm, site)]
+        z = quantities[latent_site(quantities, gebm.latent.event_shape, site)]
         quantities["energy_x"] = _energy_of_latents(gebm, np.asarray(z))
     quantities |= {name: statistics[name][:, ::step] for name in ("energy_x", "lp") if name in statistics}
     findings = [

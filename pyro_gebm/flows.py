@@ -6,8 +6,8 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_transform import TransformModule
 from torch import nn
 
-from pyro_gebm._callables import over_batch
 from pyro_gebm.base import snapshot, trained_part
+from pyro_gebm.callables import over_batch
 from pyro_gebm.nn import MLP
 
 __all__ = ["AffineCoupling", "FlowRatioEnergy", "real_nvp"]

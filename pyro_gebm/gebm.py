@@ -8,8 +8,9 @@ import torch
 from pyro.distributions import constraints
 from pyro.distributions.util import broadcast_shape
 
-from pyro_gebm._callables import check_evaluation_mode, draw_quietly, output_of, over_batch
 from pyro_gebm.base import decompose, has_density
+from pyro_gebm.callables import check_evaluation_mode, draw_quietly, output_of, over_batch
+from pyro_gebm.dynamics.annealed_mala import AnnealedMALA
 
 __all__ = ["GEBM", "EnergyTiltedPrior", "check_energy"]
 
@@ -122,8 +123,6 @@ class GEBM(dist.TorchDistribution):
     @property
     def sampler(self):
         """The sampler given, or `infer.AnnealedMALA()`."""
-        from pyro_gebm.infer.annealed_mala import AnnealedMALA  # infer imports this module
-
         return self._sampler or AnnealedMALA()
 
     @property
@@ -145,7 +144,7 @@ class GEBM(dist.TorchDistribution):
     def support(self):
         return self.base.support
 
-    def tilt(self, x):
+    def log_weight(self, x):
         r"""Log-weight of the base's draws, $-\beta E(x) - A$ (with $A = 0$ where it is unknown).
 
         Args:
@@ -220,7 +219,7 @@ class GEBM(dist.TorchDistribution):
             )
         if self._validate_args:
             self._validate_sample(value)
-        return self.base.log_prob(value.clone()) + self.tilt(value)  # a fresh tensor: flows cache by identity
+        return self.base.log_prob(value.clone()) + self.log_weight(value)  # a fresh tensor: flows cache by identity
 
 
 class EnergyTiltedPrior(dist.TorchDistribution):
@@ -288,4 +287,4 @@ class EnergyTiltedPrior(dist.TorchDistribution):
         """
         if self._validate_args:
             self._validate_sample(value)
-        return self.gebm.latent_prior.log_prob(value) + self.gebm.tilt(self.gebm.decode(value))
+        return self.gebm.latent_prior.log_prob(value) + self.gebm.log_weight(self.gebm.decode(value))

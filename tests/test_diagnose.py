@@ -1,11 +1,13 @@
 """Verdicts on synthetic chains, the same checks for both packages."""
 
-import contextlib
 import importlib
 import sys
 
 import numpy as np
 import pytest
+
+from gebm import findings, modes
+from gebm.arviz_data import from_groups
 
 az = pytest.importorskip("arviz")
 xarray = pytest.importorskip("xarray")
@@ -22,9 +24,7 @@ def package(request):
 
 
 def build(package, posterior, statistics=None):
-    return importlib.import_module(f"{package.__name__}.diagnostics")._from_dict(
-        posterior, statistics or {}, None, None
-    )
+    return from_groups(posterior, statistics)
 
 
 def autoregressive(shape, correlation, seed=0):
@@ -164,7 +164,7 @@ def test_narrow_modes_far_apart_are_told_from_each_other(package):
 
 
 def modes_of(package, z):
-    module = importlib.import_module(f"{package.__name__}.modes")
+    module = modes
     return module.modes_visited(z, {}, lambda values: float(az.ess(values)))
 
 
@@ -303,7 +303,7 @@ def test_long_runs_are_read_in_blocks_and_thinned(package, monkeypatch, tmp_path
     posterior, statistics = good()
     posterior["z"][..., 7] = autoregressive(SHAPE, 0.95)
     whole = verdict(package, posterior)
-    monkeypatch.setattr(importlib.import_module(f"{package.__name__}._findings"), "_BLOCK", 8 * CHAINS * DRAWS * 3)
+    monkeypatch.setattr(findings, "_BLOCK", 8 * CHAINS * DRAWS * 3)
     assert verdict(package, posterior) == whole and whole.min_ess_bulk_of == "z[7]"
     monkeypatch.setattr(importlib.import_module(f"{package.__name__}.diagnose"), "_MAX_VALUES", CHAINS * DRAWS // 4)
     variables = {
@@ -335,20 +335,3 @@ def test_without_arviz_the_extra_is_named(package, monkeypatch):
     monkeypatch.setitem(sys.modules, "arviz", None)
     with pytest.raises(ImportError, match=r'pip install "gebm\[arviz\]"'):
         package.diagnose(data)
-
-
-@pytest.mark.parametrize("name", ["diagnose", "modes", "_findings", "_netcdf", "draw_file"])
-def test_the_twins_are_one_text(name):
-    """But for the framework's name, and lines that convert a tensor."""
-    sources = {}
-    for host in ("pyro", "numpyro"):
-        with contextlib.suppress(ModuleNotFoundError):
-            path = importlib.util.find_spec(f"{host}_gebm").submodule_search_locations[0]
-            with open(f"{path}/{name}.py") as file:
-                lines = file.read().replace(f"{host}_gebm", "gebm").splitlines()
-            sources[host] = [line for line in lines if "torch" not in line and "_as_numpy" not in line]
-    numpyro = [
-        line for line in sources["numpyro"] if "np.asarray(value))" not in line and "np.dtype(dtype)" not in line
-    ]
-    difference = set(numpyro) ^ set(sources["pyro"])
-    assert not difference, difference

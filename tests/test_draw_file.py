@@ -13,6 +13,9 @@ import time
 import numpy as np
 import pytest
 
+from gebm import draw_file
+from gebm.arviz_data import from_groups
+
 az = pytest.importorskip("arviz")
 h5py = pytest.importorskip("h5py")
 xarray = pytest.importorskip("xarray")
@@ -74,7 +77,7 @@ def test_what_is_read_is_what_to_arviz_builds(package, tmp_path):
     data = package.read_draws(tmp_path / "draws.nc")
     posterior, statistics = chunk(0, 20)
     posterior["z"] = posterior["z"].astype("f4")
-    built = importlib.import_module(f"{package.__name__}.diagnostics")._from_dict(posterior, statistics, None, None)
+    built = from_groups(posterior, statistics)
     assert type(data) is type(built)
     stored = az.from_netcdf(str(tmp_path / "draws.nc"))
     for group in ("posterior", "sample_stats"):
@@ -131,7 +134,7 @@ def test_appending_touches_values_only(package, tmp_path):
 
 
 def test_the_count_comes_after_the_values_and_both_reach_the_disk(package, tmp_path, monkeypatch):
-    events, module = [], importlib.import_module(f"{package.__name__}.draw_file")
+    events, module = [], draw_file
     write, fsync = module.write, os.fsync
     with create(package, tmp_path / "draws.nc") as file:
         monkeypatch.setattr(module, "write", lambda f, offset, v: (events.append(offset), write(f, offset, v)))
@@ -143,7 +146,7 @@ def test_the_count_comes_after_the_values_and_both_reach_the_disk(package, tmp_p
 
 
 def test_a_chunk_whose_write_fails_does_not_count(package, tmp_path, monkeypatch):
-    module = importlib.import_module(f"{package.__name__}.draw_file")
+    module = draw_file
     with create(package, tmp_path / "draws.nc") as file:
         file.append(*chunk(0, 5))
         write, calls = module.write, []
@@ -165,7 +168,7 @@ def test_a_chunk_whose_write_fails_does_not_count(package, tmp_path, monkeypatch
 
 
 def test_creation_killed_half_way_leaves_nothing_at_the_path(package, tmp_path, monkeypatch):
-    module = importlib.import_module(f"{package.__name__}.draw_file")
+    module = draw_file
 
     def fails(*args):
         pathlib.Path(args[0]).write_bytes(b"half a file")

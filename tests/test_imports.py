@@ -1,10 +1,10 @@
 """What importing a package does and does not do, and how the two packages are laid out."""
 
+import ast
 import functools
 import importlib.util
 import json
 import pathlib
-import statistics
 import subprocess
 import sys
 
@@ -99,12 +99,48 @@ def files(package):
     return {str(path.relative_to(ROOT / package)): path for path in sorted((ROOT / package).rglob("*.py"))}
 
 
+#: Modules from the lowest layer to the highest; those of one line may import each other. `gebm` is below all of them.
+LAYERS = [
+    ("callables",),
+    ("base", "divergences", "nn", "flows", "metrics"),
+    ("particle_flows", "dynamics"),
+    ("gebm",),
+    ("reparam", "decode", "to_arviz", "diagnose", "io"),
+    ("infer", "training"),
+    ("__init__",),
+]
+
+
+def imports(path):
+    """Names of the modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
 @pytest.mark.parametrize("package", HOSTS)
-def test_modules_are_short(package):
-    lines = {name: len(path.read_text().splitlines()) for name, path in files(package).items()}
-    assert not {name: count for name, count in lines.items() if count > 400}
-    median = statistics.median(lines.values())
-    assert median < 150, (median, {name: count for name, count in lines.items() if count >= 150})
+def test_imports_go_down(package):
+    layer = {name: level for level, names in enumerate(LAYERS) for name in names}
+    upward = []
+    for name, path in files(package).items():
+        own = layer[pathlib.PurePath(name).parts[0].removesuffix(".py")]
+        for module in imports(path):
+            top, *rest = module.split(".")
+            if top == package and layer.get(rest[0], len(LAYERS)) > own:
+                upward.append((name, module))
+    assert not upward
+
+
+def test_the_shared_core_imports_neither_framework():
+    modules = python("import json, sys, gebm.findings, gebm.draw_file; print(json.dumps(sorted(sys.modules)))")
+    assert not {name.split(".")[0] for name in modules} & set().union(*FOREIGN.values())
+    frameworks = set().union(*FOREIGN.values())
+    found = {
+        name: set(map(lambda m: m.split(".")[0], imports(path))) & frameworks for name, path in files("gebm").items()
+    }
+    assert not any(found.values()), found
 
 
 @pytest.mark.parametrize("package, other", [("numpyro_gebm", "pyro_gebm"), ("pyro_gebm", "numpyro_gebm")])

@@ -22,12 +22,12 @@ def run(path, num_samples, chunk_size, resume, kernel=GHMC, chains=4, dim=3, war
     model = lambda: numpyro.sample("z", dist.Normal(jnp.zeros(dim), 1.0).to_event(1))
     mcmc = MCMC(kernel(model, **kwargs), num_warmup=warmup, num_samples=num_samples, num_chains=chains,
                 chain_method="vectorized", progress_bar=False)
-    return stream_draws(mcmc, path, jax.random.key(0), chunk_size=chunk_size, resume=resume, progress_bar=False)
+    return stream_draws(mcmc, path, rng_key=jax.random.key(0), chunk_size=chunk_size, resume=resume, progress_bar=False)
 def run_exchange(path, num_samples, chunk_size, resume, seed=0):
     gebm = GEBM(dist.Normal(jnp.zeros(2), 1.0).to_event(1), lambda x: 2.0 * (x**2).sum())
     mcmc = MCMC(ReplicaExchange(gebm.latent), num_warmup=20, num_samples=num_samples, num_chains=4,
                 chain_method="vectorized", progress_bar=False)
-    return stream_draws(mcmc, path, jax.random.key(seed), chunk_size=chunk_size, resume=resume, progress_bar=False)
+    return stream_draws(mcmc, path, rng_key=jax.random.key(seed), chunk_size=chunk_size, resume=resume, progress_bar=False)
 """,
     "pyro": """
 import pyro, pyro.distributions as dist, torch
@@ -110,7 +110,7 @@ def test_a_killed_run_goes_on_bit_for_bit(host, tmp_path, after):
     assert 0 < max(steps) < num
     resumed = f"""
 import {host}_gebm.infer.streaming as streaming
-from {host}_gebm.draw_file import DrawFile
+from gebm.draw_file import DrawFile
 append = DrawFile.append
 def stop(self, *args):
     append(self, *args)
@@ -143,7 +143,7 @@ def test_replica_exchange_goes_on_where_it_stopped(host, tmp_path, monkeypatch):
 
     whole = run(host, tmp_path / "whole.nc", 60, 60, False, program="run_exchange")
     assert {"swap_accept_prob", "round_trips"} <= set(whole["sample_stats"].data_vars)
-    file = import_module(f"{host}_gebm.draw_file").DrawFile
+    file = import_module("gebm.draw_file").DrawFile
     append = file.append
 
     def stop(self, *args):
@@ -178,8 +178,8 @@ def test_arguments(host, tmp_path):
     from importlib import import_module
 
     stream_draws = import_module(f"{host}_gebm.infer").stream_draws
-    key = (None,) if host == "numpyro" else ()
+    key = {"rng_key": None} if host == "numpyro" else {}
     with pytest.raises(TypeError, match="Expected a"):
-        stream_draws("mcmc", tmp_path / "draws.nc", *key)
+        stream_draws("mcmc", tmp_path / "draws.nc", **key)
     with pytest.raises(ValueError, match="Expected chunk_size >= 1; got 0"):
         run(host, tmp_path / "draws.nc", 10, 0, False)

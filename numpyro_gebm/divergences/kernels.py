@@ -126,7 +126,7 @@ class Gaussian(_Radial):
         """k as a function of r squared."""
         return jnp.exp(-0.5 * r2)
 
-    def frequencies(self, num, dim, rng_key):
+    def frequencies(self, num, dim, *, rng_key):
         """Draws of the spectral measure, shape `(num, dim)`."""
         return random.normal(rng_key, (num, dim)) / self.bandwidth
 
@@ -151,7 +151,7 @@ class Laplace(_Radial):
         """k as a function of r squared."""
         return jnp.exp(-jnp.sqrt(jnp.where(r2 > 0.0, r2, 1.0)) * (r2 > 0.0))
 
-    def frequencies(self, num, dim, rng_key):
+    def frequencies(self, num, dim, *, rng_key):
         """Draws of the spectral measure, a multivariate Cauchy law, shape `(num, dim)`."""
         keys = random.split(rng_key)
         return random.normal(keys[0], (num, dim)) / jnp.abs(random.normal(keys[1], (num, 1))) / self.bandwidth
@@ -182,7 +182,7 @@ class InverseMultiquadric(_Radial):
         """k as a function of r squared."""
         return (1.0 + r2) ** -self.power
 
-    def frequencies(self, num, dim, rng_key):
+    def frequencies(self, num, dim, *, rng_key):
         """Draws of the spectral measure, a Gamma mixture of normal laws, shape `(num, dim)`."""
         keys = random.split(rng_key)
         spread = jnp.sqrt(2.0 * random.gamma(keys[0], self.power, (num, 1)))
@@ -226,10 +226,10 @@ class Mixture(eqx.Module):
     def __call__(self, x, y):
         return sum(weight * kernel(x, y) for kernel, weight in zip(self.kernels, self.weights))
 
-    def frequencies(self, num, dim, rng_key):
+    def frequencies(self, num, dim, *, rng_key):
         """Draws of the spectral measure, shape `(num, dim)`."""
         key, *keys = random.split(rng_key, 1 + len(self.kernels))
-        draws = jnp.stack([kernel.frequencies(num, dim, key) for kernel, key in zip(self.kernels, keys)])
+        draws = jnp.stack([kernel.frequencies(num, dim, rng_key=key) for kernel, key in zip(self.kernels, keys)])
         return draws[
             random.choice(key, len(keys), (num,), p=jnp.array(self.weights) / sum(self.weights)), jnp.arange(num)
         ]
@@ -289,7 +289,9 @@ def random_features(kernel, dim, num_features, *, rng_key):
             f"Expected a kernel of `divergences.kernels`; got {kernel!r}. Give your own a method `features`."
         )
     origin = jnp.zeros((1, dim))
-    return RandomFeatures(scale=kernel(origin, origin)[0, 0], directions=kernel.frequencies(num_features, dim, rng_key))
+    return RandomFeatures(
+        scale=kernel(origin, origin)[0, 0], directions=kernel.frequencies(num_features, dim, rng_key=rng_key)
+    )
 
 
 def fit_kernel(kernel, *samples):

@@ -1,13 +1,13 @@
 """How a GEBM is sampled."""
 
-from numpyro_gebm.infer.annealed_mala import AnnealedMALA
+from numpyro_gebm.dynamics.annealed_mala import AnnealedMALA
 from numpyro_gebm.infer.ghmc import GHMC
 from numpyro_gebm.infer.initialization import init_to_prior
 from numpyro_gebm.infer.kinetic_langevin import KineticLangevin
+from numpyro_gebm.infer.ladder.replica_exchange import ReplicaExchange
+from numpyro_gebm.infer.ladder.smc import SMC
 from numpyro_gebm.infer.mala import MALA
 from numpyro_gebm.infer.malt import MALT
-from numpyro_gebm.infer.replica_exchange import ReplicaExchange
-from numpyro_gebm.infer.smc import SMC
 from numpyro_gebm.infer.streaming import stream_draws
 from numpyro_gebm.infer.ula import ULA
 

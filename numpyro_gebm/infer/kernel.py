@@ -12,8 +12,8 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.infer.util import initialize_model
 from numpyro.util import identity, is_prng_key
 
+from numpyro_gebm.dynamics.steps import kinetic_energy, standard_normal
 from numpyro_gebm.infer.adaptation import AdaptState, adapt, finish, init_adaptation
-from numpyro_gebm.infer.dynamics import kinetic_energy, standard_normal
 from numpyro_gebm.infer.initialization import init_to_prior
 
 __all__ = [

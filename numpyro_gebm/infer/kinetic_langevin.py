@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from numpyro_gebm.infer.dynamics import SPLITTINGS, KineticState, energy_error, kinetic_step
+from numpyro_gebm.dynamics.steps import SPLITTINGS, KineticState, energy_error, kinetic_step
 from numpyro_gebm.infer.initialization import init_to_prior
 from numpyro_gebm.infer.kernel import LangevinKernel, StepInfo, choose, diverges
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import random
 
-from numpyro_gebm.infer.dynamics import KineticState, standard_normal, trajectory
+from numpyro_gebm.dynamics.steps import KineticState, standard_normal, trajectory
 from numpyro_gebm.infer.initialization import init_to_prior
 from numpyro_gebm.infer.kernel import LangevinKernel, StepInfo, choose, diverges
 

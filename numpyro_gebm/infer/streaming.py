@@ -9,11 +9,11 @@ from numpyro.infer import MCMC
 from numpyro.util import is_prng_key
 from tqdm import tqdm
 
-from numpyro_gebm.checkpoints import delete_checkpoints, read_latest_checkpoint, write_checkpoint
-from numpyro_gebm.diagnostics import named_arrays, named_statistics
-from numpyro_gebm.draw_file import DrawFile, read_draws, refuse_existing
+from gebm.draw_file import DrawFile, read_draws, refuse_existing
 from numpyro_gebm.infer.kernel import LangevinKernel
-from numpyro_gebm.infer.replica_exchange import ReplicaExchange
+from numpyro_gebm.infer.ladder.replica_exchange import ReplicaExchange
+from numpyro_gebm.to_arviz import named_arrays, named_statistics
+from numpyro_gebm.training.checkpoints import delete_checkpoints, read_latest_checkpoint, write_checkpoint
 
 __all__ = ["stream_draws"]
 
@@ -24,10 +24,10 @@ WARMUP_CHUNK = 100
 def stream_draws(
     mcmc,
     path,
-    rng_key,
     model_args=(),
     model_kwargs=None,
     *,
+    rng_key,
     init_params=None,
     chunk_size=1000,
     resume=False,
@@ -43,9 +43,9 @@ def stream_draws(
     Args:
         mcmc: a `numpyro.infer.MCMC` with a kernel of `infer`; its chains are run together.
         path: the file.
-        rng_key: a JAX random key.
         model_args: arguments of the model.
         model_kwargs: its keyword arguments.
+        rng_key: a JAX random key.
         init_params: where chains start, with a leading axis of `num_chains`; None draws it.
         chunk_size: draws of each chain that are in memory at once.
         resume: continue the file at `path`, if there is one.
@@ -68,7 +68,7 @@ def stream_draws(
         >>> kernel = GHMC(lambda: numpyro.sample("z", gebm.latent))
         >>> mcmc = MCMC(kernel, num_warmup=50, num_samples=40, num_chains=4, chain_method="vectorized")
         >>> path = tempfile.mkdtemp() + "/draws.nc"
-        >>> draws = stream_draws(mcmc, path, jax.random.key(0), chunk_size=20, progress_bar=False)
+        >>> draws = stream_draws(mcmc, path, rng_key=jax.random.key(0), chunk_size=20, progress_bar=False)
         >>> draws["posterior"]["z"].shape
         (4, 40)
     """

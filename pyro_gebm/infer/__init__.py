@@ -1,13 +1,13 @@
 """How a GEBM is sampled."""
 
-from pyro_gebm.infer.annealed_mala import AnnealedMALA
+from pyro_gebm.dynamics.annealed_mala import AnnealedMALA
 from pyro_gebm.infer.ghmc import GHMC
 from pyro_gebm.infer.initialization import init_to_prior
 from pyro_gebm.infer.kinetic_langevin import KineticLangevin
+from pyro_gebm.infer.ladder.replica_exchange import ReplicaExchange
+from pyro_gebm.infer.ladder.smc import SMC
 from pyro_gebm.infer.mala import MALA
 from pyro_gebm.infer.malt import MALT
-from pyro_gebm.infer.replica_exchange import ReplicaExchange
-from pyro_gebm.infer.smc import SMC
 from pyro_gebm.infer.streaming import stream_draws
 from pyro_gebm.infer.ula import ULA
 from pyro_gebm.infer.vectorized import VectorizedMCMC

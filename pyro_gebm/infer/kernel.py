@@ -6,11 +6,11 @@ from typing import NamedTuple
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 
-from pyro_gebm.checkpoints import get_rng_state, set_rng_state
+from pyro_gebm.dynamics.steps import kinetic_energy
 from pyro_gebm.infer.adaptation import AdaptState, adapt, finish, init_adaptation
-from pyro_gebm.infer.dynamics import kinetic_energy
 from pyro_gebm.infer.initialization import init_to_prior
 from pyro_gebm.infer.potential import initialize_chains
+from pyro_gebm.training.checkpoints import get_rng_state, set_rng_state
 
 __all__ = ["Chains", "LangevinKernel", "LangevinState", "StepInfo", "accept_probability", "choose", "diverges"]
 

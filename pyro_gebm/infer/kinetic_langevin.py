@@ -2,7 +2,7 @@
 
 import torch
 
-from pyro_gebm.infer.dynamics import SPLITTINGS, KineticState, energy_error, kinetic_step
+from pyro_gebm.dynamics.steps import SPLITTINGS, KineticState, energy_error, kinetic_step
 from pyro_gebm.infer.initialization import init_to_prior
 from pyro_gebm.infer.kernel import Chains, LangevinKernel, StepInfo, choose, diverges
 

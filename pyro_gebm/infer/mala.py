@@ -2,7 +2,7 @@
 
 import torch
 
-from pyro_gebm.infer.dynamics import kinetic_energy, overdamped_move, reverse_noise
+from pyro_gebm.dynamics.steps import kinetic_energy, overdamped_move, reverse_noise
 from pyro_gebm.infer.initialization import init_to_prior
 from pyro_gebm.infer.kernel import LangevinKernel, StepInfo, choose, diverges
 

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from pyro_gebm.infer.dynamics import KineticState, trajectory
+from pyro_gebm.dynamics.steps import KineticState, trajectory
 from pyro_gebm.infer.initialization import init_to_prior
 from pyro_gebm.infer.kernel import LangevinKernel, StepInfo, choose, diverges
 

@@ -5,9 +5,9 @@ import pathlib
 import numpy as np
 from tqdm import tqdm
 
-from pyro_gebm.checkpoints import delete_checkpoints, read_latest_checkpoint, write_checkpoint
-from pyro_gebm.draw_file import DrawFile, read_draws, refuse_existing
+from gebm.draw_file import DrawFile, read_draws, refuse_existing
 from pyro_gebm.infer.vectorized import VectorizedMCMC
+from pyro_gebm.training.checkpoints import delete_checkpoints, read_latest_checkpoint, write_checkpoint
 
 __all__ = ["stream_draws"]
 

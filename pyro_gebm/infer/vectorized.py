@@ -7,7 +7,7 @@ from pyro.infer.mcmc.util import diagnostics, print_summary, select_samples
 from tqdm import tqdm
 
 from pyro_gebm.infer.kernel import LangevinKernel
-from pyro_gebm.infer.replica_exchange import ReplicaExchange
+from pyro_gebm.infer.ladder.replica_exchange import ReplicaExchange
 
 __all__ = ["VectorizedMCMC"]
 

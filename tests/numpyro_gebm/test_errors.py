@@ -25,7 +25,7 @@ def energy(x):
 
 
 def mlp(shape_in, shape_out, seed=0):
-    return nn.MLP(shape_in, shape_out, (4,), key=jax.random.key(seed))
+    return nn.MLP(shape_in, shape_out, (4,), rng_key=jax.random.key(seed))
 
 
 def test_energy_must_return_a_scalar():
@@ -205,9 +205,9 @@ def test_annealed_mala_arguments(kwargs):
 
 def test_network_arguments():
     with pytest.raises(ValueError, match="Expected an activation in .*; got 'swish'"):
-        nn.MLP((2,), (), activation="swish", key=jax.random.key(0))
+        nn.MLP((2,), (), activation="swish", rng_key=jax.random.key(0))
     with pytest.raises(ValueError, match=r"H and W divisible by 4; got \(1, 6, 8\)"):
-        nn.ConvEnergy((1, 6, 8), (2, 2), key=jax.random.key(0))
+        nn.ConvEnergy((1, 6, 8), (2, 2), rng_key=jax.random.key(0))
 
 
 def test_files(tmp_path):
@@ -217,9 +217,9 @@ def test_files(tmp_path):
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "other.npz")
     with pytest.raises(ValueError, match="missing keys .*unexpected keys"):
-        load(path, energy=nn.MLP((3,), (), (4, 4), key=jax.random.key(0)))
+        load(path, energy=nn.MLP((3,), (), (4, 4), rng_key=jax.random.key(0)))
     with pytest.raises(ValueError, match=r"expected energy.layers.0.weight of shape \(5, 3\); got \(4, 3\)"):
-        load(path, energy=nn.MLP((3,), (), (5,), key=jax.random.key(0)))
+        load(path, energy=nn.MLP((3,), (), (5,), rng_key=jax.random.key(0)))
     with np.load(path) as file:
         arrays = {key: file[key] for key in file.files}
     np.savez(tmp_path / "changed.npz", **{**arrays, "energy.layers.0.bias": arrays["energy.layers.0.bias"] + 1})

@@ -18,7 +18,7 @@ from numpyro_gebm.flows import AffineCoupling, FlowRatioEnergy, real_nvp
 
 def random_flow(dim=3, seed=0, scale=0.3, num_couplings=2, hidden=(5, 4)):
     """A flow whose parameters are all random: it starts as the identity."""
-    flow = real_nvp(dim, num_couplings, hidden, key=jax.random.key(seed))
+    flow = real_nvp(dim, num_couplings, hidden, rng_key=jax.random.key(seed))
     flat, unravel = ravel_pytree(trained_part(flow))
     flat = scale * jax.random.normal(jax.random.key(seed + 1), flat.shape)
     return with_trained_part(flow, unravel(flat))
@@ -68,8 +68,8 @@ def test_the_density_integrates_to_one():
 
 
 def test_every_coordinate_changes_in_turn():
-    coupling = AffineCoupling(5, (4,), key=jax.random.key(0))
-    swapped = AffineCoupling(5, (4,), swap=True, key=jax.random.key(0))
+    coupling = AffineCoupling(5, (4,), rng_key=jax.random.key(0))
+    swapped = AffineCoupling(5, (4,), swap=True, rng_key=jax.random.key(0))
     for transform, kept in ((coupling, slice(2)), (swapped, slice(2, None))):
         (transform,) = jax.tree.map(jnp.ones_like, [transform])
         x = jnp.arange(5.0)
@@ -113,7 +113,7 @@ def test_maximum_likelihood_fits_a_curved_law():
     x = rng.normal(size=(4000, 2))
     x[:, 1] = 0.5 * x[:, 1] + x[:, 0] ** 2
     optim = optax.adam(optax.cosine_decay_schedule(5e-3, 800))
-    flow = real_nvp(2, 2, (16, 16), key=jax.random.key(0))
+    flow = real_nvp(2, 2, (16, 16), rng_key=jax.random.key(0))
     kale = KALE(flow, KALEGuide(lambda x: 0.0 * x.sum()), optim, None, objective="maximum_likelihood")
     result = kale.run(jax.random.key(1), 800, x[:2000], batch_size=200, progress_bar=False)
     entropy = 2 * 0.5 * np.log(2 * np.pi * np.e) + np.log(0.5)
@@ -148,14 +148,14 @@ def test_flow_ratio_energy_trains_its_flow_alone_and_learns_its_constant():
 @pytest.mark.parametrize(
     "build, message",
     [
-        (lambda: real_nvp(1, key=jax.random.key(0)), r"Expected dim >= 2.*got 1"),
-        (lambda: real_nvp(3, 0, key=jax.random.key(0)), r"Expected num_couplings >= 1; got 0"),
-        (lambda: real_nvp(3, key=jax.random.key(0)).transforms[0](jnp.ones(4)), r"length 3; got shape \(4,\)"),
+        (lambda: real_nvp(1, rng_key=jax.random.key(0)), r"Expected dim >= 2.*got 1"),
+        (lambda: real_nvp(3, 0, rng_key=jax.random.key(0)), r"Expected num_couplings >= 1; got 0"),
+        (lambda: real_nvp(3, rng_key=jax.random.key(0)).transforms[0](jnp.ones(4)), r"length 3; got shape \(4,\)"),
         (lambda: FlowRatioEnergy(dist.Normal(0.0, 1.0)), r"for base; got Normal. Use `real_nvp`"),
         (lambda: FlowRatioEnergy(random_flow(), standard_normal(3)), r"for flow; got Independent"),
         (lambda: FlowRatioEnergy(random_flow(3), random_flow(2)), r"events of shape \(3,\); got \(2,\)"),
         (
-            lambda: FlowRatioEnergy(Pushforward(standard_normal(2), nn.MLP((2,), (2,), key=jax.random.key(0)))),
+            lambda: FlowRatioEnergy(Pushforward(standard_normal(2), nn.MLP((2,), (2,), rng_key=jax.random.key(0)))),
             "for base; got Pushforward",
         ),
     ],

@@ -125,7 +125,7 @@ def test_setting_up_a_chain_never_runs_the_sampler(kernel, site):
 
     def sampler(latent, num_samples, rng_key):
         calls.append(1)
-        return AnnealedMALA()(latent, num_samples, rng_key)
+        return AnnealedMALA()(latent, num_samples, rng_key=rng_key)
 
     def plate():
         with numpyro.plate("rows", 3):
@@ -247,7 +247,7 @@ def test_number_of_traces_does_not_depend_on_the_number_of_draws(kernel):
 
 def test_new_weights_do_not_compile_the_chain_again():
     traces = []
-    networks = [nn.MLP((2,), (), (4,), key=jax.random.key(i)) for i in range(2)]
+    networks = [nn.MLP((2,), (), (4,), rng_key=jax.random.key(i)) for i in range(2)]
 
     def model(gebm):
         numpyro.sample("z", gebm.latent)

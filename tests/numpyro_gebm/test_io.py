@@ -16,12 +16,12 @@ from numpyro_gebm import GEBM, Pushforward, load, nn, save
 
 NETWORKS = {
     "mlp": lambda: (
-        nn.MLP((2,), (3,), (5, 4), "silu", "tanh", key=jax.random.key(0)),
-        nn.MLP((3,), (), (4,), "softplus", key=jax.random.key(1)),
+        nn.MLP((2,), (3,), (5, 4), "silu", "tanh", rng_key=jax.random.key(0)),
+        nn.MLP((3,), (), (4,), "softplus", rng_key=jax.random.key(1)),
     ),
     "conv": lambda: (
-        nn.ConvGenerator(2, (2, 4, 4), (4, 3), "leaky_relu", "sigmoid", key=jax.random.key(0)),
-        nn.ConvEnergy((2, 4, 4), (3, 2), key=jax.random.key(1)),
+        nn.ConvGenerator(2, (2, 4, 4), (4, 3), "leaky_relu", "sigmoid", rng_key=jax.random.key(0)),
+        nn.ConvEnergy((2, 4, 4), (3, 2), rng_key=jax.random.key(1)),
     ),
 }
 PRIORS = {
@@ -77,8 +77,10 @@ def energy(x):
 
 
 def small_gebm(seed=0, **kwargs):
-    generator = nn.MLP((2,), (3,), (4,), key=jax.random.key(seed))
-    return GEBM(Pushforward(standard_normal(2), generator), nn.MLP((3,), (), (4,), key=jax.random.key(seed)), **kwargs)
+    generator = nn.MLP((2,), (3,), (4,), rng_key=jax.random.key(seed))
+    return GEBM(
+        Pushforward(standard_normal(2), generator), nn.MLP((3,), (), (4,), rng_key=jax.random.key(seed)), **kwargs
+    )
 
 
 def round_trip(gebm, tmp_path, **templates):
@@ -133,7 +135,7 @@ def test_latent_priors(name, tmp_path):
 
 
 def test_scalar_latents(tmp_path):
-    generator = nn.MLP((), (3,), (4,), key=jax.random.key(0))
+    generator = nn.MLP((), (3,), (4,), rng_key=jax.random.key(0))
     gebm = GEBM(Pushforward(dist.Laplace(0.4, 1.5), generator), NETWORKS["mlp"]()[1])
     loaded = round_trip(gebm, tmp_path)
     assert_same(loaded, gebm)
@@ -146,7 +148,7 @@ def test_another_prior_needs_a_template(tmp_path):
     gebm = GEBM(Pushforward(prior, generator), critic)
     with pytest.raises(ValueError, match="pass `base=`"):
         round_trip(gebm, tmp_path)
-    template = Pushforward(prior, nn.MLP((2,), (3,), (5, 4), "silu", "tanh", key=jax.random.key(7)))
+    template = Pushforward(prior, nn.MLP((2,), (3,), (5, 4), "silu", "tanh", rng_key=jax.random.key(7)))
     assert_same(load(tmp_path / "gebm.npz", base=template), gebm)
 
 
@@ -183,7 +185,7 @@ def test_a_flow_as_base(tmp_path):
 
 
 def test_a_plain_distribution_as_base(tmp_path):
-    gebm = GEBM(dist.Exponential(1.5), nn.MLP((), (), (4,), key=jax.random.key(0)))
+    gebm = GEBM(dist.Exponential(1.5), nn.MLP((), (), (4,), rng_key=jax.random.key(0)))
     assert_same(round_trip(gebm, tmp_path, base=dist.Exponential(1.5)), gebm)
 
 
@@ -203,7 +205,7 @@ def test_float32_stays_float32(tmp_path):
 def test_a_latent_prior_of_python_floats_is_written_in_the_dtype_of_its_draws(tmp_path):
     with jax.enable_x64(False):
         prior = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
-        networks = [nn.MLP(*shapes, (4,), key=jax.random.key(0)) for shapes in (((2,), (3,)), ((3,), ()))]
+        networks = [nn.MLP(*shapes, (4,), rng_key=jax.random.key(0)) for shapes in (((2,), (3,)), ((3,), ()))]
         save(GEBM(Pushforward(prior, networks[0]), networks[1]), tmp_path / "gebm.npz")
     with np.load(tmp_path / "gebm.npz") as file:
         assert {file[key].dtype for key in file.files if key != "header"} == {np.dtype("float32")}

@@ -15,7 +15,7 @@ from numpyro_cases import standard_normal
 
 import numpyro_gebm
 from numpyro_gebm import GEBM, KALE, KALEGuide, Pushforward, divergences, gradient_penalty, nn
-from numpyro_gebm.guide import CLIP, gradient_step, newton_step
+from numpyro_gebm.training.guide import CLIP, gradient_step, newton_step
 
 SGD = optax.sgd(0.1)
 DATA = np.random.default_rng(0).normal([1.0, -0.5], 0.5, (50, 2))
@@ -66,8 +66,8 @@ def decaying_adam(num_steps, rate=0.03):
 
 def build():
     """A generator and an energy on the plane; two energy steps per base step, three batches of 16 an epoch."""
-    base = Pushforward(standard_normal(2), nn.MLP((2,), (2,), (8,), key=jax.random.key(1)))
-    guide = KALEGuide(nn.MLP((2,), (), (8,), key=jax.random.key(2)))
+    base = Pushforward(standard_normal(2), nn.MLP((2,), (2,), (8,), rng_key=jax.random.key(1)))
+    guide = KALEGuide(nn.MLP((2,), (), (8,), rng_key=jax.random.key(2)))
     return KALE(base, guide, optax.adam(1e-2), optax.adam(1e-2), energy_steps=2)
 
 
@@ -144,7 +144,7 @@ def test_runs_are_reproducible():
 
 def test_results_do_not_depend_on_the_chunk(monkeypatch):
     expected = train(networks(), 16)
-    monkeypatch.setattr(numpyro_gebm.kale, "CHUNK", 3)
+    monkeypatch.setattr(numpyro_gebm.training.kale, "CHUNK", 3)
     result = train(build(), 16)
     assert same(result.state, expected.state) and same(result.gebm, expected.gebm)
     np.testing.assert_array_equal(result.losses, expected.losses)
@@ -297,7 +297,7 @@ def test_log_partition_changes_its_rule_after_the_warm_up():
 
 def test_donsker_varadhan_is_kale_at_the_log_partition_of_the_batch():
     data, base = np.random.normal(size=(30, 2)), np.random.normal(size=(40, 2))
-    energy = nn.MLP((2,), (), (8,), key=jax.random.key(0))
+    energy = nn.MLP((2,), (), (8,), rng_key=jax.random.key(0))
     best = divergences.batch_log_partition(jax.vmap(energy)(base))
 
     def gradient(objective, *args):
@@ -322,7 +322,10 @@ def test_objective_donsker_varadhan():
 
 
 def test_base_gradient_has_self_normalised_weights():
-    base, energy = nn.MLP((2,), (2,), (8,), key=jax.random.key(0)), nn.MLP((2,), (), (8,), key=jax.random.key(1))
+    base, energy = (
+        nn.MLP((2,), (2,), (8,), rng_key=jax.random.key(0)),
+        nn.MLP((2,), (), (8,), rng_key=jax.random.key(1)),
+    )
     z = np.random.normal(size=(20, 2))
     gradient = eqx.filter_jit(jax.grad(lambda b: divergences.base_loss(jax.vmap(lambda x: energy(b(x)))(z))))(base)
     each = eqx.filter_jit(jax.vmap(jax.value_and_grad(lambda b, x: energy(b(x))), (None, 0)))
@@ -390,7 +393,7 @@ FLOWS = {
 @pytest.mark.parametrize("name", FLOWS)
 def test_flow_base(name):
     base = FLOWS[name]()
-    guide = KALEGuide(nn.MLP((2,), (), (8,), key=jax.random.key(0)), penalty=gradient_penalty(0.1))
+    guide = KALEGuide(nn.MLP((2,), (), (8,), rng_key=jax.random.key(0)), penalty=gradient_penalty(0.1))
     training = KALE(base, guide, decaying_adam(200), decaying_adam(600), energy_steps=3)
     before = arrays(base)
     result = train(training, 200, batch_size=50)

@@ -20,10 +20,11 @@ from jax.scipy.special import gammaln
 from numpyro.infer import MCMC, NUTS
 from numpyro_cases import CASE, linear_gaussian_gebm, standard_normal
 
+from gebm.pareto import pareto_k
+from gebm.weights import bridge, from_log_weights
 from numpyro_gebm import GEBM, LogPartitionCurve, log_partition, log_partition_curve, to_arviz
-from numpyro_gebm.infer import SMC, ReplicaExchange, init_to_prior, tempering
-from numpyro_gebm.infer.pareto import pareto_k
-from numpyro_gebm.infer.weights import bridge, from_log_weights
+from numpyro_gebm.infer import SMC, ReplicaExchange, init_to_prior
+from numpyro_gebm.infer.ladder import tempering
 
 
 class Quadratic(eqx.Module):
@@ -170,8 +171,8 @@ def test_groups_of_particles_that_are_too_few(scale, too_few):
 
 @pytest.mark.parametrize("method", ["smc", "importance"])
 def test_a_long_estimate_shows_a_progress_bar(method, capsys, monkeypatch):
-    from numpyro_gebm.infer import partition
-    from numpyro_gebm.infer import smc as smc_module
+    from numpyro_gebm.infer.ladder import partition
+    from numpyro_gebm.infer.ladder import smc as smc_module
 
     monkeypatch.setattr(smc_module, "DELAY", 1e-9)
     monkeypatch.setattr(partition, "DELAY", 1e-9)
@@ -327,7 +328,7 @@ def test_energies_that_moves_find_hard(energy, dim, truth):
 
 
 def test_particles_that_hardly_move_bring_a_warning(monkeypatch):
-    monkeypatch.setattr(importlib.import_module("numpyro_gebm.infer.smc"), "MIN_ACCEPT_PROB", 0.999)
+    monkeypatch.setattr(importlib.import_module("numpyro_gebm.infer.ladder.smc"), "MIN_ACCEPT_PROB", 0.999)
     (warning,) = smc(offset_gebm()).log_partition.warnings
     assert re.search(r"At beta = \S+ \S+ % of the moves were accepted", warning)
 

@@ -16,7 +16,7 @@ from numpyro.distributions import constraints
 from numpyro_cases import CASE, linear_gaussian_gebm, standard_normal
 
 from numpyro_gebm import GEBM, LatentReparam, Pushforward, divergences, nn
-from numpyro_gebm.guide import settle_log_partition
+from numpyro_gebm.training.guide import settle_log_partition
 
 
 class Quadratic(eqx.Module):
@@ -37,7 +37,7 @@ def test_case_4_log_partition_of_a_quadratic_energy(dim, a):
 
 
 def test_case_4_settled_log_partition():
-    estimate = settle_log_partition(standard_normal(1), Quadratic(jnp.array(3.0)), jax.random.key(0))
+    estimate = settle_log_partition(standard_normal(1), Quadratic(jnp.array(3.0)), rng_key=jax.random.key(0))
     variance = (4 / math.sqrt(7) - 1) / 200_000  # of exp(-E)/Z over base draws, divided by their number
     assert abs(estimate + 0.5 * math.log(4)) < 5 * math.sqrt(variance)
 
@@ -80,7 +80,9 @@ def test_case_10_beta_zero_is_the_base():
 
 
 def test_case_10_zero_energy_has_log_partition_zero():
-    assert settle_log_partition(standard_normal(2), lambda x: 0.0 * x.sum(), jax.random.key(0)) == pytest.approx(0)
+    assert settle_log_partition(
+        standard_normal(2), lambda x: 0.0 * x.sum(), rng_key=jax.random.key(0)
+    ) == pytest.approx(0)
 
 
 @pytest.mark.parametrize("u, slack", [(0.1, 0.0051709), (0.5, 0.1487213), (1.0, 0.7182818), (-1.0, 0.3678794)])
@@ -118,7 +120,7 @@ def test_any_base_with_a_density(name):
     assert draws.shape == gebm.shape((6,)) == (6, *base.batch_shape, *base.event_shape)
     assert bool(jnp.all(gebm.support(draws)))
     z = gebm.latent_prior.sample(jax.random.key(2), (3,))
-    expected = gebm.latent_prior.log_prob(z) + gebm.tilt(gebm.decode(z))
+    expected = gebm.latent_prior.log_prob(z) + gebm.log_weight(gebm.decode(z))
     np.testing.assert_allclose(gebm.latent.log_prob(z), expected, rtol=1e-10)
     assert gebm.latent.support is not constraints.dependent and not gebm.has_rsample and not gebm.latent.has_rsample
 

@@ -37,7 +37,7 @@ def test_bound_of_the_spectral_norm(shape):
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "tanh", "silu", "softplus"])
 def test_lipschitz_energy(activation):
-    energy = nn.MLP((3,), (), (16, 16), activation, lipschitz=2.0, key=jax.random.key(0))
+    energy = nn.MLP((3,), (), (16, 16), activation, lipschitz=2.0, rng_key=jax.random.key(0))
     energy = jax.tree.map(lambda x: 30.0 * x, energy)
     slopes = jnp.linalg.norm(jax.vmap(jax.grad(energy))(3 * jax.random.normal(jax.random.key(1), (2000, 3))), axis=1)
     assert 0.05 < slopes.max() <= 2.0 * (1 + 1e-6)
@@ -45,7 +45,7 @@ def test_lipschitz_energy(activation):
 
 
 def test_lipschitz_convolutional_energy():
-    energy = nn.ConvEnergy((1, 8, 8), (4, 8), lipschitz=1.5, key=jax.random.key(0))
+    energy = nn.ConvEnergy((1, 8, 8), (4, 8), lipschitz=1.5, rng_key=jax.random.key(0))
     energy = jax.tree.map(lambda x: 30.0 * x, energy)
     gradients = jax.vmap(jax.grad(energy))(jax.random.normal(jax.random.key(1), (200, 1, 8, 8)))
     slopes = jnp.sqrt((gradients**2).sum((1, 2, 3)))
@@ -53,14 +53,14 @@ def test_lipschitz_convolutional_energy():
 
 
 def test_a_slack_lipschitz_bound_changes_nothing():
-    free, bounded = (nn.MLP((3,), (), (8,), lipschitz=L, key=jax.random.key(0)) for L in (None, 1e6))
+    free, bounded = (nn.MLP((3,), (), (8,), lipschitz=L, rng_key=jax.random.key(0)) for L in (None, 1e6))
     x = np.random.normal(size=(5, 3))
     np.testing.assert_allclose(jax.vmap(free)(x), jax.vmap(bounded)(x), rtol=1e-12)
     assert float(free.lipschitz_constant()) == pytest.approx(float(bounded.lipschitz_constant()), rel=1e-12)
 
 
 def test_lower_bound():
-    free, bounded = (nn.MLP((1,), (), (), lower_bound=b, key=jax.random.key(0)) for b in (None, -3.0))
+    free, bounded = (nn.MLP((1,), (), (), lower_bound=b, rng_key=jax.random.key(0)) for b in (None, -3.0))
     free, bounded = (jax.tree.map(lambda x: 100.0 * x, energy) for energy in (free, bounded))
     x = np.linspace(-10, 10, 101)[:, None]
     values, expected = jax.vmap(bounded)(x), jax.vmap(free)(x)
@@ -78,13 +78,13 @@ def test_lower_bound():
 )
 def test_bad_bounds(kwargs, match):
     with pytest.raises(ValueError, match=match):
-        nn.MLP((2,), (), **kwargs, key=jax.random.key(0))
+        nn.MLP((2,), (), **kwargs, rng_key=jax.random.key(0))
     with pytest.raises(ValueError, match="lower_bound of an energy"):
-        nn.MLP((2,), (2,), lower_bound=-1.0, key=jax.random.key(0))
+        nn.MLP((2,), (2,), lower_bound=-1.0, rng_key=jax.random.key(0))
 
 
 def test_penalties():
-    energy = nn.MLP((2,), (), (4,), key=jax.random.key(0))
+    energy = nn.MLP((2,), (), (4,), rng_key=jax.random.key(0))
     data, draws, key = np.ones((5, 2)), np.ones((5, 2)), jax.random.key(1)
     squares = sum((np.asarray(x) ** 2).sum() for x in jax.tree.leaves(energy))
     np.testing.assert_allclose(l2_penalty(0.3)(energy, data, draws, key), 0.3 * squares, rtol=1e-12)
@@ -97,7 +97,7 @@ def test_penalties():
 
 @pytest.mark.parametrize("lipschitz, distance", [(1.0, 0.5), (2.0, 1.5)])
 def test_case_2_diracs(lipschitz, distance):
-    energy = nn.MLP((), (), (16,), lipschitz=lipschitz, key=jax.random.key(0))
+    energy = nn.MLP((), (), (16,), lipschitz=lipschitz, rng_key=jax.random.key(0))
     kale = KALE(point_at_zero(), KALEGuide(energy, penalty=None), None, decaying_adam(1e-2, 1500))
     data = np.full(256, distance)
     result = train(kale, 1500, data)
@@ -107,7 +107,7 @@ def test_case_2_diracs(lipschitz, distance):
 
 @pytest.mark.parametrize("hidden, exact", [((), 2.5), ((32,), 2.5)], ids=["linear", "network"])
 def test_case_3_lipschitz_critics_of_two_normals(hidden, exact):
-    energy = nn.MLP((), (), hidden, "leaky_relu", lipschitz=1.0, key=jax.random.key(0))
+    energy = nn.MLP((), (), hidden, "leaky_relu", lipschitz=1.0, rng_key=jax.random.key(0))
     kale = KALE(dist.Normal(0.0, 1.0), KALEGuide(energy, penalty=None), None, decaying_adam(1e-2, 1500))
     result = train(kale, 1500, np.random.normal(3.0, 1.0, 20_000), batch_size=256)
     fresh = np.random.normal(3.0, 1.0, 100_000)
@@ -119,7 +119,7 @@ def test_case_3_lipschitz_critics_of_two_normals(hidden, exact):
 
 
 def test_two_samples_of_one_law():
-    energy = nn.MLP((2,), (), (64, 64), key=jax.random.key(0))
+    energy = nn.MLP((2,), (), (64, 64), rng_key=jax.random.key(0))
     kale = KALE(standard_normal(2), KALEGuide(energy), None, optax.adam(1e-3))
     result = train(kale, 1000, np.random.normal(size=(2000, 2)))
     assert abs(kale.evaluate(result.state, np.random.normal(size=(20_000, 2)))) < 0.03
@@ -132,7 +132,7 @@ def test_the_base_moves_where_the_kl_is_infinite():
         return jnp.array([0.0, 1.0]) * z + jnp.array([1.0, 0.0]) * shift
 
     base = Pushforward(dist.Uniform(0.0, 1.0), nn.Applied(segment, jnp.array(0.0)))
-    energy = nn.MLP((2,), (), (32, 32), "leaky_relu", key=jax.random.key(0))
+    energy = nn.MLP((2,), (), (32, 32), "leaky_relu", rng_key=jax.random.key(0))
     kale = KALE(base, KALEGuide(energy), optax.adam(1e-2, b1=0.5), optax.adam(1e-3, b1=0.5))
     distances, state = [], kale.init(jax.random.key(0), data)
     for _ in range(4):

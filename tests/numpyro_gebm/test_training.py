@@ -15,16 +15,16 @@ import pytest
 from numpyro_cases import standard_normal
 
 from numpyro_gebm import KALE, KALEGuide, Pushforward, TrainingDiverged, energy_bursts, nn, plot_losses
-from numpyro_gebm.checkpoints import KEEP
+from numpyro_gebm.training.checkpoints import KEEP
 
 DATA = np.random.default_rng(0).normal(1.0, 1.0, size=(300, 2))
 
 
 def build(width=8, **kwargs):
     keys = jax.random.split(jax.random.key(0))
-    base = Pushforward(standard_normal(2), nn.MLP((2,), (2,), (width,), key=keys[0]))
+    base = Pushforward(standard_normal(2), nn.MLP((2,), (2,), (width,), rng_key=keys[0]))
     adam = optax.adam(optax.exponential_decay(1e-3, 10, 0.9))
-    return KALE(base, KALEGuide(nn.MLP((2,), (), (width,), key=keys[1])), adam, adam, **kwargs)
+    return KALE(base, KALEGuide(nn.MLP((2,), (), (width,), rng_key=keys[1])), adam, adam, **kwargs)
 
 
 def train(kale, num_steps, data=DATA, **kwargs):
@@ -158,7 +158,9 @@ def test_bad_base_steps_stop_the_run_even_while_the_energy_trains():
         return jnp.zeros(())
 
     base = Pushforward(standard_normal(2), nn.Applied(lambda p, z: z * jnp.sqrt(p) * jnp.sign(z), jnp.zeros(())))
-    kale = KALE(base, KALEGuide(nn.MLP((2,), (), (4,), key=jax.random.key(0)), penalty=penalty), *[optax.sgd(1e-3)] * 2)
+    kale = KALE(
+        base, KALEGuide(nn.MLP((2,), (), (4,), rng_key=jax.random.key(0)), penalty=penalty), *[optax.sgd(1e-3)] * 2
+    )
     with pytest.raises(TrainingDiverged, match="10 steps in a row"):
         train(kale, 50)
 

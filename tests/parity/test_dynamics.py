@@ -11,8 +11,8 @@ import pytest
 
 jax, jnp = pytest.importorskip("jax"), pytest.importorskip("jax.numpy")
 torch = pytest.importorskip("torch")
-numpyro_dynamics = pytest.importorskip("numpyro_gebm.infer.dynamics")
-pyro_dynamics = pytest.importorskip("pyro_gebm.infer.dynamics")
+numpyro_dynamics = pytest.importorskip("numpyro_gebm.dynamics.steps")
+pyro_dynamics = pytest.importorskip("pyro_gebm.dynamics.steps")
 
 HOSTS = {"numpyro": (numpyro_dynamics, jnp.asarray), "pyro": (pyro_dynamics, torch.tensor)}
 SPLITTINGS = tuple(numpyro_dynamics.SPLITTINGS)

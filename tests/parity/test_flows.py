@@ -17,7 +17,7 @@ def numpyro_gebm_of(seed):
     """A GEBM whose base and energy are flows, all parameters random."""
 
     def random_flow(seed):
-        flow = numpyro_flows.real_nvp(**ARCHITECTURE, key=jax.random.key(seed))
+        flow = numpyro_flows.real_nvp(**ARCHITECTURE, rng_key=jax.random.key(seed))
         leaves, treedef = jax.tree.flatten(flow.transforms)
         keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
         leaves = [0.3 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves)]

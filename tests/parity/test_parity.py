@@ -11,8 +11,8 @@ pyro_gebm = pytest.importorskip("pyro_gebm")
 jax, jnp = pytest.importorskip("jax"), pytest.importorskip("jax.numpy")
 torch = pytest.importorskip("torch")
 numpyro_dist, pyro_dist = pytest.importorskip("numpyro.distributions"), pytest.importorskip("pyro.distributions")
-numpyro_dynamics = pytest.importorskip("numpyro_gebm.infer.dynamics")
-pyro_dynamics = pytest.importorskip("pyro_gebm.infer.dynamics")
+numpyro_dynamics = pytest.importorskip("numpyro_gebm.dynamics.steps")
+pyro_dynamics = pytest.importorskip("pyro_gebm.dynamics.steps")
 numpyro_adaptation = pytest.importorskip("numpyro_gebm.infer.adaptation")
 pyro_adaptation = pytest.importorskip("pyro_gebm.infer.adaptation")
 
@@ -43,7 +43,7 @@ def _array(value):
 
 def numpyro_gebm_of(kind):
     generator, energy = (
-        getattr(numpyro_gebm.nn, name)(*arguments, key=jax.random.key(i))
+        getattr(numpyro_gebm.nn, name)(*arguments, rng_key=jax.random.key(i))
         for i, (name, arguments) in enumerate(NETWORKS[kind].values())
     )
     prior = numpyro_dist.Normal(**PRIOR).to_event(1)
@@ -79,7 +79,7 @@ def numpyro_values(gebm, z):
     return {
         "decode": x,
         "energy": energies,
-        "tilt": gebm.tilt(x),
+        "log_weight": gebm.log_weight(x),
         "latent log_prob": gebm.latent.log_prob(z),
         "latent gradient": jax.vmap(jax.grad(gebm.latent.log_prob))(z),
         "prior log_prob": gebm.latent_prior.log_prob(z),
@@ -100,7 +100,7 @@ def pyro_values(gebm, z):
     return {
         "decode": x,
         "energy": energies,
-        "tilt": gebm.tilt(x),
+        "log_weight": gebm.log_weight(x),
         "latent log_prob": gebm.latent.log_prob(z),
         "latent gradient": torch.autograd.grad(gebm.latent.log_prob(z).sum(), z)[0],
         "prior log_prob": gebm.latent_prior.log_prob(z),
@@ -207,7 +207,7 @@ def test_frechet_distance(columns):
 @pytest.mark.parametrize("name", ["newton_step", "gradient_step"])
 @pytest.mark.parametrize("estimate", [-40.0, -0.3, 0.2, 40.0])  # the far ones are clipped
 def test_steps_of_the_log_partition(name, estimate):
-    ours, theirs = getattr(numpyro_gebm.guide, name), getattr(pyro_gebm.guide, name)
+    ours, theirs = getattr(numpyro_gebm.training.guide, name), getattr(pyro_gebm.training.guide, name)
     assert_same(ours(jnp.array(0.5), jnp.array(estimate), 0.1), theirs(torch.tensor(0.5), torch.tensor(estimate), 0.1))
 
 
@@ -218,8 +218,8 @@ def test_a_float32_model_with_a_prior_of_python_floats_loads_in_the_other_host(s
     with jax.enable_x64(False):
         if source == "numpyro":
             prior = numpyro_dist.Normal(0.0, 1.0).expand([2]).to_event(1)
-            generator = numpyro_gebm.nn.MLP((2,), (3,), (4,), key=jax.random.key(0))
-            energy = numpyro_gebm.nn.MLP((3,), (), (4,), key=jax.random.key(1))
+            generator = numpyro_gebm.nn.MLP((2,), (3,), (4,), rng_key=jax.random.key(0))
+            energy = numpyro_gebm.nn.MLP((3,), (), (4,), rng_key=jax.random.key(1))
             ours = numpyro_gebm.GEBM(numpyro_gebm.Pushforward(prior, generator), energy)
             numpyro_gebm.save(ours, path)
             theirs = pyro_gebm.load(path)
@@ -258,21 +258,21 @@ NUMPYRO_ARGUMENTS = {
     "KALE.evaluate": {"state"},
     "infer.AnnealedMALA.__call__": {"rng_key"},
     "infer.stream_draws": {"rng_key", "init_params"},
-    "infer.dynamics.kinetic_step": {"rng_key"},
-    "infer.dynamics.refreshed": {"rng_key"},
-    "infer.dynamics.trajectory": {"rng_key"},
-    "infer.pilot.pilot": {"rng_key"},
-    "infer.tempering.move": {"rng_key"},
+    "dynamics.steps.kinetic_step": {"rng_key"},
+    "dynamics.steps.refreshed": {"rng_key"},
+    "dynamics.steps.trajectory": {"rng_key"},
+    "infer.ladder.pilot.pilot": {"rng_key"},
+    "infer.ladder.tempering.move": {"rng_key"},
     "infer.SMC.__call__": {"rng_key"},
     "infer.SMC.run": {"rng_key"},
     "log_partition": {"rng_key"},
     "log_partition_curve": {"rng_key"},
-    "guide.settle_log_partition": {"rng_key"},
+    "training.guide.settle_log_partition": {"rng_key"},
 }
 PYRO_ARGUMENTS = {f"infer.{name}": {"transforms"} for name in ("GHMC", "KineticLangevin", "MALA", "MALT", "ULA")}
 #: Methods that twins have in common, beyond their constructors.
 METHODS = [
-    *(f"GEBM.{name}" for name in ("decode", "log_prob", "sample", "temper", "tilt")),
+    *(f"GEBM.{name}" for name in ("decode", "log_prob", "sample", "temper", "log_weight")),
     *(f"{name}.{method}" for name in ("EnergyTiltedPrior", "Pushforward") for method in ("log_prob", "sample")),
     *("DrawFile.append", "DrawFile.create", "DrawFile.open"),
     *(
@@ -284,11 +284,14 @@ METHODS = [
 ]
 #: Functions that are not in an `__all__` of a package but that its files share.
 SHARED = [
-    *(f"guide.{name}" for name in ("newton_step", "gradient_step", "settle_log_partition")),
-    *(f"infer.dynamics.{name}" for name in pyro_dynamics.__all__ if name not in ("KineticState", "SPLITTINGS")),
+    *(f"training.guide.{name}" for name in ("newton_step", "gradient_step", "settle_log_partition")),
+    *(f"dynamics.steps.{name}" for name in pyro_dynamics.__all__ if name not in ("KineticState", "SPLITTINGS")),
     *(f"infer.adaptation.{name}" for name in pyro_adaptation.__all__ if name not in ("AdaptState", "Window")),
-    *(f"infer.pilot.{name}" for name in ("pilot", "spaced_evenly")),
-    *("infer.tempering.Ladder", *(f"infer.tempering.{name}" for name in ("length_scale_of", "move", "next_rung"))),
+    *(f"infer.ladder.pilot.{name}" for name in ("pilot", "spaced_evenly")),
+    *(
+        "infer.ladder.tempering.Ladder",
+        *(f"infer.ladder.tempering.{name}" for name in ("length_scale_of", "move", "next_rung")),
+    ),
 ]
 LEVELS = ["", "divergences", "divergences.kernels", "flows", "infer", "metrics", "nn", "particle_flows"]
 

@@ -12,9 +12,9 @@ from pyro.distributions import transforms
 from pyro.nn import AutoRegressiveNN
 from pyro_cases import standard_normal
 
-import pyro_gebm.kale
+import pyro_gebm.training.kale
 from pyro_gebm import GEBM, KALE, KALEGuide, Pushforward, divergences, gradient_penalty, nn
-from pyro_gebm.guide import CLIP, decayed_rate, gradient_step, newton_step
+from pyro_gebm.training.guide import CLIP, decayed_rate, gradient_step, newton_step
 
 DATA = np.random.default_rng(0).normal([1.0, -0.5], 0.5, (50, 2))
 LINE = torch.as_tensor(DATA[:, 0])
@@ -175,7 +175,7 @@ def test_results_do_not_depend_on_the_chunk(monkeypatch):
     training, other = networks(), networks()
     pyro.set_rng_seed(1)
     expected = train(training, 16)
-    monkeypatch.setattr(pyro_gebm.kale, "CHUNK", 3)
+    monkeypatch.setattr(pyro_gebm.training.kale, "CHUNK", 3)
     pyro.set_rng_seed(1)
     result = train(other, 16)
     assert same(training.state_dict(), other.state_dict()) and same(expected.losses, result.losses)

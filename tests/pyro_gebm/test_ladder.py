@@ -16,10 +16,11 @@ import torch
 from pyro.infer import MCMC, NUTS
 from pyro_cases import CASE, linear_gaussian_gebm, standard_normal
 
+from gebm.pareto import pareto_k
+from gebm.weights import bridge, from_log_weights
 from pyro_gebm import GEBM, LogPartitionCurve, log_partition, log_partition_curve, to_arviz
-from pyro_gebm.infer import MALT, SMC, ReplicaExchange, VectorizedMCMC, init_to_prior, tempering
-from pyro_gebm.infer.pareto import pareto_k
-from pyro_gebm.infer.weights import bridge, from_log_weights
+from pyro_gebm.infer import MALT, SMC, ReplicaExchange, VectorizedMCMC, init_to_prior
+from pyro_gebm.infer.ladder import tempering
 
 
 def quadratic_gebm(dim, a, **kwargs):
@@ -149,8 +150,8 @@ def test_groups_of_particles_that_are_too_few(scale, too_few):
 
 @pytest.mark.parametrize("method", ["smc", "importance"])
 def test_a_long_estimate_shows_a_progress_bar(method, capsys, monkeypatch):
-    from pyro_gebm.infer import partition
-    from pyro_gebm.infer import smc as smc_module
+    from pyro_gebm.infer.ladder import partition
+    from pyro_gebm.infer.ladder import smc as smc_module
 
     monkeypatch.setattr(smc_module, "DELAY", 1e-9)
     monkeypatch.setattr(partition, "DELAY", 1e-9)
@@ -304,7 +305,7 @@ def test_energies_that_moves_find_hard(energy, dim, truth):
 
 
 def test_particles_that_hardly_move_bring_a_warning(monkeypatch):
-    monkeypatch.setattr(importlib.import_module("pyro_gebm.infer.smc"), "MIN_ACCEPT_PROB", 0.999)
+    monkeypatch.setattr(importlib.import_module("pyro_gebm.infer.ladder.smc"), "MIN_ACCEPT_PROB", 0.999)
     (warning,) = smc(offset_gebm()).log_partition.warnings
     assert re.search(r"At beta = \S+ \S+ % of the moves were accepted", warning)
 

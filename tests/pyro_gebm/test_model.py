@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro_cases import CASE, linear_gaussian_gebm, standard_normal
 
 from pyro_gebm import GEBM, LatentReparam, Pushforward, divergences, nn
-from pyro_gebm.guide import settle_log_partition
+from pyro_gebm.training.guide import settle_log_partition
 
 
 class Quadratic(torch.nn.Module):
@@ -116,7 +116,7 @@ def test_any_base_with_a_density(name):
     assert draws.shape == gebm.shape((6,)) == (6, *base.batch_shape, *base.event_shape)
     assert gebm.support.check(draws).all()
     z = gebm.latent_prior.sample((3,))
-    expected = gebm.latent_prior.log_prob(z) + gebm.tilt(gebm.decode(z))
+    expected = gebm.latent_prior.log_prob(z) + gebm.log_weight(gebm.decode(z))
     torch.testing.assert_close(gebm.latent.log_prob(z), expected, rtol=1e-10, atol=1e-10)
     assert not gebm.has_rsample and not gebm.latent.has_rsample
 

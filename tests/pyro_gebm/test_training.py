@@ -14,7 +14,7 @@ import torch
 from pyro_cases import standard_normal
 
 from pyro_gebm import KALE, KALEGuide, Pushforward, TrainingDiverged, energy_bursts, nn, plot_losses
-from pyro_gebm.checkpoints import KEEP
+from pyro_gebm.training.checkpoints import KEEP
 
 DATA = np.random.default_rng(0).normal(1.0, 1.0, size=(300, 2))
 

@@ -1,0 +1,235 @@
+"""Draws in a NetCDF file that is written while sampling, and survives being killed.
+
+The HDF5 library makes the file once, with its final shape and every variable contiguous, and is then closed. From there
+on only the values change, written to where the library says they lie: nothing that it needs to open the file is ever
+touched. How many draws are complete stands in the file, and is written after them.
+"""
+
+import os
+import pathlib
+
+import numpy as np
+
+from gebm.arviz_data import from_groups
+from gebm.netcdf import allocate, checked_variable, layout, lock, read_count, write
+
+__all__ = ["DrawFile", "read_draws", "refuse_existing"]
+
+
+class DrawFile:
+    """A NetCDF-4 file of draws and statistics that grows by chunks of draws, at constant memory.
+
+    Opens in ArviZ and xarray like any other (groups `posterior` and `sample_stats`, dimensions chain, draw). A process
+    that is killed while writing leaves a file that opens and can be continued: a chunk counts when it is on the disk.
+    While it is being written, look at it with `read_draws`. Made by `DrawFile.create` and `DrawFile.open`.
+
+    Attributes:
+        path: the file.
+        num_chains: number of chains.
+        num_draws: draws of each chain when the file is full.
+        num_draws_written: draws of each chain that are complete.
+
+    Example:
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/draws.nc"
+        >>> variables = {"z": ((3,), "float32", "posterior"), "lp": ((), "float64", "sample_stats")}
+        >>> with DrawFile.create(path, num_chains=2, num_draws=100, variables=variables) as file:
+        ...     file.append({"z": np.zeros((2, 40, 3))}, {"lp": np.zeros((2, 40))})
+        >>> with DrawFile.open(path) as file:
+        ...     file.num_draws_written
+        40
+        >>> read_draws(path)["posterior"]["z"].shape
+        (2, 40, 3)
+    """
+
+    def __init__(self, path):
+        self.path = pathlib.Path(path)
+        self._slabs, self._count_offset = layout(self.path)
+        self.num_chains, self.num_draws = next(iter(self._slabs["posterior"].values())).shape[:2]
+        self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115
+        try:
+            lock(self._file, self.path)
+            self.num_draws_written = read_count(self._file, self._count_offset)
+        except BaseException:
+            self._file.close()
+            raise
+
+    @classmethod
+    def create(cls, path, num_chains, num_draws, variables):
+        """Make a file without draws, of its final size (most systems use disk space only as it fills).
+
+        Args:
+            path: where; nothing may be there yet.
+            num_chains: number of chains.
+            num_draws: draws of each chain, in all.
+            variables: maps a name to `(shape of one draw, dtype, group)`, group `"posterior"` or `"sample_stats"`.
+
+        Returns:
+            A `DrawFile`, open.
+
+        Raises:
+            FileExistsError: if there is a file at `path`.
+            ImportError: without h5netcdf, naming the extra to install.
+            ValueError: for a number below one, an unknown group or dtype, or no variable in the group "posterior".
+        """
+        path = pathlib.Path(path)
+        refuse_existing(path)
+        sizes = {"num_chains": num_chains, "num_draws": num_draws}
+        for name, size in sizes.items():
+            if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
+                raise ValueError(f"Expected `{name}` to be a positive integer; got {size!r}.")
+        variables = {name: checked_variable(name, *spec) for name, spec in variables.items()}
+        if "posterior" not in {group for _, _, group in variables.values()}:
+            raise ValueError(f'Expected at least one variable in the group "posterior"; got {variables}.')
+        partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            allocate(partial, num_chains, num_draws, variables)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return cls(path)
+
+    @classmethod
+    def open(cls, path):
+        """Open a file that `DrawFile.create` has made, to continue after its last complete draw.
+
+        Args:
+            path: the file.
+
+        Returns:
+            A `DrawFile`.
+
+        Raises:
+            BlockingIOError: if another `DrawFile` is writing it.
+            FileNotFoundError: if there is none.
+            ValueError: if the file is of another kind.
+        """
+        return cls(path)
+
+    def append(self, posterior, sample_stats=None):
+        """Write the next draws; they count once they are on the disk.
+
+        Args:
+            posterior: maps the name of a site to an array of shape `(num_chains, draws) + shape of one draw`.
+            sample_stats: the same, for the statistics.
+
+        Raises:
+            ValueError: for names, shapes or dtypes that do not fit, more draws than the file has room for, or a file
+                that is closed. Nothing is written then.
+        """
+        if self._file.closed:
+            raise ValueError(f"Expected an open file; {self.path} is closed. Continue it with `DrawFile.open`.")
+        chunks = self._checked_chunks({"posterior": posterior, "sample_stats": sample_stats or {}})
+        num_new = chunks[0][1].shape[1]
+        for slab, values in chunks:
+            row_size = int(np.prod(slab.shape[2:])) * slab.dtype.itemsize
+            for chain, rows in enumerate(values):
+                row = chain * self.num_draws + self.num_draws_written
+                write(self._file, slab.offset + row * row_size, np.ascontiguousarray(rows, slab.dtype))
+        os.fsync(self._file.fileno())
+        count = self.num_draws_written + num_new
+        write(self._file, self._count_offset, np.array(count, "<i8"))
+        os.fsync(self._file.fileno())
+        self.num_draws_written = count
+
+    def rewind(self, num_draws):
+        """Drop the draws after the first `num_draws` of each chain; the next `append` writes over them.
+
+        Args:
+            num_draws: draws that stay.
+
+        Raises:
+            ValueError: if there are fewer.
+        """
+        if not 0 <= num_draws <= self.num_draws_written:
+            raise ValueError(f"Expected at most {self.num_draws_written} draws, those written; got {num_draws}.")
+        write(self._file, self._count_offset, np.array(num_draws, "<i8"))
+        os.fsync(self._file.fileno())
+        self.num_draws_written = num_draws
+
+    def _checked_chunks(self, groups):
+        """Pairs of a slab and its new values, all of them checked."""
+        chunks = []
+        for group, values in groups.items():
+            slabs = self._slabs[group]
+            if slabs.keys() != values.keys():
+                raise ValueError(f"Expected {group} with the names {sorted(slabs)}; got {sorted(values)}.")
+            chunks += [(name, slabs[name], _as_numpy(value)) for name, value in values.items()]
+        num_new = chunks[0][2].shape[1] if chunks[0][2].ndim > 1 else 0
+        for name, slab, value in chunks:
+            expected = (self.num_chains, num_new, *slab.shape[2:])
+            if value.shape != expected:
+                raise ValueError(
+                    f"Expected {name!r} of shape (chains, draws, ...) = {expected}; got {value.shape}. Every array of "
+                    "a chunk has the same chains and draws."
+                )
+            if not np.can_cast(value.dtype, slab.dtype, "same_kind"):
+                raise ValueError(f"Expected {name!r} of dtype {slab.dtype}; got {value.dtype}.")
+        if self.num_draws_written + num_new > self.num_draws:
+            raise ValueError(
+                f"Expected at most {self.num_draws - self.num_draws_written} more draws; got {num_new}. The file has "
+                f"room for {self.num_draws} and holds {self.num_draws_written}."
+            )
+        return [(slab, value) for _, slab, value in chunks]
+
+    def close(self):
+        """Close the file; closing twice does no harm."""
+        self._file.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def __repr__(self):
+        written = f"{self.num_draws_written} of {self.num_draws} draws, {self.num_chains} chains"
+        return f"DrawFile({str(self.path)!r}, {written})"
+
+
+def refuse_existing(path):
+    """Stop before a file of draws is written over.
+
+    Args:
+        path: where it is to be.
+
+    Raises:
+        FileExistsError: if there is one.
+    """
+    if path.exists():
+        raise FileExistsError(
+            f"Expected no file at {path}. Continue it with `DrawFile.open` (or `resume=True`), or delete it."
+        )
+
+
+def read_draws(path):
+    """The complete draws of a `DrawFile`, in what `to_arviz` returns; also while another process writes them.
+
+    Values are mapped from the file, and read from the disk when they are used.
+
+    Args:
+        path: the file.
+
+    Returns:
+        `arviz.InferenceData` (ArviZ before 1.0) or `xarray.DataTree` (from 1.0 on), with groups `posterior` and
+        `sample_stats`.
+
+    Raises:
+        FileNotFoundError: if there is no file.
+        ImportError: without ArviZ or h5netcdf, naming the extra to install.
+        ValueError: if the file is of another kind, or has no complete draw yet.
+    """
+    slabs, count_offset = layout(path)
+    with open(path, "rb") as file:
+        count = read_count(file, count_offset)
+    if count == 0:
+        raise ValueError(f"Expected a file with draws; {path} has none yet. Wait for its first chunk.")
+    posterior, statistics = (
+        {name: np.memmap(path, slab.dtype, "r", slab.offset, slab.shape)[:, :count] for name, slab in group.items()}
+        for group in slabs.values()
+    )
+    return from_groups(posterior, statistics)
+
+
+def _as_numpy(value):
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)  # a tensor of any device

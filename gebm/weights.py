@@ -1,0 +1,148 @@
+r"""Estimates of a log-partition from importance weights, with what says whether they can be trusted."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from gebm.pareto import pareto_k
+
+__all__ = ["LogPartition", "bridge", "from_log_weights"]
+
+#: Pareto shape above which an importance sampling estimate is not to be trusted (arXiv:1507.02646).
+MAX_PARETO_K = 0.7
+#: Fewest effective samples for which a standard error is.
+MIN_ESS = 100
+#: Fewest weights to which the shape is fitted.
+MIN_WEIGHTS = 100
+#: Fewest groups of particles, counted by their weight, for which a standard error from their differences is; and the
+#: least share of them.
+MIN_GROUPS, MIN_SHARE = 10, 1 / 3
+
+
+class LogPartition(NamedTuple):
+    """Estimate of a log-partition.
+
+    Args:
+        value: of A = log Z.
+        std_error: its Monte Carlo standard error.
+        ess: effective sample size of the weights behind it.
+        pareto_k: shape of the Pareto tail of the weights; above 0.7 mean and standard error mislead. NaN where there
+            are fewer than 100 weights.
+        warnings: what is wrong, in words; empty if nothing is.
+    """
+
+    value: float
+    std_error: float
+    ess: float
+    pareto_k: float
+    warnings: tuple
+
+
+def from_log_weights(log_weights, num_each=1):
+    r"""Logarithm of a mean of weights, $\log \frac1N \sum_i w_i$, as an estimate of a log-partition.
+
+    Args:
+        log_weights: array of shape `(N,)`; each weight is an unbiased estimate of Z.
+        num_each: particles behind each weight; more than one make a group.
+
+    Returns:
+        A `LogPartition`.
+
+    Raises:
+        ValueError: for a weight that is NaN or infinite, or if all are 0.
+
+    Example:
+        >>> import numpy as np
+        >>> estimate = from_log_weights(np.log([1.0, 2.0, 3.0, 2.0]))
+        >>> round(estimate.value, 4), round(estimate.std_error, 4), round(estimate.ess, 2)
+        (0.6931, 0.2041, 3.56)
+    """
+    log_weights = np.asarray(log_weights, np.float64)
+    largest = log_weights.max()
+    if not math.isfinite(largest):
+        raise ValueError(f"Expected finite weights, not all of them 0; the largest log-weight is {largest}.")
+    weights = np.exp(log_weights - largest)
+    num, mean = len(weights), weights.mean()
+    std_error = weights.std(ddof=1) / mean / math.sqrt(num)
+    shape, effective = pareto_k(log_weights) if num >= MIN_WEIGHTS else math.nan, num * _effective_fraction(weights)
+    estimate = _estimate(largest + math.log(mean), std_error, num_each * effective, shape)
+    needed = max(MIN_GROUPS, math.ceil(MIN_SHARE * num))
+    if num_each == 1 or effective >= needed:
+        return estimate
+    of_groups = (
+        f"The {num} groups of particles are worth {effective:.1f} of equal weight, fewer than {needed}: the standard "
+        "error that their differences give is too small. Use more particles, num_moves or groups."
+    )
+    return estimate._replace(warnings=(*estimate.warnings, of_groups))
+
+
+def bridge(base_tilts, draw_tilts, effective_sample_size):
+    r"""Bridge sampling between a base and the law tilted by weights w, with the optimal bridge.
+
+    .. math:: \hat Z = \frac{E_0[w\, b]}{E_1[b]}, \qquad b \propto \frac{1}{n_0 + n_1 w / Z}
+
+    Source: doi:10.2307/24306045; the standard error is that of doi:10.1111/j.1368-423X.2004.00125.x.
+
+    Args:
+        base_tilts: log w at independent draws of the base, shape `(n_0,)`.
+        draw_tilts: log w at draws of the tilted law, shape `(chains, draws)`.
+        effective_sample_size: callable from an array of that shape to its effective sample size.
+
+    Returns:
+        A `LogPartition`.
+
+    Raises:
+        ValueError: for a log-weight that is NaN or +inf.
+
+    Example:
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> tilts = -1.5 * rng.normal(size=4000) ** 2, -1.5 * (0.5 * rng.normal(size=(4, 1000))) ** 2
+        >>> estimate = bridge(*tilts, effective_sample_size=np.size)
+        >>> bool(abs(estimate.value + 0.5 * np.log(4.0)) < 4 * estimate.std_error < 0.1)
+        True
+    """
+    base_tilts, draw_tilts = np.asarray(base_tilts, np.float64), np.asarray(draw_tilts, np.float64)
+    for name, tilts in (("base", base_tilts), ("tilted law", draw_tilts)):
+        if not (tilts < math.inf).all():
+            raise ValueError(f"Expected real energies; got NaN or -inf at draws of the {name}.")
+    num_base, num_draws = base_tilts.size, draw_tilts.size
+    share = num_draws / (num_base + num_draws)
+    finite = np.concatenate([base_tilts[np.isfinite(base_tilts)], draw_tilts.ravel()])
+    low, high = finite.min() - 50.0, finite.max() + 50.0
+    for _ in range(100):  # the equation that Z solves is monotone
+        value = 0.5 * (low + high)
+        of_base, of_draws = _bridged(base_tilts - value, draw_tilts - value, share)
+        low, high = (value, high) if of_base.mean() > of_draws.mean() else (low, value)
+    fraction = _effective_fraction(of_base)
+    num_effective = np.fmin(float(effective_sample_size(of_draws)), num_draws)  # NaN for draws that are all the same
+    ess = min(num_base * fraction, num_effective * _effective_fraction(of_draws))
+    variance = (1 / fraction - 1) / num_base + (of_draws.std() / of_draws.mean()) ** 2 / num_effective
+    return _estimate(value, math.sqrt(max(variance, 0.0)), ess, math.nan)
+
+
+def _bridged(log_ratio_base, log_ratio_draws, share):
+    """Density of the tilted law over the mixture of both, at draws of the base; of the base, at its own draws."""
+    with np.errstate(over="ignore"):
+        of_base = 1 / (share + (1 - share) * np.exp(-log_ratio_base))
+        return of_base, 1 / (1 - share + share * np.exp(log_ratio_draws))
+
+
+def _effective_fraction(weights):
+    return weights.sum() ** 2 / (weights**2).sum() / weights.size
+
+
+def _estimate(value, std_error, ess, shape):
+    warnings = []
+    if shape > MAX_PARETO_K:
+        warnings.append(
+            f"The Pareto shape of the weights is {shape:.2f}, above {MAX_PARETO_K}: a few draws carry the estimate, "
+            "and its standard error is too small. Use method='smc', or more particles."
+        )
+    if ess < MIN_ESS:
+        warnings.append(
+            f"The effective sample size of the weights is {ess:.1f}, fewer than {MIN_ESS}: the estimate is off by more "
+            "than its standard error says. Use method='smc', or more particles."
+        )
+    return LogPartition(float(value), float(std_error), float(ess), float(shape), tuple(warnings))

@@ -1,0 +1,125 @@
+"""The pilot run: a ladder from the base of a GEBM to its tilted law, and what samplers on it are tuned with."""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax, random
+
+from numpyro_gebm.infer.ladder.tempering import (
+    Points,
+    length_scale_of,
+    log_increment,
+    move,
+    next_rung,
+    systematic_resample,
+)
+
+__all__ = ["MAX_RUNGS", "Rungs", "pilot", "spaced_evenly"]
+
+#: Most rungs of a ladder.
+MAX_RUNGS = 1000
+#: Acceptance that step sizes are adapted to, and trajectories on the prior that find the first of them.
+TARGET_ACCEPT_PROB, NUM_FIRST_MOVES = 0.8, 20
+
+
+class Rungs(NamedTuple):
+    r"""A ladder: arrays of `MAX_RUNGS`, of which `num` are used.
+
+    Args:
+        t: rungs, increasing from 0 to 1.
+        step_size: of the trajectories, in units of the length scale.
+        length_scale: of the law of the rung.
+        barrier: $\tfrac12 \mathbb{E}|V - V'|$ for independent tilts V, V' of the rung: the rate at which swaps with it
+            are rejected, per unit of t (arXiv:1905.02939).
+        num: how many rungs there are.
+        num_gradients: gradients of the energy that the run took.
+    """
+
+    t: jax.Array
+    step_size: jax.Array
+    length_scale: jax.Array
+    barrier: jax.Array
+    num: jax.Array
+    num_gradients: jax.Array
+
+
+def pilot(ladder, rng_key, num_particles, num_moves, fraction):
+    """A ladder, each rung as far up as the weights of particles allow, its step size adapted on the way.
+
+    Args:
+        ladder: `Ladder`.
+        rng_key: a JAX random key.
+        num_particles: number of particles.
+        num_moves: trajectories on each rung.
+        fraction: effective sample size of the weights of a rung over the number of particles.
+
+    Returns:
+        `Rungs`.
+
+    Raises, at run time:
+        RuntimeError: if the energy is NaN or -inf at a draw of the prior, or infinite at all of them, or there would be
+            more than 1,000 rungs.
+    """
+    key_start, key = random.split(rng_key)
+    points = ladder.start(key_start, num_particles)
+
+    def unfinished(carry):
+        _, rungs, _ = carry
+        return (rungs.num == 0) | ((rungs.t[rungs.num - 1] < 1) & (rungs.num < MAX_RUNGS))
+
+    def climb(carry):
+        points, rungs, step_size = carry
+        first, t = rungs.num == 0, rungs.t[rungs.num - 1]  # of empty rungs the last is 0
+        new = jnp.where(first, 0.0, next_rung(t, points.neg_beta_energy, fraction))
+        key_resample, key_move = random.split(random.fold_in(key, rungs.num))
+        index = systematic_resample(key_resample, log_increment(new - t, points.neg_beta_energy))
+        points = Points(*(x[index] for x in points))
+        scale = length_scale_of(points.u)
+
+        def adapt(i, carry):
+            points, step_size, num_gradients = carry
+            points, accept_prob, num = move(random.fold_in(key_move, i), points, ladder, new, step_size, scale, 1)
+            step_size = step_size * jnp.exp((accept_prob.mean() - TARGET_ACCEPT_PROB) / jnp.sqrt(1.0 + i))
+            return points, step_size, num_gradients + num * num_particles
+
+        num = jnp.where(first, NUM_FIRST_MOVES, num_moves)
+        points, step_size, num_gradients = lax.fori_loop(0, num, adapt, (points, step_size, rungs.num_gradients))
+        found = (new, step_size, scale, _half_mean_difference(points.neg_beta_energy))
+        found = (x.at[rungs.num].set(y) for x, y in zip(rungs, found))
+        return points, Rungs(*found, rungs.num + 1, num_gradients), step_size
+
+    empty = jnp.zeros(MAX_RUNGS, points.neg_beta_energy.dtype)
+    start = (points, Rungs(*[empty] * 4, jnp.asarray(0), jnp.asarray(num_particles)), jnp.asarray(0.5, empty.dtype))
+    _, rungs, _ = lax.while_loop(unfinished, climb, start)
+    return eqx.error_if(
+        rungs,
+        rungs.t[rungs.num - 1] < 1,
+        f"The ladder needs more than {MAX_RUNGS} rungs. Lower the inverse temperature or effective_fraction.",
+    )
+
+
+def spaced_evenly(rungs, num_rungs=None):
+    r"""A ladder with the same rate of rejected swaps between all neighbours (arXiv:1905.02939).
+
+    Args:
+        rungs: `Rungs` of a pilot run.
+        num_rungs: how many; None is $2 \Lambda + 1$, rounded up, at least 2; $\Lambda$ is the integral of the barrier.
+
+    Returns:
+        `(t, step size, length scale)`: arrays of NumPy, but the step size is one for all, the smallest.
+    """
+    t, step_size, length_scale, barrier = (np.asarray(x[: int(rungs.num)], np.float64) for x in rungs[:4])
+    total = np.concatenate([[0.0], np.cumsum(np.diff(t) * 0.5 * (barrier[1:] + barrier[:-1]))])
+    num = max(2, int(np.ceil(2 * total[-1])) + 1) if num_rungs is None else num_rungs
+    shares = np.linspace(0.0, total[-1], num)
+    even = np.interp(shares, total, t) if total[-1] > 0 else np.linspace(0.0, 1.0, num)
+    even[0], even[-1] = 0.0, 1.0
+    return even, float(step_size.min()), np.interp(even, t, length_scale)
+
+
+def _half_mean_difference(x):
+    x = jnp.sort(x)
+    return jnp.sum((2.0 * jnp.arange(len(x)) - len(x) + 1) * x) / len(x) ** 2

@@ -1,0 +1,229 @@
+r"""The ladder of a GEBM, from its base to the tilted law: what the samplers on it share.
+
+On the rung t in [0, 1] the latent, in unconstrained coordinates u, has the law
+
+.. math:: \nu_t(u) \propto \eta(u) \exp(-t\, \beta E(B(u)))
+
+which at t = 0 is exactly the prior, and at t = 1 the tilted prior. Positions are arrays of shape `(N, d)`.
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax, random
+from numpyro.distributions import biject_to
+from numpyro.distributions.util import sum_rightmost
+
+from numpyro_gebm.callables import over_batch
+from numpyro_gebm.dynamics.steps import KineticState, standard_normal, trajectory, value_and_grad
+from numpyro_gebm.infer.kernel import accept_probability
+
+__all__ = [
+    "Ladder",
+    "Points",
+    "effective_fraction",
+    "length_scale_of",
+    "log_increment",
+    "move",
+    "next_rung",
+    "potential_at",
+    "systematic_resample",
+]
+
+#: Friction and length of a trajectory in units of the length scale of the law, and the most steps it takes.
+FRICTION, TRAJECTORY_LENGTH, MAX_STEPS = 0.5, 1.57, 64
+#: Random directions along which the covariance is applied, to estimate the trace of its square.
+NUM_PROBES = 16
+#: Halvings of the interval in which the next rung lies.
+NUM_HALVINGS = 40
+
+
+class Points(NamedTuple):
+    """Positions `u` on the ladder, shape `(N, d)`, with log prior, -beta E (shape `(N,)`), gradients."""
+
+    u: jax.Array
+    log_prior: jax.Array
+    log_prior_grad: jax.Array
+    neg_beta_energy: jax.Array
+    neg_beta_energy_grad: jax.Array
+
+
+class Ladder:
+    """Prior and neg_beta_energy of a GEBM over unconstrained latents of shape `(N, d)`.
+
+    Args:
+        latent: an `EnergyTiltedPrior`.
+
+    Raises:
+        ValueError: if it has a batch shape.
+    """
+
+    def __init__(self, latent):
+        if latent.batch_shape != ():
+            raise ValueError(
+                f"Expected a GEBM with batch_shape (); got {latent.batch_shape}. Take one member of it at a time."
+            )
+        self._gebm, self._prior = latent.gebm, latent.gebm.latent_prior
+        self._transform = biject_to(self._prior.support)
+        self._shape = self._transform.inverse_shape(latent.event_shape)
+
+    def sample_prior(self, rng_key, num):
+        """Positions of exact draws of the prior, shape `(num, d)`."""
+        return self.unconstrain(self._prior.sample(rng_key, (num,)))
+
+    def shaped(self, u):
+        """Positions in the unconstrained shape of a latent, with a leading axis of N."""
+        return u.reshape(-1, *self._shape)
+
+    def constrain(self, u):
+        """Latents, shape `(N,) + event_shape`, at positions."""
+        return self._transform(self.shaped(u))
+
+    def unconstrain(self, z):
+        """Positions at latents."""
+        return self._transform.inv(z).reshape(len(z), -1)
+
+    def log_prior(self, u):
+        """Log density of the prior at positions, shape `(N,)`."""
+        u = self.shaped(u)
+        z = self._transform(u)
+        jacobian = self._transform.log_abs_det_jacobian(u, z)
+        return self._prior.log_prob(z) + sum_rightmost(jacobian, jnp.ndim(jacobian) - 1)
+
+    def neg_beta_energy(self, u):
+        """-beta E at positions, shape `(N,)`."""
+        gebm = self._gebm
+        energy = over_batch(gebm.energy, gebm.decode(self.constrain(u)), gebm.event_dim)
+        return -gebm.inverse_temperature * energy
+
+    def evaluate(self, u):
+        """`Points` at positions."""
+        return Points(u, *value_and_grad(self.log_prior, u), *value_and_grad(self.neg_beta_energy, u))
+
+    def start(self, rng_key, num):
+        """`Points` at exact draws of the prior.
+
+        Raises, at run time:
+            RuntimeError: if the energy is NaN or -inf at one of them, or infinite at all of them.
+        """
+        points = self.evaluate(self.sample_prior(rng_key, num))
+        bad = (jnp.isnan(points.neg_beta_energy) | (points.neg_beta_energy == jnp.inf)).any()
+        points = eqx.error_if(points, bad, "Expected real energies; got NaN or -inf at a draw of the base.")
+        infinite = (points.neg_beta_energy == -jnp.inf).all()
+        message = f"Expected finite energies at some draws of the base; got inf at all {num} of them."
+        return eqx.error_if(points, infinite, message)
+
+    def potential_and_grad(self, t):
+        """A callable from positions to the potential of the rung t (a scalar, or shape `(N,)`) and its gradient."""
+        return lambda u: value_and_grad(lambda u: -self.log_prior(u) - log_increment(t, self.neg_beta_energy(u)), u)
+
+
+def potential_at(points, t):
+    """Potential of the rung t (a scalar, or shape `(N,)`) at `Points`, and its gradient."""
+    t = jnp.asarray(t)
+    over_rows = t if t.ndim == 0 else t[:, None]
+    grad = -points.log_prior_grad - log_increment(over_rows, points.neg_beta_energy_grad)
+    return -points.log_prior - log_increment(t, points.neg_beta_energy), grad
+
+
+def move(rng_key, points, ladder, t, step_size, length_scale, num_moves):
+    """Metropolis-adjusted Langevin trajectories (arXiv:2202.13230) on one rung.
+
+    They are 1.57 length scales long, or 64 steps where that is less.
+
+    Args:
+        rng_key: a JAX random key.
+        points: `Points`.
+        ladder: `Ladder`.
+        t: the rung, a scalar or shape `(N,)`.
+        step_size: step size of the trajectories in units of the length scale; a scalar.
+        length_scale: length scale of the law; a scalar or shape `(N,)`.
+        num_moves: trajectories, one test each.
+
+    Returns:
+        `(Points, acceptance probabilities, gradients)`: the probabilities are means over the moves, of shape `(N,)`,
+        the gradients those spent on each point.
+    """
+    num_steps = jnp.clip(jnp.ceil(TRAJECTORY_LENGTH / step_size), 1, MAX_STEPS)
+    h = jnp.minimum(TRAJECTORY_LENGTH / num_steps, step_size)
+    scale = length_scale if jnp.ndim(length_scale) == 0 else length_scale[:, None]
+    potential_and_grad = ladder.potential_and_grad(t)
+
+    def body(i, carry):
+        state, total = carry
+        keys = random.split(random.fold_in(rng_key, i), 3)
+        start = state._replace(v=standard_normal(keys[0], state.z))
+        end, error = trajectory(keys[1], start, potential_and_grad, h, FRICTION, num_steps.astype(int), scale)
+        accept_prob = accept_probability(error)
+        accept = random.uniform(keys[2], error.shape, error.dtype) < accept_prob
+        state = jax.tree.map(lambda a, b: jnp.where(accept.reshape(-1, *[1] * (a.ndim - 1)), a, b), end, start)
+        return state, total + accept_prob
+
+    start = KineticState(points.u, jnp.zeros_like(points.u), points.u, *potential_at(points, t))
+    state, total = lax.fori_loop(0, num_moves, body, (start, jnp.zeros_like(points.neg_beta_energy)))
+    return ladder.evaluate(state.z), total / num_moves, (num_moves * num_steps).astype(int) + 1
+
+
+def length_scale_of(u):
+    r"""Length scale $\sqrt{\operatorname{tr} \Sigma^2 / \operatorname{tr} \Sigma}$ of positions, shape `(N, d)`.
+
+    Positions that are not finite do not count; it is 1 for positions that are all the same.
+    """
+    finite = jnp.isfinite(u).all(1)[:, None]
+    num = finite.sum()
+    y = jnp.where(finite, u - jnp.sum(u, 0, where=finite) / num, 0.0)
+    probes = random.normal(random.key(0), (u.shape[1], NUM_PROBES), u.dtype)
+    projected = y.T @ (y @ probes) / num
+    scale = jnp.sqrt(jnp.sum(projected**2) / NUM_PROBES / jnp.sum(y**2) * num)
+    return jnp.where((scale > 0) & (scale < jnp.inf), scale, 1.0)
+
+
+def effective_fraction(log_weights):
+    r"""$(\sum w)^2 / (N \sum w^2)$, the effective sample size of weights over their number; shape `(N,)` to `()`."""
+    w = jnp.exp(log_weights - log_weights.max())
+    return w.sum() ** 2 / (w**2).sum() / len(w)
+
+
+def log_increment(step, neg_beta_energy):
+    """Log-weights of a step up the ladder, -step beta E; 0 for no step, also where the energy is infinite."""
+    return jnp.where(step == 0, 0.0, step * neg_beta_energy)
+
+
+def next_rung(t, neg_beta_energy, fraction):
+    """The rung above t at which the weights of the step have the effective fraction asked for; 1 at most.
+
+    Particles of infinite energy have weight 0 on every rung above t, and do not count.
+
+    Args:
+        t: rung, a scalar in [0, 1).
+        neg_beta_energy: -beta E of the particles on it, shape `(N,)`.
+        fraction: effective sample size of the weights over their number.
+
+    Returns:
+        A scalar.
+    """
+
+    finite = jnp.isfinite(neg_beta_energy)
+
+    def good_at(new):
+        log_weights = jnp.where(finite, (new - t) * neg_beta_energy, -jnp.inf)
+        return effective_fraction(log_weights) * len(neg_beta_energy) >= fraction * finite.sum()
+
+    def halve(_, bounds):
+        low, high = bounds
+        middle = 0.5 * (low + high)
+        good = good_at(middle)
+        return jnp.where(good, middle, low), jnp.where(good, high, middle)
+
+    low, _ = lax.fori_loop(0, NUM_HALVINGS, halve, (t, jnp.ones_like(t)))
+    return jnp.where(good_at(1.0), 1.0, low)
+
+
+def systematic_resample(rng_key, log_weights):
+    """Indices of as many draws as there are weights, by systematic resampling; shape `(N,)`."""
+    num = len(log_weights)
+    cumulative = jnp.cumsum(jax.nn.softmax(log_weights))
+    positions = (jnp.arange(num) + random.uniform(rng_key, (), log_weights.dtype)) / num
+    return jnp.minimum(jnp.searchsorted(cumulative / cumulative[-1], positions, side="right"), num - 1)

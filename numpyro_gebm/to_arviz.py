@@ -1,0 +1,96 @@
+"""Draws and statistics of a chain as ArviZ data."""
+
+from functools import partial
+
+import jax
+import numpy as np
+from jax import lax
+from numpyro.infer.mcmc import MCMC
+
+from gebm.arviz_data import from_groups, latent_site
+from numpyro_gebm.callables import over_batch
+
+__all__ = ["to_arviz"]
+
+#: NumPyro's names of what a kernel recorded, and ArviZ's.
+_STATISTICS = {
+    "accept_prob": "acceptance_rate",
+    "adapt_state.step_size": "step_size",
+    "adapt_state.warmup_converged": "warmup_converged",
+    "diverging": "diverging",
+    "energy": "energy",
+    "num_steps": "n_steps",
+    "potential_energy": "lp",
+    "step_size": "step_size",
+}
+
+
+def to_arviz(mcmc, gebm=None, site=None, *, coords=None, dims=None):
+    """Draws, every statistic the kernel recorded, and E(x), as ArviZ data.
+
+    `lp` is the log density in unconstrained space, log-Jacobians included. NumPyro's own kernels record what
+    `mcmc.run(..., extra_fields=...)` asks for ("potential_energy", "energy", "num_steps", "accept_prob",
+    "adapt_state.step_size"); the kernels of `infer` record theirs always.
+
+    Args:
+        mcmc: a `numpyro.infer.MCMC` that has run.
+        gebm: adds `energy_x` = E(B(z)) of its latents to the sample statistics.
+        site: name of the site that holds the latents of `gebm`; found by itself where there is only one candidate.
+        coords: coordinates, handed on to ArviZ.
+        dims: dimension names, handed on to ArviZ.
+
+    Returns:
+        `arviz.InferenceData` (ArviZ before 1.0) or `xarray.DataTree` (from 1.0 on), with groups `posterior` and
+        `sample_stats`.
+
+    Raises:
+        ImportError: without ArviZ, naming the extra to install.
+        TypeError: if `mcmc` is not a NumPyro `MCMC`.
+        ValueError: if the site of the latents is not given and not unique, or does not fit the GEBM.
+
+    Example:
+        >>> import jax, numpyro, numpyro.distributions as dist
+        >>> from numpyro.infer import MCMC, NUTS
+        >>> from numpyro_gebm import GEBM
+        >>> gebm = GEBM(dist.Normal(0.0, 1.0), lambda x: 0.5 * x**2)
+        >>> mcmc = MCMC(NUTS(lambda: numpyro.sample("z", gebm.latent)), num_warmup=10, num_samples=20,
+        ...             progress_bar=False)
+        >>> mcmc.run(jax.random.key(0), extra_fields=("energy",))
+        >>> sorted(to_arviz(mcmc, gebm)["sample_stats"].data_vars)
+        ['diverging', 'energy', 'energy_x']
+    """
+    if not isinstance(mcmc, MCMC):
+        raise TypeError(f"Expected a numpyro.infer.MCMC; got {type(mcmc).__name__}.")
+    draws = mcmc.get_samples(group_by_chain=True)
+    posterior = {name: np.asarray(value) for name, value in named_arrays(draws, site or "z").items()}
+    statistics = named_statistics(mcmc.get_extra_fields(group_by_chain=True))
+    statistics = {name: np.asarray(value) for name, value in statistics.items()}
+    if gebm is not None:
+        statistics["energy_x"] = _energy_of_latents(
+            gebm, posterior[latent_site(posterior, gebm.latent.event_shape, site)]
+        )
+    return from_groups(posterior, statistics, coords=coords, dims=dims)
+
+
+def named_arrays(draws, name="z"):
+    """The arrays of a pytree of draws by name; a pytree that is not a dict is called `name`."""
+    leaves = jax.tree_util.tree_flatten_with_path(draws if isinstance(draws, dict) else {name: draws})[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def named_statistics(fields):
+    """Fields of a kernel's state by the names that ArviZ gives them."""
+    statistics = {_STATISTICS.get(name, name): value for name, value in fields.items() if hasattr(value, "shape")}
+    return statistics | ({"lp": -statistics["lp"]} if "lp" in statistics else {})
+
+
+def _energy_of_latents(gebm, z, batch_size=10_000):
+    event_shape = gebm.latent.event_shape
+    batch = z.shape[: z.ndim - len(event_shape)]
+    flat = z.reshape(-1, *event_shape)
+    return np.asarray(_energy_of_flat(gebm, flat, min(batch_size, len(flat)))).reshape(batch)
+
+
+@partial(jax.jit, static_argnums=2)
+def _energy_of_flat(gebm, flat, batch_size):
+    return lax.map(lambda z: over_batch(gebm.energy, gebm.decode(z), gebm.event_dim), flat, batch_size=batch_size)

@@ -1,0 +1,17 @@
+"""How a GEBM is trained."""
+
+from numpyro_gebm.training.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
+from numpyro_gebm.training.kale import KALE
+from numpyro_gebm.training.loop import KALELosses, KALEResult, TrainingDiverged, energy_bursts
+
+__all__ = [
+    "KALE",
+    "KALEGuide",
+    "KALELosses",
+    "KALEResult",
+    "TrainingDiverged",
+    "energy_bursts",
+    "gradient_penalty",
+    "l2_penalty",
+    "sum_of_penalties",
+]

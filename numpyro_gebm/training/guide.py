@@ -1,0 +1,210 @@
+"""The variational side of KALE: the energy, its log-partition and its penalty."""
+
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax, random
+from jax.scipy.special import logsumexp
+
+from numpyro_gebm.callables import Partitioned, over_batch
+from numpyro_gebm.divergences import batch_log_partition
+
+__all__ = [
+    "KALEGuide",
+    "decayed_rate",
+    "gradient_penalty",
+    "gradient_step",
+    "l2_penalty",
+    "newton_step",
+    "settle_log_partition",
+    "sum_of_penalties",
+]
+
+#: Largest change of A, in units of the rate, that one batch may ask for.
+CLIP = 5.0
+
+
+def newton_step(log_partition, batch_estimate, rate):
+    r"""Newton-like step of A towards a batch: $A + r\,(1 - \exp(A - \tilde A))$, clipped.
+
+    Fast from afar; its fixed point over random batches is biased, so it serves the warm-up only.
+
+    Args:
+        log_partition: A.
+        batch_estimate: $\tilde A$, the log-partition of the batch.
+        rate: r.
+
+    Returns:
+        The new A.
+    """
+    return log_partition + rate * jnp.clip(1.0 - jnp.exp(log_partition - batch_estimate), -CLIP, CLIP)
+
+
+def gradient_step(log_partition, batch_estimate, rate):
+    r"""Gradient step of KALE in A: $A + r\,(\exp(\tilde A - A) - 1)$, clipped.
+
+    Unbiased: at the true A its mean over batches is zero.
+
+    Args:
+        log_partition: A.
+        batch_estimate: $\tilde A$, the log-partition of the batch.
+        rate: r.
+
+    Returns:
+        The new A.
+    """
+    return log_partition + rate * jnp.clip(jnp.exp(batch_estimate - log_partition) - 1.0, -CLIP, CLIP)
+
+
+def decayed_rate(rate, step):
+    r"""Rate of A after the warm-up, $r\, \max(0.1, 1 / (1 + t / 1000))$.
+
+    It falls so that A averages over batches, and stays high enough to follow an energy that changes.
+
+    Args:
+        rate: r.
+        step: t, energy steps since the warm-up.
+
+    Returns:
+        The rate of this step.
+    """
+    return rate * jnp.maximum(0.1, 1.0 / (1.0 + step / 1000.0))
+
+
+def settle_log_partition(base, energy, num_batches=100, batch_size=2000, *, rng_key):
+    r"""A of a fixed energy from fresh base draws: the log-mean-exp over all of them.
+
+    The same as gradient steps in $\exp(A)$ with the decaying rate 1/t, without a rate to choose.
+
+    Args:
+        base: a distribution.
+        energy: the energy, on one of its events.
+        num_batches: number of batches.
+        batch_size: base draws a batch.
+        rng_key: a JAX random key.
+
+    Returns:
+        Scalar.
+    """
+    return _settle(base, Partitioned(energy), rng_key, num_batches, batch_size)
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def _settle(base, energy, rng_key, num_batches, batch_size):
+    def estimate(t):
+        x = base.sample(random.fold_in(rng_key, t), (batch_size,))
+        return batch_log_partition(over_batch(energy.fn, x, base.event_dim))
+
+    return logsumexp(lax.map(estimate, jnp.arange(num_batches))) - jnp.log(num_batches)
+
+
+def gradient_penalty(weight=1.0):
+    r"""Zero-centred gradient penalty, $w\, \mathbb{E}\|\nabla_x E(\tilde x)\|^2$, on interpolates of data and base.
+
+    Args:
+        weight: w, non-negative.
+
+    Returns:
+        A penalty: callable `(energy, data, base_draws, rng_key) -> scalar`. With more base draws than data the data
+        are repeated.
+
+    Raises:
+        ValueError: for a negative weight.
+    """
+    if not weight >= 0:
+        raise ValueError(f"Expected a penalty weight >= 0; got {weight}.")
+
+    def penalty(energy, data, base_draws, rng_key):
+        data = jnp.resize(data, base_draws.shape)
+        mix = random.uniform(rng_key, (data.shape[0],) + (1,) * (data.ndim - 1), data.dtype)
+        grads = jax.vmap(jax.grad(energy))(mix * data + (1.0 - mix) * base_draws)
+        return weight * jnp.mean(jnp.sum(grads.reshape(grads.shape[0], -1) ** 2, axis=1))
+
+    return penalty
+
+
+def l2_penalty(weight):
+    r"""Squared norm of the energy's parameters, $w\, \|\psi\|^2$.
+
+    Args:
+        weight: w, non-negative.
+
+    Returns:
+        A penalty, see `gradient_penalty`.
+
+    Raises:
+        ValueError: for a negative weight.
+    """
+    if not weight >= 0:
+        raise ValueError(f"Expected a penalty weight >= 0; got {weight}.")
+
+    def penalty(energy, data, base_draws, rng_key):
+        arrays = jax.tree.leaves(eqx.filter(energy, eqx.is_inexact_array))
+        return weight * sum(jnp.sum(array**2) for array in arrays)
+
+    return penalty
+
+
+def sum_of_penalties(*penalties):
+    """The sum of several penalties, each with random numbers of its own.
+
+    Args:
+        penalties: penalties, see `gradient_penalty`.
+
+    Returns:
+        A penalty.
+
+    Example:
+        >>> guide = KALEGuide(lambda x: x.sum(), penalty=sum_of_penalties(gradient_penalty(1.0), l2_penalty(1e-4)))
+    """
+
+    def penalty(energy, data, base_draws, rng_key):
+        keys = random.split(rng_key, len(penalties))
+        return sum(p(energy, data, base_draws, key) for p, key in zip(penalties, keys, strict=True))
+
+    return penalty
+
+
+class KALEGuide:
+    r"""Energy and log-partition of KALE, with their regulariser. Not a program: it has no sample sites.
+
+    Calling it gives the critic (witness) $h(x) = -(E(x) + A)$. At the optimum $h = \log dP/dG$.
+
+    Args:
+        energy: callable pytree from one event to a scalar of shape `()`.
+        log_partition: initial A; None starts it by Monte Carlo.
+        log_partition_rate: rate of the steps of A, which is not among the energy optimiser's parameters; it decays
+            (`decayed_rate`).
+        penalty: callable `(energy, data, base_draws, rng_key) -> scalar` added to the energy's loss, or None.
+
+    Raises:
+        TypeError: if the energy is not callable.
+        ValueError: if the rate is not positive.
+
+    Example:
+        >>> guide = KALEGuide(lambda x: (x**2).sum(), log_partition=0.5)
+        >>> float(guide(jnp.ones(2)))
+        -2.5
+    """
+
+    def __init__(self, energy, *, log_partition=None, log_partition_rate=0.1, penalty=gradient_penalty(1.0)):
+        if not callable(energy):
+            raise TypeError(f"Expected a callable energy; got {type(energy).__name__}.")
+        if not log_partition_rate > 0:
+            raise ValueError(f"Expected log_partition_rate > 0; got {log_partition_rate}.")
+        self.energy = energy
+        self.log_partition = log_partition
+        self.log_partition_rate = log_partition_rate
+        self.penalty = penalty
+
+    def __call__(self, x):
+        """The critic at one event x; `jax.vmap` it over many.
+
+        Raises:
+            ValueError: while the log-partition is unknown (before training).
+        """
+        if self.log_partition is None:
+            raise ValueError("The log-partition is unknown before training: use `result.guide`, or pass one.")
+        return -(self.energy(x) + self.log_partition)

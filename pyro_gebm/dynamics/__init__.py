@@ -1,0 +1,1 @@
+"""Pure steps of Langevin dynamics, and the default sampler of a GEBM."""

@@ -1,0 +1,177 @@
+"""The log-partition of a GEBM, estimated."""
+
+import numpy as np
+import torch
+from pyro.ops.stats import effective_sample_size
+from tqdm import tqdm
+
+from gebm.weights import bridge, from_log_weights
+from pyro_gebm.callables import draw_quietly
+from pyro_gebm.infer.ladder.smc import DELAY, SMC
+from pyro_gebm.infer.ladder.tempering import Ladder
+
+__all__ = ["LogPartitionCurve", "log_partition", "log_partition_curve"]
+
+#: Base draws whose energies are computed at once.
+BATCH_SIZE = 4096
+
+
+def log_partition(gebm, method="smc", *, num_samples=None, draws=None, progress_bar=True):
+    r"""Estimate the log-partition $A = \log \int \exp(-\beta E)\, dG$ of a GEBM, with a standard error.
+
+    - `"importance"`: the mean of $e^{-\beta E}$ over base draws. Without bias, and useless where base and model
+      differ by much: the warnings say so.
+    - `"ais"`: annealed importance sampling (arXiv:physics/9803008): `SMC` without resampling.
+    - `"smc"`: sequential Monte Carlo (`SMC`), the default.
+    - `"bridge"`: bridge sampling between base draws and draws of the model at hand (`draws`), such as an MCMC run has
+      left (doi:10.2307/24306045).
+
+    The estimate does not depend on `gebm.log_partition`.
+
+    Args:
+        gebm: a `GEBM` with batch shape ().
+        method: one of "importance", "ais", "smc", "bridge".
+        num_samples: base draws, or particles ("smc" takes the next multiple of its 64 groups); None is 100,000 for
+            "importance", 4,096 for "ais" and "smc", and as many as there are draws for "bridge".
+        draws: latents drawn from the tilted law, of shape `(chains, draws) + event_shape`, for "bridge".
+        progress_bar: whether to show one if it takes longer than two seconds.
+
+    Returns:
+        A `LogPartition`; its `warnings` say in words where it cannot be trusted.
+
+    Raises:
+        ValueError: for an unknown method, a GEBM with a batch shape, draws of a wrong shape, or fewer than two samples.
+        RuntimeError: if the energy is NaN at a draw of the base.
+
+    Example:
+        >>> import math, pyro, pyro.distributions as dist
+        >>> from pyro_gebm import GEBM
+        >>> pyro.set_rng_seed(0)
+        >>> gebm = GEBM(dist.Normal(0.0, 1.0), lambda x: 1.5 * x**2)
+        >>> estimate = log_partition(gebm, "importance")
+        >>> abs(estimate.value + 0.5 * math.log(4.0)) < 4 * estimate.std_error
+        True
+    """
+    if num_samples is not None and num_samples < 2:
+        raise ValueError(f"Expected num_samples >= 2 or None; got {num_samples}.")
+    if (draws is not None) != (method == "bridge"):
+        raise ValueError(f"Expected draws of the tilted law with method='bridge' and only there; got {method!r}.")
+    if method == "importance":
+        return from_log_weights(_base_tilts(gebm.latent, num_samples or 100_000, progress_bar))
+    if method in ("ais", "smc"):
+        num = num_samples or SMC.num_particles
+        num_groups = num if method == "ais" else SMC.num_groups
+        smc = SMC(-(-num // num_groups) * num_groups, num_groups)
+        return smc.run(gebm.latent, progress_bar=progress_bar).log_partition
+    if method == "bridge":
+        draws = _checked(draws, gebm.latent_prior)
+        num = num_samples or draws.shape[0] * draws.shape[1]
+        on_draws = _tilts(gebm.latent, draws.flatten(0, 1)).reshape(draws.shape[:2])
+        return bridge(_base_tilts(gebm.latent, num, progress_bar), on_draws, _effective_sample_size)
+    raise ValueError(f"Expected method 'importance', 'ais', 'smc' or 'bridge'; got {method!r}.")
+
+
+class LogPartitionCurve(torch.nn.Module):
+    r"""$\beta \mapsto \log Z(\beta)$ between the rungs of a ladder: a cubic Hermite spline, from values and slopes.
+
+    log Z is convex. Where a slope is so steep that the spline would not be (an energy of infinite mean at $\beta = 0$,
+    or noise), it is made less so. Beyond the last rung the value is infinite, so that densities are 0 there: nothing is
+    known about it.
+
+    Args:
+        inverse_temperatures: the rungs, increasing from 0, shape `(K,)`.
+        values: log Z there, shape `(K,)`.
+        slopes: its derivatives, minus the mean energies, shape `(K,)`.
+
+    Example:
+        >>> import torch
+        >>> curve = LogPartitionCurve(torch.tensor([0.0, 1.0]), torch.tensor([0.0, -0.5]), torch.tensor([-0.6, -0.4]))
+        >>> float(curve(0.0)), float(curve(1.0))
+        (0.0, -0.5)
+    """
+
+    def __init__(self, inverse_temperatures, values, slopes):
+        super().__init__()
+        self.register_buffer("inverse_temperatures", inverse_temperatures)
+        self.register_buffer("values", values)
+        self.register_buffer("slopes", slopes)
+
+    def forward(self, inverse_temperature):
+        x, y, slope = self.inverse_temperatures, self.values, self.slopes
+        beta = torch.as_tensor(inverse_temperature, dtype=y.dtype, device=y.device)
+        i = (torch.searchsorted(x, beta.detach().contiguous(), right=True) - 1).clamp(0, len(x) - 2)
+        width, rise = x[i + 1] - x[i], y[i + 1] - y[i]
+        left, right = (rise - width * slope[i]).clamp(min=0.0), (width * slope[i + 1] - rise).clamp(min=0.0)
+        left, right = torch.minimum(left, 2 * right), torch.minimum(right, 2 * left)  # convex between the rungs
+        u = (beta - x[i]) / width
+        inside = y[i] + u * rise - u * (1 - u) * ((1 - u) * left + u * right)
+        return torch.where(beta > x[-1], torch.inf, inside)
+
+
+def log_partition_curve(gebm, smc=None, *, progress_bar=True):
+    r"""$\log Z(\beta)$ from 0 to the inverse temperature of a GEBM, as a function to give to it as `log_partition`.
+
+    The inverse temperature can then be a random variable of a model: `gebm.temper(beta)` stays normalised.
+
+    Args:
+        gebm: a `GEBM` with batch shape (), at the largest inverse temperature that will be needed.
+        smc: an `SMC`; None is one of 16,384 particles with `effective_fraction=0.9`, whose rungs lie close together.
+        progress_bar: whether to show one if it takes longer than two seconds.
+
+    Returns:
+        A `LogPartitionCurve`.
+
+    Raises:
+        ValueError: for a GEBM with a batch shape or inverse temperature 0, or energies that are infinite.
+
+    Example:
+        >>> import math, pyro, pyro.distributions as dist
+        >>> from pyro_gebm import GEBM
+        >>> pyro.set_rng_seed(0)
+        >>> energy = lambda x: 0.5 * x**2
+        >>> coldest = GEBM(dist.Normal(0.0, 1.0), energy, inverse_temperature=10.0)
+        >>> curve = log_partition_curve(coldest)
+        >>> gebm = GEBM(dist.Normal(0.0, 1.0), energy, log_partition=curve)
+        >>> bool(abs(curve(3.0) + 0.5 * math.log(4.0)) < 0.02)
+        True
+    """
+    if not gebm.inverse_temperature.max() > 0:
+        raise ValueError(f"Expected an inverse temperature above 0, up to which to go; got {gebm.inverse_temperature}.")
+    result = (smc or SMC(16_384, effective_fraction=0.9)).run(gebm.latent, progress_bar=progress_bar)
+    values = (result.inverse_temperatures, result.log_partitions, -result.mean_energies)
+    if not np.isfinite(values[2]).all():
+        raise ValueError(
+            "Expected finite energies on the ladder; their mean is infinite. log Z(beta) has no slope there."
+        )
+    return LogPartitionCurve(*(torch.as_tensor(x).to(gebm.inverse_temperature) for x in values))
+
+
+@torch.no_grad()
+def _tilts(latent, z):
+    ladder = Ladder(latent)
+    u = ladder.unconstrain(z)
+    return np.concatenate([ladder.neg_beta_energy(part).double().cpu().numpy() for part in u.split(BATCH_SIZE)])
+
+
+def _base_tilts(latent, num, progress_bar):
+    prior = latent.gebm.latent_prior
+    sizes = [BATCH_SIZE] * (num // BATCH_SIZE) + [num % BATCH_SIZE] * (num % BATCH_SIZE > 0)
+    sizes = tqdm(sizes, "Draws of the base", unit="batch", delay=DELAY, disable=not progress_bar)
+    tilts = np.concatenate([_tilts(latent, prior.sample((size,))) for size in sizes])
+    if np.isnan(tilts).any():
+        raise RuntimeError(f"Expected real energies; got NaN at {int(np.isnan(tilts).sum())} draws of the base.")
+    return tilts
+
+
+def _effective_sample_size(values):
+    return effective_sample_size(torch.as_tensor(values))
+
+
+def _checked(draws, prior):
+    draws, event_shape = torch.as_tensor(draws).to(draw_quietly(prior, 1)), tuple(prior.event_shape)
+    if draws.dim() != 2 + len(event_shape) or tuple(draws.shape[2:]) != event_shape:
+        raise ValueError(
+            f"Expected draws of shape (chains, draws) + {event_shape}; got {tuple(draws.shape)}. Use "
+            "`mcmc.get_samples(group_by_chain=True)`."
+        )
+    return draws

@@ -1,0 +1,250 @@
+"""Replica exchange (parallel tempering) on the ladder of a GEBM, as a kernel of `VectorizedMCMC`."""
+
+from collections import OrderedDict
+from typing import NamedTuple
+
+import torch
+from torch.distributions import biject_to
+
+from pyro_gebm.gebm import EnergyTiltedPrior
+from pyro_gebm.infer.ladder.pilot import pilot, spaced_evenly
+from pyro_gebm.infer.ladder.tempering import Ladder, Points, move, potential_at
+from pyro_gebm.training.checkpoints import get_rng_state, set_rng_state
+
+__all__ = ["ReplicaExchange", "ReplicaExchangeState"]
+
+#: Of the pilot run: particles, trajectories on each rung, effective sample size of its weights over their number.
+NUM_PILOT, NUM_MOVES, EFFECTIVE_FRACTION = 1024, 4, 0.7
+
+
+class ReplicaExchangeState(NamedTuple):
+    """State of `ReplicaExchange`, of N chains of R replicas.
+
+    Args:
+        i: iterations so far, warm-up included.
+        points: `Points` of all replicas, leading axes `(R, N)`.
+        rising: whether a replica was last on the first rung, and not on the last one; shape `(R, N)`.
+        accept_prob: acceptance probability of the trajectories on the last rung, shape `(N,)`.
+        swap_accept_prob: probability of a swap between neighbours, tried or not, shape `(R - 1, N)`.
+        round_trips: how many replicas have come up from the first rung to the last so far, shape `(N,)`.
+        num_steps: gradients spent on the draw.
+        diverging: whether the trajectory on the last rung was sure to be turned down, as one into NaN is.
+    """
+
+    i: int
+    points: Points
+    rising: torch.Tensor
+    accept_prob: torch.Tensor
+    swap_accept_prob: torch.Tensor
+    round_trips: torch.Tensor
+    num_steps: int
+    diverging: torch.Tensor
+
+
+class ReplicaExchange:
+    r"""Replica exchange: R replicas on a ladder from the base to the tilted law, which swap places.
+
+    Every iteration draws the replica on the first rung afresh from the prior, moves the others by a Metropolis-adjusted
+    Langevin trajectory (arXiv:2202.13230), and tries swaps between neighbours with probability
+
+    .. math:: \min(1, e^{(t_{r+1} - t_r) \beta (E(z_{r+1}) - E(z_r))})
+
+    in even and odd iterations with neighbours above and below, so that replicas travel and do not diffuse. Draws are
+    those of the last rung, and exact. Modes of any distance are visited if the ladder connects them, which
+    `round_trips` shows: each brought an independent draw of the prior up to the last rung. Source: arXiv:1905.02939.
+
+    The ladder, its length scales and its step size come from a pilot run of sequential Monte Carlo when the kernel is
+    made. The warm-up adapts nothing; it lets the replicas settle: 100 iterations will mostly do. Runs under
+    `VectorizedMCMC`.
+
+    Args:
+        latent: an `EnergyTiltedPrior` with batch shape (), `gebm.latent`.
+        num_rungs: R; None takes as many as swaps need: twice the communication barrier, plus 1.
+        num_moves: trajectories on each rung and iteration.
+        site: name of the draws.
+
+    Attributes:
+        inverse_temperatures: the ladder, shape `(R,)`.
+        num_pilot_gradients: gradients of the energy that the pilot run took.
+
+    Raises:
+        TypeError: if `latent` is not an `EnergyTiltedPrior`.
+        ValueError: for numbers out of their range, or a GEBM with a batch shape.
+        RuntimeError: if the energy is NaN or -inf at a draw of the prior, or infinite at all of them.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> from pyro_gebm import GEBM
+        >>> from pyro_gebm.infer import VectorizedMCMC
+        >>> gebm = GEBM(dist.Normal(0.0, 1.0), lambda x: 3.0 * (x**2 - 1.0) ** 2)
+        >>> mcmc = VectorizedMCMC(ReplicaExchange(gebm.latent), num_samples=100, warmup_steps=50, disable_progbar=True)
+        >>> mcmc.run()
+        >>> mcmc.get_samples()["z"].shape
+        torch.Size([100])
+    """
+
+    #: The warm-up runs to its end.
+    warmup_converged = False
+
+    def __init__(self, latent, *, num_rungs=None, num_moves=1, site="z"):
+        if not isinstance(latent, EnergyTiltedPrior):
+            raise TypeError(f"Expected the latent law of a GEBM, `gebm.latent`; got {type(latent).__name__}.")
+        if num_rungs is not None and not num_rungs >= 2:
+            raise ValueError(f"Expected num_rungs >= 2 or None; got {num_rungs}.")
+        if not num_moves >= 1:
+            raise ValueError(f"Expected num_moves >= 1; got {num_moves}.")
+        self._ladder, self._num_moves, self._site = Ladder(latent), num_moves, site
+        rungs = pilot(self._ladder, NUM_PILOT, NUM_MOVES, EFFECTIVE_FRACTION)
+        t, self._step_size, length_scale = spaced_evenly(rungs, num_rungs)
+        self.num_pilot_gradients = sum(rungs.num_gradients)
+        self._beta = latent.gebm.inverse_temperature
+        self._t, self._length_scale = (torch.as_tensor(x).to(self._beta) for x in (t, length_scale))
+        self.transforms = {site: biject_to(latent.support).inv}
+        self.state = None
+
+    @property
+    def inverse_temperatures(self):
+        """The ladder, shape `(R,)`."""
+        return self._beta * self._t
+
+    def setup_chains(self, warmup_steps, num_chains, initial_params, *args, **kwargs):
+        """Start many chains.
+
+        Args:
+            warmup_steps: iterations of the warm-up.
+            num_chains: N.
+            initial_params: dict with unconstrained starts, a leading axis of N; None draws them from the prior.
+            args: none.
+            kwargs: none.
+
+        Raises:
+            TypeError: for arguments.
+            ValueError: if the energy is NaN at a start.
+        """
+        if args or kwargs:
+            raise TypeError("Expected no arguments: ReplicaExchange works on a GEBM, not on a model.")
+        self._warmup_steps = warmup_steps
+        points, shape = self._ladder.start(len(self._t) * num_chains), (len(self._t), num_chains)
+        if initial_params is not None:
+            given = self._ladder.evaluate(initial_params[self._site].detach().reshape(num_chains, -1))
+            if potential_at(given, 1.0)[0].isnan().any():
+                raise ValueError("Expected a real potential at `initial_params`, which are unconstrained; got NaN.")
+            rest = Points(*(x.repeat(shape[0] - 1, *[1] * (x.dim() - 1)) for x in given))
+            points = Points(*(torch.cat([x[:num_chains], y]) for x, y in zip(points, rest)))
+        zero = torch.zeros_like(points.neg_beta_energy[:num_chains])
+        self.state = ReplicaExchangeState(
+            i=0,
+            points=_reshaped(points, shape),
+            rising=torch.zeros(shape, dtype=torch.bool, device=zero.device),
+            accept_prob=zero,
+            swap_accept_prob=zero.repeat(shape[0] - 1, 1),
+            round_trips=torch.zeros_like(zero, dtype=torch.long),
+            num_steps=0,
+            diverging=torch.zeros_like(zero, dtype=torch.bool),
+        )
+
+    @property
+    def warming(self):
+        """Whether the next iteration is one of the warm-up."""
+        return self.state.i < self._warmup_steps
+
+    @torch.no_grad()
+    def advance(self):
+        """The next draw of all chains."""
+        state, t = self.state, self._t
+        num_rungs, num_chains = state.rising.shape
+        others = Points(*(x[1:].flatten(0, 1) for x in state.points))
+        t_of, scale_of = (x[1:].repeat_interleave(num_chains) for x in (t, self._length_scale))
+        others, accept_prob, num_steps = move(others, self._ladder, t_of, self._step_size, scale_of, self._num_moves)
+        fresh = self._ladder.evaluate(self._ladder.sample_prior(num_chains))
+        points = _reshaped(Points(*(torch.cat([x, y]) for x, y in zip(fresh, others))), (num_rungs, num_chains))
+        log_ratio = (t[1:] - t[:-1])[:, None] * (points.neg_beta_energy[:-1] - points.neg_beta_energy[1:])
+        swap_accept_prob = log_ratio.clamp(max=0.0).exp().nan_to_num(0.0)
+        tried = torch.arange(num_rungs - 1, device=t.device) % 2 == state.i % 2
+        swapped = tried[:, None] & (torch.rand_like(swap_accept_prob) < swap_accept_prob)
+        none = torch.zeros_like(swapped[:1], dtype=torch.long)
+        index = torch.arange(num_rungs, device=t.device)[:, None]
+        index = index + torch.cat([swapped.long(), none]) - torch.cat([none, swapped.long()])
+        points = Points(*(_gathered(x, index) for x in points))
+        rising = state.rising.clone()
+        rising[0] = True
+        rising = rising.gather(0, index)
+        arrived, rising[-1] = rising[-1].clone(), False
+        self.state = ReplicaExchangeState(
+            i=state.i + 1,
+            points=points,
+            rising=rising,
+            accept_prob=accept_prob[-num_chains:],
+            swap_accept_prob=swap_accept_prob,
+            round_trips=state.round_trips + arrived,
+            num_steps=(num_rungs - 1) * num_steps + 1,
+            diverging=accept_prob[-num_chains:] == 0.0,
+        )
+
+    def positions(self):
+        """Draws of all chains: dict of an unconstrained tensor with a leading axis of N."""
+        u = self.state.points.u[-1]
+        return {self._site: self._ladder.shaped(u)}
+
+    def statistics(self):
+        """Statistics of the last draw: dict of tensors with a leading axis of N, named as in ArviZ."""
+        state = self.state
+        last = Points(*(x[-1] for x in state.points))
+        return {
+            "lp": -potential_at(last, 1.0)[0],
+            "acceptance_rate": state.accept_prob,
+            "swap_accept_prob": state.swap_accept_prob.T,
+            "round_trips": state.round_trips,
+            "n_steps": torch.full_like(state.round_trips, state.num_steps),
+            "diverging": state.diverging,
+        }
+
+    def state_dict(self):
+        """State after the warm-up, the ladder and the random state included: dictionaries of tensors and numbers."""
+        state = self.state
+        return {
+            "i": state.i,
+            "points": state.points._asdict(),
+            "rising": state.rising,
+            "round_trips": state.round_trips,
+            "ladder": {"t": self._t, "length_scale": self._length_scale, "step_size": self._step_size},
+            "rng": get_rng_state(self._t.device),
+        }
+
+    def load_state_dict(self, saved):
+        """Go back to a state from `state_dict`, its ladder included, after `setup_chains`.
+
+        Args:
+            saved: what `state_dict` returned.
+
+        Raises:
+            ValueError: if it is of replicas of another shape.
+        """
+        points, expected = Points(**saved["points"]), tuple(self.state.points.u.shape[1:])
+        if tuple(points.u.shape[1:]) != expected:
+            raise ValueError(
+                f"Expected a state of chains of shape {expected}; got {tuple(points.u.shape[1:])}. Resume with the "
+                "same GEBM and number of chains."
+            )
+        ladder = saved["ladder"]
+        self._t, self._length_scale, self._step_size = ladder["t"], ladder["length_scale"], ladder["step_size"]
+        kept = {name: saved[name] for name in ("i", "rising", "round_trips")}
+        self.state = self.state._replace(points=points, **kept)
+        set_rng_state(saved["rng"], self._t.device)
+
+    def check(self):
+        """Nothing: steps and swaps into NaN are turned down, whatever comes."""
+
+    def logging(self):
+        """What the progress bar shows."""
+        return OrderedDict([("rungs", len(self._t)), ("round trips", int(self.state.round_trips.sum()))])
+
+
+def _reshaped(points, shape):
+    return Points(*(x.reshape(*shape, *x.shape[1:]) for x in points))
+
+
+def _gathered(x, index):
+    if x.dim() > 2:
+        index = index[..., None].expand(-1, -1, x.shape[-1])
+    return x.gather(0, index)

@@ -1,0 +1,198 @@
+"""Sequential Monte Carlo from the base of a GEBM to its tilted law."""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from gebm.weights import LogPartition, from_log_weights
+from pyro_gebm.infer.ladder.pilot import pilot
+from pyro_gebm.infer.ladder.tempering import Ladder, Points, log_increment, move, systematic_resample
+
+__all__ = ["SMC", "SMCResult"]
+
+#: Particles of the pilot run, at most.
+NUM_PILOT = 1024
+#: Seconds after which a progress bar is shown.
+DELAY = 2.0
+#: Acceptance of the moves on a rung below which the estimate comes with a warning.
+MIN_ACCEPT_PROB = 0.1
+
+
+class SMCResult(NamedTuple):
+    """Result of `SMC.run`.
+
+    Args:
+        z: particles of the tilted law, all of the same weight, shape `(num_particles,) + event_shape`.
+        log_partition: `LogPartition` of the whole ladder, log Z with its standard error.
+        inverse_temperatures: the ladder, from 0 to the GEBM's, shape `(K,)`.
+        log_partitions: log Z at each of them, shape `(K,)`.
+        mean_energies: mean energy at each of them, shape `(K,)`: minus the derivative of log Z.
+        step_sizes: of the trajectories, shape `(K,)`.
+        accept_probs: mean acceptance probability, shape `(K,)`.
+        num_gradients: gradients of the energy that it took, those of the pilot run included.
+    """
+
+    z: torch.Tensor
+    log_partition: LogPartition
+    inverse_temperatures: np.ndarray
+    log_partitions: np.ndarray
+    mean_energies: np.ndarray
+    step_sizes: np.ndarray
+    accept_probs: np.ndarray
+    num_gradients: int
+
+
+@dataclasses.dataclass(frozen=True)
+class SMC:
+    r"""Sequential Monte Carlo: particles go from the base, at beta = 0, to the tilted law.
+
+    On each rung of a ladder $0 = t_0 < \dots < t_K = 1$ of $\nu_t \propto \eta\, e^{-t \beta E \circ B}$ particles are
+    weighted by $e^{-(t_k - t_{k-1}) \beta E}$, resampled (systematically), and moved by Metropolis-adjusted Langevin
+    trajectories. The product of the mean weights is an estimate of Z. Source: doi:10.1111/j.1467-9868.2006.00553.x;
+    arXiv:2202.13230 (the moves).
+
+    A pilot run of 1,024 particles at most finds the ladder (`effective_fraction`) and the step sizes; a fresh run on
+    the fixed ladder then gives an estimate of Z without bias. Its particles are cut into `num_groups` groups that never
+    meet; the standard error comes from how much their estimates differ.
+
+    As a `sampler` of a GEBM it finds the weights of modes that single chains cannot go between. Its draws come from
+    one population: they are not quite independent, and their number should be large.
+
+    Args:
+        num_particles: particles of the fresh run.
+        num_groups: groups that they are cut into; `num_particles` of them is annealed importance sampling.
+        num_moves: trajectories on each rung.
+        effective_fraction: effective sample size of the weights of a rung over the number of particles.
+
+    Raises:
+        ValueError: for numbers out of their range, or a GEBM with a batch shape.
+
+    Example:
+        >>> import math, pyro, pyro.distributions as dist
+        >>> from pyro_gebm import GEBM
+        >>> pyro.set_rng_seed(0)
+        >>> gebm = GEBM(dist.Normal(0.0, 1.0), lambda x: 1.5 * x**2, sampler=SMC(num_particles=1024))
+        >>> result = SMC().run(gebm.latent)
+        >>> abs(result.log_partition.value + 0.5 * math.log(4.0)) < 5 * result.log_partition.std_error
+        True
+        >>> gebm.sample((100,)).shape
+        torch.Size([100])
+    """
+
+    num_particles: int = 4096
+    num_groups: int = 64
+    num_moves: int = 4
+    effective_fraction: float = 0.7
+
+    def __post_init__(self):
+        if not (self.num_groups >= 2 and self.num_particles >= self.num_groups and self.num_moves >= 1):
+            raise ValueError(
+                "Expected 2 <= num_groups <= num_particles and num_moves >= 1; got "
+                f"num_particles={self.num_particles}, num_groups={self.num_groups}, num_moves={self.num_moves}."
+            )
+        if self.num_particles % self.num_groups:
+            raise ValueError(
+                "Expected num_particles to be a multiple of num_groups; got "
+                f"num_particles={self.num_particles}, num_groups={self.num_groups}. Use "
+                f"{-(-self.num_particles // self.num_groups) * self.num_groups}."
+            )
+        if not 0 < self.effective_fraction < 1:
+            raise ValueError(f"Expected effective_fraction in (0, 1); got {self.effective_fraction}.")
+
+    def run(self, latent, *, progress_bar=True):
+        """Particles of the tilted law, and log Z.
+
+        Args:
+            latent: an `EnergyTiltedPrior` with batch shape ().
+            progress_bar: whether to show one if it takes longer than two seconds after the pilot run.
+
+        Returns:
+            An `SMCResult`.
+
+        Raises:
+            RuntimeError: if the energy is NaN or -inf at a draw of the prior, or infinite at all of them, or the ladder
+                would need more than 1,000 rungs.
+        """
+        z, rungs, num_gradients, log_weight, *records = _run(latent, self, progress_bar)
+        beta = float(latent.gebm.inverse_temperature)
+        log_partitions, tilts, accept_probs = (torch.stack(record).double().cpu().numpy() for record in records)
+        inverse_temperatures = beta * np.array(rungs.t)
+        log_partition = from_log_weights(log_weight.double().cpu().numpy(), self.num_particles // self.num_groups)
+        return SMCResult(
+            z=z,
+            log_partition=_with_warning(log_partition, inverse_temperatures, accept_probs),
+            inverse_temperatures=inverse_temperatures,
+            log_partitions=log_partitions,
+            mean_energies=-tilts / beta if beta > 0 else np.full_like(tilts, np.nan),
+            step_sizes=np.array(rungs.step_size) * np.array(rungs.length_scale),
+            accept_probs=accept_probs,
+            num_gradients=num_gradients,
+        )
+
+    def __call__(self, latent, num_samples):
+        """Draw latents.
+
+        Args:
+            latent: an `EnergyTiltedPrior` with batch shape ().
+            num_samples: number of draws; more than `num_particles` are as many particles.
+
+        Returns:
+            Tensor of shape `(num_samples,) + latent.event_shape`.
+        """
+        num_each = -(-max(num_samples, self.num_particles) // self.num_groups)
+        z, *_ = _run(latent, dataclasses.replace(self, num_particles=num_each * self.num_groups), False)
+        return z[:num_samples]
+
+
+def _run(latent, config, progress_bar):
+    ladder = Ladder(latent)
+    rungs = pilot(ladder, min(config.num_particles, NUM_PILOT), config.num_moves, config.effective_fraction)
+    points = ladder.start(config.num_particles)
+    shape = (config.num_groups, config.num_particles // config.num_groups)
+    offsets = shape[1] * torch.arange(shape[0], device=points.neg_beta_energy.device)[:, None]
+    num_gradients = sum(rungs.num_gradients) + config.num_particles
+    log_weight, zero = points.neg_beta_energy.new_zeros(shape[0]), points.neg_beta_energy.new_zeros(())
+    log_partitions, mean_neg_beta_energies, accept_probs = [zero], [points.neg_beta_energy.mean()], [zero]
+    for k in tqdm(range(1, len(rungs.t)), "SMC", unit="rung", delay=DELAY, disable=not progress_bar):
+        increment = log_increment(rungs.t[k] - rungs.t[k - 1], points.neg_beta_energy).reshape(shape)
+        log_weight = log_weight + torch.logsumexp(increment, 1) - math.log(shape[1])
+        points = _take(points, (systematic_resample(increment) + offsets).reshape(-1))
+        points, accept_prob, num = move(points, ladder, *(x[k] for x in rungs[:3]), config.num_moves)
+        log_partitions.append(torch.logsumexp(log_weight, 0) - math.log(shape[0]))
+        mean_neg_beta_energies.append(torch.softmax(log_weight, 0) @ points.neg_beta_energy.reshape(shape).mean(1))
+        accept_probs.append(accept_prob.mean())
+        num_gradients += num * config.num_particles
+    # particles of all groups are resampled together and moved once more
+    points = _take(points, systematic_resample(log_weight.repeat_interleave(shape[1])))
+    points, _, num = move(points, ladder, *(x[-1] for x in rungs[:3]), config.num_moves)
+    shuffled = torch.randperm(config.num_particles, device=points.u.device)
+    num_gradients += num * config.num_particles
+    return (
+        ladder.constrain(points.u[shuffled]),
+        rungs,
+        num_gradients,
+        log_weight,
+        log_partitions,
+        mean_neg_beta_energies,
+        accept_probs,
+    )
+
+
+def _with_warning(log_partition, inverse_temperatures, accept_probs):
+    """The estimate, with a warning if particles hardly moved on some rung."""
+    lowest = 1 + int(np.argmin(accept_probs[1:]))
+    if accept_probs[lowest] >= MIN_ACCEPT_PROB:
+        return log_partition
+    warning = (
+        f"At beta = {inverse_temperatures[lowest]:.3g} {100 * accept_probs[lowest]:.1f} % of the moves were accepted: "
+        "the particles are copies of a few, and their law is in doubt. Are the scales of the latents very different?"
+    )
+    return log_partition._replace(warnings=(*log_partition.warnings, warning))
+
+
+def _take(points, index):
+    return Points(*(x[index] for x in points))

@@ -1,0 +1,219 @@
+r"""The ladder of a GEBM, from its base to the tilted law: what the samplers on it share.
+
+On the rung t in [0, 1] the latent, in unconstrained coordinates u, has the law
+
+.. math:: \nu_t(u) \propto \eta(u) \exp(-t\, \beta E(B(u)))
+
+which at t = 0 is exactly the prior, and at t = 1 the tilted prior. Positions are tensors of shape `(N, d)`.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from pyro.distributions.util import sum_rightmost
+from torch.distributions import biject_to
+
+from pyro_gebm.base import without_validation
+from pyro_gebm.callables import over_batch
+from pyro_gebm.dynamics.steps import KineticState, trajectory, value_and_grad
+from pyro_gebm.infer.kernel import accept_probability
+
+__all__ = [
+    "Ladder",
+    "Points",
+    "effective_fraction",
+    "length_scale_of",
+    "log_increment",
+    "move",
+    "next_rung",
+    "potential_at",
+    "systematic_resample",
+]
+
+#: Friction and length of a trajectory in units of the length scale of the law, and the most steps it takes.
+FRICTION, TRAJECTORY_LENGTH, MAX_STEPS = 0.5, 1.57, 64
+#: Random directions along which the covariance is applied, to estimate the trace of its square.
+NUM_PROBES = 16
+#: Halvings of the interval in which the next rung lies.
+NUM_HALVINGS = 40
+
+
+class Points(NamedTuple):
+    """Positions `u` on the ladder, shape `(N, d)`, with log prior, -beta E (shape `(N,)`), gradients."""
+
+    u: torch.Tensor
+    log_prior: torch.Tensor
+    log_prior_grad: torch.Tensor
+    neg_beta_energy: torch.Tensor
+    neg_beta_energy_grad: torch.Tensor
+
+
+class Ladder:
+    """Prior and neg_beta_energy of a GEBM over unconstrained latents of shape `(N, d)`.
+
+    Args:
+        latent: an `EnergyTiltedPrior`.
+
+    Raises:
+        ValueError: if it has a batch shape.
+    """
+
+    def __init__(self, latent):
+        if latent.batch_shape:
+            raise ValueError(
+                f"Expected a GEBM with batch_shape (); got {tuple(latent.batch_shape)}. Take one member of it at "
+                "a time."
+            )
+        self._gebm, self._prior = latent.gebm, without_validation(latent.gebm.latent_prior)
+        self._transform = biject_to(self._prior.support)
+        self._shape = self._transform.inverse_shape(latent.event_shape)
+
+    def sample_prior(self, num):
+        """Positions of exact draws of the prior, shape `(num, d)`."""
+        return self.unconstrain(self._prior.sample((num,)))
+
+    def shaped(self, u):
+        """Positions in the unconstrained shape of a latent, with a leading axis of N."""
+        return u.reshape(-1, *self._shape)
+
+    def constrain(self, u):
+        """Latents, shape `(N,) + event_shape`, at positions."""
+        return self._transform(self.shaped(u))
+
+    def unconstrain(self, z):
+        """Positions at latents."""
+        return self._transform.inv(z).reshape(len(z), -1)
+
+    def log_prior(self, u):
+        """Log density of the prior at positions, shape `(N,)`."""
+        u = self.shaped(u)
+        z = self._transform(u)
+        jacobian = self._transform.log_abs_det_jacobian(u, z)
+        return self._prior.log_prob(z) + sum_rightmost(jacobian, jacobian.dim() - 1)
+
+    def neg_beta_energy(self, u):
+        """-beta E at positions, shape `(N,)`."""
+        gebm = self._gebm
+        energy = over_batch(gebm.energy, gebm.decode(self.constrain(u)), len(gebm.event_shape))
+        return -gebm.inverse_temperature * energy
+
+    def evaluate(self, u):
+        """`Points` at positions."""
+        return Points(u, *value_and_grad(self.log_prior, u), *value_and_grad(self.neg_beta_energy, u))
+
+    def start(self, num):
+        """`Points` at exact draws of the prior.
+
+        Raises:
+            RuntimeError: if the energy is NaN or -inf at one of them, or infinite at all of them.
+        """
+        points = self.evaluate(self.sample_prior(num))
+        if (points.neg_beta_energy.isnan() | (points.neg_beta_energy == math.inf)).any():
+            raise RuntimeError("Expected real energies; got NaN or -inf at a draw of the base.")
+        if (points.neg_beta_energy == -math.inf).all():
+            raise RuntimeError(f"Expected finite energies at some draws of the base; got inf at all {num} of them.")
+        return points
+
+    def potential_and_grad(self, t):
+        """A callable from positions to the potential of the rung t (a scalar, or shape `(N,)`) and its gradient."""
+        return lambda u: value_and_grad(lambda u: -self.log_prior(u) - log_increment(t, self.neg_beta_energy(u)), u)
+
+
+def potential_at(points, t):
+    """Potential of the rung t (a scalar, or shape `(N,)`) at `Points`, and its gradient."""
+    over_rows = t[:, None] if isinstance(t, torch.Tensor) and t.dim() else t
+    grad = -points.log_prior_grad - log_increment(over_rows, points.neg_beta_energy_grad)
+    return -points.log_prior - log_increment(t, points.neg_beta_energy), grad
+
+
+def move(points, ladder, t, step_size, length_scale, num_moves):
+    """Metropolis-adjusted Langevin trajectories (arXiv:2202.13230) on one rung.
+
+    They are 1.57 length scales long, or 64 steps where that is less.
+
+    Args:
+        points: `Points`.
+        ladder: `Ladder`.
+        t: the rung, a number or a tensor of shape `(N,)`.
+        step_size: step size of the trajectories in units of the length scale.
+        length_scale: length scale of the law; a number or a tensor of shape `(N,)`.
+        num_moves: trajectories, one test each.
+
+    Returns:
+        `(Points, acceptance probabilities, gradients)`: the probabilities are means over the moves, of shape `(N,)`,
+        the gradients those spent on each point.
+    """
+    num_steps = min(max(1, math.ceil(TRAJECTORY_LENGTH / step_size)), MAX_STEPS)
+    h = min(TRAJECTORY_LENGTH / num_steps, step_size)
+    scale = length_scale[:, None] if isinstance(length_scale, torch.Tensor) else length_scale
+    potential_and_grad = ladder.potential_and_grad(t)
+    state = KineticState(points.u, points.u, points.u, *potential_at(points, t))
+    total = torch.zeros_like(points.neg_beta_energy)
+    for _ in range(num_moves):
+        start = state._replace(v=torch.randn_like(state.z))
+        end, error = trajectory(start, potential_and_grad, h, FRICTION, num_steps, scale)
+        accept_prob = accept_probability(error)
+        accept = torch.rand_like(accept_prob) < accept_prob
+        rows = accept[:, None]
+        state = KineticState(*(torch.where(rows if a.dim() > 1 else accept, a, b) for a, b in zip(end, start)))
+        total = total + accept_prob
+    return ladder.evaluate(state.z), total / num_moves, num_moves * num_steps + 1
+
+
+def length_scale_of(u):
+    r"""Length scale $\sqrt{\operatorname{tr} \Sigma^2 / \operatorname{tr} \Sigma}$ of positions, shape `(N, d)`.
+
+    Positions that are not finite do not count; it is 1 for positions that are all the same.
+    """
+    u = u[u.isfinite().all(1)]
+    y = u - u.mean(0)
+    generator = torch.Generator().manual_seed(0)
+    probes = torch.randn(u.shape[1], NUM_PROBES, generator=generator, dtype=torch.float64).to(u)
+    projected = y.T @ (y @ probes) / len(u)
+    scale = float((projected.square().sum() / NUM_PROBES / y.square().sum() * len(u)).sqrt())
+    return scale if 0 < scale < math.inf else 1.0
+
+
+def effective_fraction(log_weights):
+    r"""$(\sum w)^2 / (N \sum w^2)$, the effective sample size of weights over their number; shape `(N,)` to `()`."""
+    w = torch.exp(log_weights - log_weights.max())
+    return w.sum() ** 2 / w.square().sum() / len(w)
+
+
+def log_increment(step, neg_beta_energy):
+    """Log-weights of a step up the ladder, -step beta E; 0 for no step, also where the energy is infinite."""
+    return step * neg_beta_energy if isinstance(step, torch.Tensor) or step else torch.zeros_like(neg_beta_energy)
+
+
+def next_rung(t, neg_beta_energy, fraction):
+    """The rung above t at which the weights of the step have the effective fraction asked for; 1 at most.
+
+    Particles of infinite energy have weight 0 on every rung above t, and do not count.
+
+    Args:
+        t: rung, a number in [0, 1).
+        neg_beta_energy: -beta E of the particles on it, shape `(N,)`.
+        fraction: effective sample size of the weights over their number.
+
+    Returns:
+        A number.
+    """
+    neg_beta_energy = neg_beta_energy[neg_beta_energy.isfinite()]
+    low = torch.tensor(t, dtype=torch.float64, device=neg_beta_energy.device)  # nothing is read off the device
+    high = torch.ones_like(low)
+    for _ in range(NUM_HALVINGS):
+        middle = 0.5 * (low + high)
+        good = effective_fraction((middle - t) * neg_beta_energy) >= fraction
+        low, high = torch.where(good, middle, low), torch.where(good, high, middle)
+    reached = effective_fraction((1.0 - t) * neg_beta_energy) >= fraction
+    return float(torch.where(reached, 1.0, low))
+
+
+def systematic_resample(log_weights):
+    """Indices of as many draws as there are weights, by systematic resampling along the last axis; same shape."""
+    num = log_weights.shape[-1]
+    cumulative = torch.softmax(log_weights, -1).cumsum(-1)
+    uniform = torch.rand(*log_weights.shape[:-1], 1, dtype=log_weights.dtype, device=log_weights.device)
+    positions = (torch.arange(num, device=uniform.device) + uniform) / num
+    return torch.searchsorted(cumulative / cumulative[..., -1:], positions, right=True).clamp(max=num - 1)

@@ -1,0 +1,70 @@
+"""Draws and statistics of a chain as ArviZ data."""
+
+import numpy as np
+import torch
+from pyro.infer.mcmc.api import AbstractMCMC
+
+from gebm.arviz_data import from_groups, latent_site
+from pyro_gebm.decode import decode
+
+__all__ = ["to_arviz"]
+
+
+def to_arviz(mcmc, gebm=None, site=None, *, coords=None, dims=None):
+    """Draws, every statistic the kernel recorded, and E(x), as ArviZ data.
+
+    `lp` is the log density in unconstrained space, log-Jacobians included. Pyro's own kernels record divergences
+    only; the kernels of `infer` record one value a draw of each statistic.
+
+    Args:
+        mcmc: a `pyro.infer.MCMC` that has run.
+        gebm: adds `energy_x` = E(B(z)) of its latents to the sample statistics.
+        site: name of the site that holds the latents of `gebm`; found by itself where there is only one candidate.
+        coords: coordinates, handed on to ArviZ.
+        dims: dimension names, handed on to ArviZ.
+
+    Returns:
+        `arviz.InferenceData` (ArviZ before 1.0) or `xarray.DataTree` (from 1.0 on), with groups `posterior` and
+        `sample_stats`.
+
+    Raises:
+        ImportError: without ArviZ, naming the extra to install.
+        TypeError: if `mcmc` is not a Pyro `MCMC`.
+        ValueError: if the site of the latents is not given and not unique, or does not fit the GEBM.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyro.infer import MCMC, NUTS
+        >>> from pyro_gebm import GEBM
+        >>> gebm = GEBM(dist.Normal(0.0, 1.0), lambda x: 0.5 * x**2)
+        >>> mcmc = MCMC(NUTS(lambda: pyro.sample("z", gebm.latent)), 20, 10, disable_progbar=True)
+        >>> mcmc.run()
+        >>> sorted(to_arviz(mcmc, gebm)["sample_stats"].data_vars)
+        ['diverging', 'energy_x']
+    """
+    if not isinstance(mcmc, AbstractMCMC):
+        raise TypeError(f"Expected a pyro.infer.MCMC; got {type(mcmc).__name__}.")
+    draws = mcmc.get_samples(group_by_chain=True)
+    posterior = {name: value.detach().cpu().numpy() for name, value in draws.items()}
+    statistics = _statistics(mcmc._diagnostics, next(iter(posterior.values())).shape[:2])
+    if gebm is not None:
+        name = latent_site(posterior, gebm.latent.event_shape, site)
+        statistics["energy_x"] = _energy_of_latents(gebm, draws[name])
+    return from_groups(posterior, statistics, coords=coords, dims=dims)
+
+
+def _statistics(diagnostics, shape):
+    """Arrays of shape (chain, draw) from what each chain's kernel reported."""
+    chains = [report.get("sample_stats", {}) for report in diagnostics]
+    statistics = {name: np.stack([np.asarray(chain[name]) for chain in chains]) for name in chains[0]}
+    if "diverging" not in statistics and "divergences" in diagnostics[0]:
+        statistics["diverging"] = np.zeros(shape, bool)
+        for chain, report in enumerate(diagnostics):
+            statistics["diverging"][chain, report["divergences"]] = True
+    return statistics
+
+
+@torch.no_grad()
+def _energy_of_latents(gebm, z, batch_size=10_000):
+    batch = z.shape[: z.ndim - len(gebm.latent.event_shape)]
+    return torch.cat([gebm.energy(x) for x in decode(gebm, z, batch_size)]).reshape(batch).cpu().numpy()

@@ -1,0 +1,17 @@
+"""How a GEBM is trained."""
+
+from pyro_gebm.training.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
+from pyro_gebm.training.kale import KALE
+from pyro_gebm.training.loop import KALELosses, KALEResult, TrainingDiverged, energy_bursts
+
+__all__ = [
+    "KALE",
+    "KALEGuide",
+    "KALELosses",
+    "KALEResult",
+    "TrainingDiverged",
+    "energy_bursts",
+    "gradient_penalty",
+    "l2_penalty",
+    "sum_of_penalties",
+]
