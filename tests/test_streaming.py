@@ -27,7 +27,8 @@ def run_exchange(path, num_samples, chunk_size, resume, seed=0):
     gebm = GEBM(dist.Normal(jnp.zeros(2), 1.0).to_event(1), lambda x: 2.0 * (x**2).sum())
     mcmc = MCMC(ReplicaExchange(gebm.latent), num_warmup=20, num_samples=num_samples, num_chains=4,
                 chain_method="vectorized", progress_bar=False)
-    return stream_draws(mcmc, path, rng_key=jax.random.key(seed), chunk_size=chunk_size, resume=resume, progress_bar=False)
+    key = jax.random.key(seed)
+    return stream_draws(mcmc, path, rng_key=key, chunk_size=chunk_size, resume=resume, progress_bar=False)
 """,
     "pyro": """
 import pyro, pyro.distributions as dist, torch
