@@ -1,6 +1,7 @@
 """Generalized energy-based models as NumPyro distributions."""
 
 from gebm.draw_file import DrawFile, read_draws
+from gebm.errors import TrainingDiverged
 from gebm.plotting import plot_losses
 from gebm.weights import LogPartition
 from numpyro_gebm import divergences, flows, infer, metrics, nn, particle_flows
@@ -14,7 +15,7 @@ from numpyro_gebm.reparam import LatentReparam
 from numpyro_gebm.to_arviz import to_arviz
 from numpyro_gebm.training.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
 from numpyro_gebm.training.kale import KALE
-from numpyro_gebm.training.loop import TrainingDiverged, energy_bursts
+from numpyro_gebm.training.loop import energy_bursts
 
 __all__ = [
     "GEBM",

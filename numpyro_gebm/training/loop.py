@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax, random
 
+from gebm.errors import TrainingDiverged
 from numpyro_gebm.base import has_density
 from numpyro_gebm.callables import array_name
 from numpyro_gebm.gebm import GEBM
@@ -18,7 +19,6 @@ __all__ = [
     "KALELosses",
     "KALEResult",
     "KALEState",
-    "TrainingDiverged",
     "apply_if_finite",
     "check_arguments",
     "count_skipped",
@@ -87,14 +87,6 @@ class KALEResult(NamedTuple):
     state: KALEState
     losses: KALELosses
     guide: KALEGuide
-
-
-class TrainingDiverged(FloatingPointError):
-    """Losses or gradients were not finite, several steps in a row; `state` is the last good state."""
-
-    def __init__(self, message, state):
-        super().__init__(message)
-        self.state = state
 
 
 def energy_bursts(steps=5, *, initial=100, every=500):

@@ -1,8 +1,9 @@
 """How a GEBM is trained."""
 
+from gebm.errors import TrainingDiverged
 from pyro_gebm.training.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
 from pyro_gebm.training.kale import KALE
-from pyro_gebm.training.loop import KALELosses, KALEResult, TrainingDiverged, energy_bursts
+from pyro_gebm.training.loop import KALELosses, KALEResult, energy_bursts
 
 __all__ = [
     "KALE",

@@ -7,6 +7,7 @@ import warnings
 import torch
 from tqdm import tqdm
 
+from gebm.errors import TrainingDiverged
 from pyro_gebm.base import snapshot, trained_part
 from pyro_gebm.callables import evaluation_mode
 from pyro_gebm.divergences import base_loss, batch_log_partition, donsker_varadhan, kale
@@ -20,7 +21,6 @@ from pyro_gebm.training.loop import (
     KALELosses,
     KALEResult,
     Optimizer,
-    TrainingDiverged,
     check_arguments,
     shown,
     trained_parameters,

@@ -13,7 +13,6 @@ __all__ = [
     "KALELosses",
     "KALEResult",
     "Optimizer",
-    "TrainingDiverged",
     "check_arguments",
     "energy_bursts",
     "shown",
@@ -50,14 +49,6 @@ class KALEResult(NamedTuple):
     gebm: GEBM
     losses: KALELosses
     guide: KALEGuide
-
-
-class TrainingDiverged(FloatingPointError):
-    """Losses or gradients were not finite, several steps in a row; `state` is the last good state dictionary."""
-
-    def __init__(self, message, state):
-        super().__init__(message)
-        self.state = state
 
 
 def energy_bursts(steps=5, *, initial=100, every=500):
