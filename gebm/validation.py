@@ -1,7 +1,7 @@
 """Checks of arguments that both packages share: each names the argument, what was expected, and what was got.
 
-A value of the wrong kind is a `TypeError`, one out of its range a `ValueError`. Every check returns the value as a plain
-Python object, so that constructors can store it at once.
+A value of the wrong kind is a `TypeError`, one out of its range a `ValueError`. Every check returns the value as a
+plain Python object, so that constructors can store it at once.
 """
 
 import math
