@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 
+import hosts
 import numpy as np
 import pytest
 
@@ -35,6 +36,14 @@ def pytest_configure(config):
     """Short tests compile more than they compute: XLA's optimiser is a third of their time."""
     if config.getoption("markexpr") != "slow":
         os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+
+@pytest.fixture(scope="session", params=hosts.HOSTS)
+def host(request):
+    """Each host in turn: see `hosts`."""
+    if absent := hosts.missing(request.param):
+        pytest.skip(f"needs {', '.join(absent)}")
+    return hosts.get(request.param)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,0 +1,266 @@
+"""Pyro and NumPyro behind one interface, so that behaviour which both packages share is tested once.
+
+A test that takes the fixture `host` runs in each host that is installed and is skipped in the other:
+
+    def test_a_constant_energy_changes_nothing(host):
+        gebm = host.GEBM(host.normal(2), lambda x: 0.0 * x.sum(-1))
+        draws = host.sample(gebm.latent, (4000,))
+        cases.assert_moments(host.numpy(draws)[None], np.zeros(2), np.eye(2))
+
+`host.GEBM`, `host.nn`, `host.infer` ... are those of `numpyro_gebm` or `pyro_gebm`; `host.dist`, `host.handlers`,
+`host.ppl` and `host.xp` are the host's distributions, effect handlers, the host itself, and `jax.numpy` or `torch`.
+
+A function written with trailing axes (`(x**2).sum(-1)`, `x[..., 0]`, `z @ W.T`) is right for one example, which
+NumPyro gives it, and for a batch, which Pyro gives it. What only one host has is tested in `tests/<host>_gebm/`.
+"""
+
+import functools
+import importlib
+import importlib.util
+import warnings
+
+import cases
+import numpy as np
+
+__all__ = ["HOSTS", "get", "missing"]
+
+
+class Host:
+    """What the two hosts do alike. Both are in float64, as everywhere in the tests."""
+
+    needs = ()
+
+    def __init__(self):
+        self.package = importlib.import_module(f"{self.name}_gebm")
+        self.ppl = importlib.import_module(self.name)
+        self.dist = importlib.import_module(f"{self.name}.distributions")
+
+    def __getattr__(self, name):
+        return getattr(self.package, name)
+
+    def __repr__(self):
+        return self.name
+
+    def module(self, name):
+        """A module of the package, as `infer.ladder.smc`, whose constants a test wants to change."""
+        return importlib.import_module(f"{self.name}_gebm.{name}")
+
+    def normal(self, dim, loc=0.0, scale=1.0):
+        """N(loc, scale² I) in `dim` dimensions."""
+        return self.dist.Normal(self.array(np.full(dim, loc)), self.array(np.full(dim, scale))).to_event(1)
+
+    def linear_gaussian(self, beta, **kwargs):
+        """The GEBM of `cases.linear_gaussian`."""
+        W, b, c, M = (self.array(a) for a in vars(cases.linear_gaussian()).values())
+        base = self.Pushforward(self.normal(2), lambda z: z @ W.T + b)
+        return self.GEBM(
+            base, lambda x: 0.5 * ((x - c) @ M * (x - c)).sum(-1), inverse_temperature=beta, **kwargs
+        )  # fmt: skip
+
+    def run(self, kernel, *args, **kwargs):
+        """Draws of `mcmc`: NumPy arrays of shape (chain, draw, ...) by site."""
+        return self.draws(self.mcmc(kernel, *args, **kwargs))
+
+    def draws(self, mcmc):
+        """Draws of a run, NumPy arrays of shape (chain, draw, ...) by site."""
+        return {name: self.numpy(value) for name, value in mcmc.get_samples(group_by_chain=True).items()}
+
+    def apply(self, fn, x, event_dim=1):
+        """A network, an energy or a generator on a batch of examples."""
+        return self.jit(lambda x: self.module("callables").over_batch(fn, x, event_dim))(self.array(x))
+
+    def slope(self, energy, x, event_dim=1):
+        """Gradient of an energy at each of a batch of examples, in NumPy."""
+        return self.grad(lambda x: self.module("callables").over_batch(energy, x, event_dim).sum(), x)[1][0]
+
+
+class NumPyro(Host):
+    """JAX: random keys, functions of one example, compiled programs."""
+
+    name, needs = "numpyro", ("jax", "numpyro", "equinox", "optax")
+
+    def __init__(self):
+        super().__init__()
+        import jax
+
+        self.jax, self.xp, self.jit = jax, jax.numpy, jax.jit
+        self.handlers = importlib.import_module("numpyro.handlers")
+
+    def array(self, x, dtype=None):
+        """An array; whole numbers and float64 stay what they are."""
+        return self.xp.asarray(x, dtype)
+
+    def numpy(self, x):
+        """As a NumPy array."""
+        return np.asarray(x)
+
+    def sample(self, distribution, shape=(), seed=0):
+        """Draws of a distribution."""
+        return distribution.sample(self.jax.random.key(seed), shape)
+
+    def call(self, fn, *args, seed=0, **kwargs):
+        """Call what takes `rng_key=` in NumPyro, and Pyro's global state of random numbers in Pyro."""
+        return fn(*args, rng_key=self.jax.random.key(seed), **kwargs)
+
+    def grad(self, fn, *args):
+        """Value of a scalar function and its gradients by all of its arguments, in NumPy."""
+        fn = self.jax.jit(self.jax.value_and_grad(fn, argnums=tuple(range(len(args)))))
+        return self.jax.device_get(fn(*map(self.array, args)))
+
+    def network(self, fn, *parameters):
+        """The network `x -> fn(*parameters, x)`."""
+        parameters = tuple(map(self.array, parameters))
+        return self.nn.Applied(lambda parameters, x: fn(*parameters, x), parameters)
+
+    def parameters(self, network):
+        """Parameters of a network, NumPy arrays in the order of its definition."""
+        return [self.numpy(leaf) for leaf in self.jax.tree.leaves(network) if isinstance(leaf, self.jax.Array)]
+
+    def with_parameters(self, network, parameters):
+        """The network with other parameters."""
+        leaves, structure = self.jax.tree.flatten(network)
+        new = iter(parameters)
+        leaves = [self.array(next(new)) if isinstance(leaf, self.jax.Array) else leaf for leaf in leaves]
+        return self.jax.tree.unflatten(structure, leaves)
+
+    def adam(self, rate, b1=0.9, decay_steps=None):
+        """Adam for KALE; with `decay_steps` its rate falls to 0 by a cosine."""
+        import optax
+
+        return optax.adam(optax.cosine_decay_schedule(rate, decay_steps) if decay_steps else rate, b1=b1)
+
+    def train(self, kale, num_steps, data, seed=0, **kwargs):
+        """`KALE.run` without a progress bar; `evaluate` takes what it returns."""
+        return kale.run(self.jax.random.key(seed), num_steps, data, **{"progress_bar": False} | kwargs)
+
+    def evaluate(self, kale, result, data):
+        """KALE on data after `train`."""
+        return float(kale.evaluate(result.state, data))
+
+    def mcmc(self, kernel, num_warmup, num_samples, num_chains=1, *args, seed=0, start=None):
+        """A finished run of the host's MCMC; `start` has (chain, ...) by site."""
+        MCMC, settings = self.ppl.infer.MCMC, {"chain_method": "vectorized", "progress_bar": False}
+        mcmc = MCMC(kernel, num_warmup=num_warmup, num_samples=num_samples, num_chains=num_chains, **settings)
+        start = start and {name: self.array(x if num_chains > 1 else x[0]) for name, x in start.items()}
+        mcmc.run(self.jax.random.key(seed), *args, init_params=start)
+        return mcmc
+
+
+class Pyro(Host):
+    """PyTorch: global random numbers, functions of a batch, modules."""
+
+    name, needs = "pyro", ("torch", "pyro")
+
+    def __init__(self):
+        super().__init__()
+        import torch
+
+        self.torch = self.xp = torch
+        self.handlers = importlib.import_module("pyro.poutine")
+
+    def jit(self, fn):
+        """Nothing to compile."""
+        return fn
+
+    def array(self, x, dtype=None):
+        """A tensor; whole numbers and float64 stay what they are."""
+        return self.torch.as_tensor(x, dtype=dtype and getattr(self.torch, dtype))
+
+    def numpy(self, x):
+        """As a NumPy array."""
+        return x.detach().numpy() if isinstance(x, self.torch.Tensor) else np.asarray(x)
+
+    def sample(self, distribution, shape=(), seed=0):
+        """Draws of a distribution."""
+        self.ppl.set_rng_seed(seed)
+        return distribution.sample(shape)
+
+    def call(self, fn, *args, seed=0, **kwargs):
+        """Call what takes `rng_key=` in NumPyro, and Pyro's global state of random numbers in Pyro."""
+        self.ppl.set_rng_seed(seed)
+        return fn(*args, **kwargs)
+
+    def grad(self, fn, *args):
+        """Value of a scalar function and its gradients by all of its arguments, in NumPy."""
+        args = [self.array(x).clone().requires_grad_(True) for x in args]
+        value = fn(*args)
+        return self.numpy(value), tuple(map(self.numpy, self.torch.autograd.grad(value, args)))
+
+    def network(self, fn, *parameters):
+        """The network `x -> fn(*parameters, x)`."""
+        network = _function_module()(fn)
+        for parameter in parameters:
+            network.arrays.append(self.torch.nn.Parameter(self.array(parameter).clone()))
+        return network
+
+    def parameters(self, network):
+        """Parameters of a network, NumPy arrays in the order of its definition."""
+        return [self.numpy(parameter).copy() for parameter in network.parameters()]
+
+    def with_parameters(self, network, parameters):
+        """The network with other parameters."""
+        with self.torch.no_grad():
+            for old, new in zip(network.parameters(), parameters, strict=True):
+                old.copy_(self.array(new))
+        return network
+
+    def adam(self, rate, b1=0.9, decay_steps=None):
+        """Adam for KALE; with `decay_steps` its rate falls to 0 by a cosine."""
+        optim = self.torch.optim
+
+        def factory(parameters):
+            adam = optim.Adam(parameters, rate, betas=(b1, 0.999))
+            return (adam, optim.lr_scheduler.CosineAnnealingLR(adam, decay_steps)) if decay_steps else adam
+
+        return factory
+
+    def train(self, kale, num_steps, data, seed=0, **kwargs):
+        """`KALE.run` without a progress bar; `evaluate` takes what it returns."""
+        self.ppl.set_rng_seed(seed)
+        return kale.run(num_steps, data, **{"progress_bar": False} | kwargs)
+
+    def evaluate(self, kale, result, data):
+        """KALE on data after `train`."""
+        return float(kale.evaluate(data))
+
+    def mcmc(self, kernel, num_warmup, num_samples, num_chains=1, *args, seed=0, start=None):
+        """A finished run of `VectorizedMCMC`, or of Pyro's MCMC for Pyro's kernels; `start` has (chain, ...) by site."""
+        self.ppl.set_rng_seed(seed)
+        stock = isinstance(kernel, self.ppl.infer.HMC)
+        MCMC = self.ppl.infer.MCMC if stock else self.infer.VectorizedMCMC
+        start = start and {n: self.array(x if num_chains > 1 or not stock else x[0]) for n, x in start.items()}
+        settings = {"num_chains": num_chains, "initial_params": start, "disable_progbar": True}
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "num_chains=.* is more than available_cpu", UserWarning)
+            mcmc = MCMC(kernel, num_samples, num_warmup, **settings)
+            mcmc.run(*args)
+        return mcmc
+
+
+@functools.cache
+def _function_module():
+    import torch
+
+    class Function(torch.nn.Module):
+        def __init__(self, fn):
+            super().__init__()
+            self.fn, self.arrays = fn, torch.nn.ParameterList()
+
+        def forward(self, x):
+            return self.fn(*self.arrays, x)
+
+    return Function
+
+
+HOSTS = {host.name: host for host in (NumPyro, Pyro)}
+
+
+def missing(name):
+    """The packages that a host needs and that are not installed."""
+    return [package for package in HOSTS[name].needs if importlib.util.find_spec(package) is None]
+
+
+@functools.cache
+def get(name):
+    """The host of that name; one object, so that it can be the key of a cache."""
+    return HOSTS[name]()
