@@ -224,7 +224,7 @@ class Pyro(Host):
         return float(kale.evaluate(data))
 
     def mcmc(self, kernel, num_warmup, num_samples, num_chains=1, *args, seed=0, start=None):
-        """A finished run of `VectorizedMCMC`, or of Pyro's MCMC for Pyro's kernels; `start` has (chain, ...) by site."""
+        """A finished run of `VectorizedMCMC`, or of MCMC for Pyro's kernels; `start` has (chain, ...) by site."""
         self.ppl.set_rng_seed(seed)
         stock = isinstance(kernel, self.ppl.infer.HMC)
         MCMC = self.ppl.infer.MCMC if stock else self.infer.VectorizedMCMC

@@ -68,4 +68,3 @@ print(host.numpy(host.linear_gaussian(1.0).energy(host.array([[0.0, 0.0, 0.0]]))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
