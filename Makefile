@@ -1,19 +1,23 @@
 # make demo   train a GEBM on real digits, sample it, compare it with its base (BACKEND=pyro for Pyro)
-# make test   tests and doctests of both packages
+# make test   tests and doctests of all packages (PACKAGE=pyro or PACKAGE=numpyro: in an environment without the other host)
+# CONSTRAINTS=oldest.txt takes the oldest versions that pyproject.toml allows, CONSTRAINTS= the newest that there are
 PYTHON ?= python3
 BACKEND ?= numpyro
-VENV := .venv
+PACKAGE ?=
+CONSTRAINTS ?= constraints.txt
+VENV := .venv$(PACKAGE:%=-%)
+EXTRAS := $(if $(PACKAGE),$(PACKAGE),pyro,numpyro),arviz,examples,dev
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .PHONY: demo test test-slow lint clean
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
 	  || { echo "Expected Python 3.11 to 3.13; got $$($(PYTHON) --version). Set PYTHON=..."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-	  --editable ".[pyro,numpyro,arviz,examples,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(CONSTRAINTS:%=--constraint %) \
+	  --editable ".[$(EXTRAS)]"
 	@touch $@
 
 demo: $(READY)
@@ -30,5 +34,5 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) out build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-pyro .venv-numpyro out build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -exec rm -rf {} +
