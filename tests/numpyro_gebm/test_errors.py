@@ -204,7 +204,7 @@ def test_annealed_mala_arguments(kwargs):
 
 
 def test_network_arguments():
-    with pytest.raises(ValueError, match="Expected an activation in .*; got 'swish'"):
+    with pytest.raises(ValueError, match="Expected activation in .*; got 'swish'"):
         nn.MLP((2,), (), activation="swish", rng_key=jax.random.key(0))
     with pytest.raises(ValueError, match=r"H and W divisible by 4; got \(1, 6, 8\)"):
         nn.ConvEnergy((1, 6, 8), (2, 2), rng_key=jax.random.key(0))

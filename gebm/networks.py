@@ -1,0 +1,80 @@
+"""What the networks of both packages have in common and needs no framework: sizes, settings, slopes of activations."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from gebm.validation import instance
+
+__all__ = ["LIPSCHITZ_CONSTANTS", "check_bounds", "coarse_size", "shape_of"]
+
+#: Lipschitz constants of the activations by name.
+LIPSCHITZ_CONSTANTS = {
+    "identity": 1.0,
+    "leaky_relu": 1.0,
+    "relu": 1.0,
+    "sigmoid": 0.25,
+    "silu": 1.0999,
+    "softplus": 1.0,
+    "tanh": 1.0,
+}
+
+
+def shape_of(name: str, value: Iterable[int]) -> tuple[int, ...]:
+    """A shape, or widths of layers, as a tuple of integers.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was passed.
+
+    Raises:
+        TypeError: if it is not a sequence, such as the 8 of `(8)`.
+
+    Example:
+        >>> shape_of("hidden", 64)
+        Traceback (most recent call last):
+        ...
+        TypeError: Expected hidden to be a sequence of integers; got 64 (int). Write (64,) for one.
+    """
+    hint = f"Write ({value},) for one." if isinstance(value, int) else ""
+    return tuple(instance(name, value, Iterable, "sequence of integers", hint))
+
+
+def check_bounds(lipschitz: float | None, lower_bound: float | None, output_shape: Sequence[int]) -> None:
+    """Check what an energy is asked to keep to.
+
+    Args:
+        lipschitz: Lipschitz constant, positive; None for no bound.
+        lower_bound: lower bound of the values; None for no bound.
+        output_shape: shape of the network's output, `()` for an energy.
+
+    Raises:
+        ValueError: if the constant is not positive and finite, or the bound is not finite or of no energy.
+    """
+    if lipschitz is not None and not 0 < lipschitz < math.inf:
+        raise ValueError(f"Expected lipschitz > 0 and finite, or None; got {lipschitz}.")
+    if lower_bound is not None and (tuple(output_shape) != () or not math.isfinite(lower_bound)):
+        raise ValueError(
+            f"Expected a finite lower_bound of an energy (output_shape ()); got {lower_bound} for output_shape "
+            f"{tuple(output_shape)}."
+        )
+
+
+def coarse_size(event_shape: Sequence[int], halvings: int) -> tuple[int, int]:
+    """Height and width of an image after some halvings.
+
+    Args:
+        event_shape: `(C, H, W)`.
+        halvings: how often the size is halved.
+
+    Raises:
+        ValueError: if that is not the shape of an image, or the size cannot be halved so often.
+
+    Example:
+        >>> coarse_size((1, 8, 12), 2)
+        (2, 3)
+    """
+    if len(event_shape) != 3 or any(side % 2**halvings for side in event_shape[1:]):
+        raise ValueError(
+            f"Expected event_shape (C, H, W) with H and W divisible by {2**halvings}; got {tuple(event_shape)}."
+        )
+    return event_shape[1] // 2**halvings, event_shape[2] // 2**halvings

@@ -1,0 +1,12 @@
+"""Architectures by name, as files hold them."""
+
+from numpyro_gebm.nn.architectures import MLP, ConvEnergy, ConvGenerator
+
+__all__ = ["ARCHITECTURES"]
+
+#: Architectures that `save` and `load` know by name, in both packages.
+ARCHITECTURES: dict[str, type[MLP] | type[ConvGenerator] | type[ConvEnergy]] = {
+    "MLP": MLP,
+    "ConvGenerator": ConvGenerator,
+    "ConvEnergy": ConvEnergy,
+}

@@ -1,0 +1,46 @@
+"""Bounds that networks keep to: of the Lipschitz constant, by spectral normalisation, and of an energy from below."""
+
+import torch
+import torch.nn.functional as F
+
+__all__ = ["bounded_below", "scaled_down", "spectral_norm_bound"]
+
+
+def spectral_norm_bound(weight: torch.Tensor, num_iterations: int = 6) -> torch.Tensor:
+    r"""Upper bound of the largest singular value of a matrix, by Gram iteration.
+
+    .. math:: \sigma_{\max}(W) \le \|(W W^\top)^{2^n}\|_F^{1 / 2^{n+1}}
+
+    Without state, differentiable, and never below the truth; with 6 iterations at most 2.5 % above it for rank 512.
+    Source: arXiv:2305.16173.
+
+    Args:
+        weight: tensor of at least two axes; the first against all others.
+        num_iterations: n.
+
+    Returns:
+        Scalar.
+
+    Example:
+        >>> round(float(spectral_norm_bound(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))), 4)
+        3.0
+    """
+    matrix = weight.reshape(weight.shape[0], -1)
+    gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
+    log_norm = gram.new_zeros(())
+    for i in range(num_iterations + 1):
+        norm = torch.sqrt(torch.sum(gram**2) + torch.finfo(gram.dtype).tiny)
+        log_norm = log_norm + torch.log(norm) / 2**i
+        gram = gram / norm
+        gram = gram @ gram
+    return torch.exp(0.5 * log_norm)
+
+
+def scaled_down(weight: torch.Tensor, bound: float | None) -> torch.Tensor:
+    """The weight scaled so that the bound of its spectral norm is at most `bound`; None leaves it as it is."""
+    return weight if bound is None else (bound / spectral_norm_bound(weight)).clamp(max=1.0) * weight
+
+
+def bounded_below(energy: torch.Tensor, lower_bound: float | None) -> torch.Tensor:
+    """`b + softplus(e - b)`, or the energy itself where there is no bound b."""
+    return energy if lower_bound is None else lower_bound + F.softplus(energy - lower_bound)
