@@ -1,90 +1,58 @@
-"""Checkpoints of a training run: written atomically, read back from the newest that is whole."""
+"""A state of training as a checkpoint file, and back."""
 
+import functools
 import hashlib
-import math
 import os
 import pathlib
 import re
-import warnings
+from collections.abc import Collection
+from typing import Any, BinaryIO, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["Checkpoints", "delete_checkpoints", "read_latest_checkpoint", "write_checkpoint"]
+from gebm import checkpoint_files
+from gebm.checkpoint_files import DamagedCheckpoint
 
-#: Checkpoints kept in a folder.
-KEEP = 3
+__all__ = ["TrainingCheckpoint", "delete_checkpoints", "read_latest_checkpoint", "write_checkpoint"]
 
-
-class Checkpoints:
-    """Writes the checkpoints of a run: at its start, every so many steps, and at its end.
-
-    Args:
-        directory: folder, or None for no checkpoints.
-        every: steps between checkpoints, or None for none in between.
-
-    Raises:
-        ValueError: for `every` without a directory, or below 1.
-    """
-
-    def __init__(self, directory, every):
-        if every is not None and (directory is None or every < 1):
-            raise ValueError(
-                f"Expected checkpoint_every >= 1 with a checkpoint_dir; got checkpoint_every={every}, "
-                f"checkpoint_dir={directory!r}."
-            )
-        self.directory, self.every, self.written = directory, every, None
-
-    def until_next(self, step):
-        """Steps from `step` to the next checkpoint."""
-        return math.inf if self.every is None else self.every - step % self.every
-
-    def write_if_due(self, step, tree):
-        """Write one at the start, and where `every` divides the step."""
-        if self.written is None or (self.every is not None and step % self.every == 0):
-            self.write(step, tree)
-
-    def write(self, step, tree):
-        """Write one now."""
-        if self.directory is not None:
-            write_checkpoint(self.directory, step, tree)
-        self.written = step
+_SUFFIX = ".npz"
 
 
-def write_checkpoint(directory, step, tree):
+class TrainingCheckpoint(NamedTuple):
+    """What a run of training goes on from."""
+
+    state: Any  # a `KALEState`
+    first: np.ndarray  # base steps taken before the run
+    losses: list  # of the run so far
+
+
+def write_checkpoint(directory: str | os.PathLike[str], step: int, tree: Any) -> pathlib.Path:
     """Write a pytree of arrays (random keys among them) to `directory/step-<step>.npz` and keep the newest few.
 
     Args:
         directory: folder, made if it is not there.
         step: number that orders the checkpoints.
-        tree: a pytree of arrays.
+        tree: a pytree of arrays; each is stored under its path in the tree.
 
     Returns:
         The path written.
     """
-    directory = pathlib.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    arrays = {f"leaf_{i:05d}": _to_numpy(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
-    path = directory / f"step-{step:09d}.npz"
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        np.savez(file, digest=np.array(_digest(arrays)), **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    for old in _checkpoints(directory)[KEEP:]:
-        old.unlink()
-    return path
+    arrays = {name: _to_numpy(leaf) for name, leaf in _named_leaves(tree).items()}
+    write = functools.partial(np.savez, digest=np.array(_digest(arrays)), **arrays)
+    return checkpoint_files.write_checkpoint(directory, step, _SUFFIX, write)
 
 
-def read_latest_checkpoint(path, like):
+def read_latest_checkpoint(path: str | os.PathLike[str], like: Any, optional: Collection[str] = ()) -> Any:
     """Read the newest checkpoint that is whole; damaged ones are passed over with a warning.
 
     Args:
         path: a folder of checkpoints, or one checkpoint.
         like: a pytree of the same structure. JAX arrays in it give shapes, dtypes and kinds of random keys; NumPy
-            arrays are restored as they were written, of any shape.
+            arrays are restored as they were written, of any shape. An entry of the file that `like` lacks, at the
+            root of the tree, is not read.
+        optional: entries at the root that a file may lack; they are then as in `like`.
 
     Returns:
         The pytree.
@@ -93,66 +61,65 @@ def read_latest_checkpoint(path, like):
         FileNotFoundError: if there is no checkpoint.
         ValueError: if every checkpoint is damaged, or the newest whole one does not fit `like`.
     """
-    path = pathlib.Path(path)
-    candidates = _checkpoints(path) if path.is_dir() else [path]
-    if not candidates or not candidates[0].exists():
-        raise FileNotFoundError(f"Expected checkpoints (step-*.npz) at {path}; found none.")
-    for candidate in candidates:
-        try:
-            with open(candidate, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-                arrays = {key: file[key] for key in file.files}
-            whole = str(arrays.pop("digest")) == _digest(arrays)
-        except Exception:
-            whole = False
-        if whole:
-            return _restore(candidate, [arrays[key] for key in sorted(arrays)], like)
-        warnings.warn(f"The checkpoint {candidate} is damaged; falling back to the one before.", stacklevel=2)
-    raise ValueError(f"Every checkpoint at {path} is damaged.")
-
-
-def delete_checkpoints(directory):
-    """Delete the checkpoints of a folder, such as a run that was given up has left.
-
-    Args:
-        directory: folder; it need not be there.
-    """
-    directory = pathlib.Path(directory)
-    for old in _checkpoints(directory) if directory.exists() else []:
-        old.unlink()
-
-
-def _checkpoints(directory):
-    """Checkpoints of a folder, newest first."""
-    return sorted((p for p in directory.iterdir() if re.fullmatch(r"step-\d+\.npz", p.name)), reverse=True)
-
-
-def _restore(path, arrays, like):
-    leaves, treedef = jax.tree.flatten(like)
-    if len(arrays) != len(leaves) or any(
-        isinstance(leaf, jax.Array) and _to_numpy(leaf).shape != a.shape for a, leaf in zip(arrays, leaves)
-    ):
+    file, arrays = checkpoint_files.read_latest_checkpoint(path, _SUFFIX, _read)
+    leaves = _named_leaves(like)
+    required = [name for name in leaves if _root(name) not in optional]
+    if all(re.fullmatch(r"leaf_\d+", name) for name in arrays):  # of a version that wrote no names, but the order
+        arrays = dict(zip(required, [arrays[name] for name in sorted(arrays)])) if len(arrays) == len(required) else {}
+    roots = {_root(name) for name in required}
+    wrong = [f"{name} is missing" for name in required if name not in arrays]
+    wrong += [f"{name} is not expected" for name in arrays if name not in leaves and _root(name) in roots]
+    for name, leaf in leaves.items():
+        if name in arrays and isinstance(leaf, jax.Array) and arrays[name].shape != _to_numpy(leaf).shape:
+            wrong.append(f"{name} has shape {arrays[name].shape}, expected {_to_numpy(leaf).shape}")
+    if wrong:
         raise ValueError(
-            f"The checkpoint {path} does not fit: expected {len(leaves)} arrays of the shapes of this training run; "
-            f"got {len(arrays)} others. Resume with the same networks and optimisers."
+            f"The checkpoint {file} does not fit: {'; '.join(wrong[:5])}{'; ...' * (len(wrong) > 5)}. Resume with the "
+            "same networks and optimisers."
         )
-    return treedef.unflatten([_from_numpy(array, leaf) for array, leaf in zip(arrays, leaves)])
+    restored = [_from_numpy(arrays[name], leaf) if name in arrays else leaf for name, leaf in leaves.items()]
+    return jax.tree.unflatten(jax.tree.structure(like), restored)
 
 
-def _is_key(leaf):
+delete_checkpoints = functools.partial(checkpoint_files.delete_checkpoints, suffix=_SUFFIX)
+
+
+def _read(file: BinaryIO) -> dict[str, np.ndarray]:
+    try:
+        with np.load(file, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        digest = str(arrays.pop("digest"))
+    except Exception as error:  # whatever zipfile, zlib and NumPy make of it
+        raise DamagedCheckpoint(str(error)) from error
+    if digest != _digest(arrays):
+        raise DamagedCheckpoint("Its digest is another.")
+    return arrays
+
+
+def _named_leaves(tree: Any) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def _root(name: str) -> str:
+    """Entry at the root of the tree that a leaf belongs to."""
+    return re.match(r"[.\['\"]*([^.\[\]'\"]*)", name)[1]
+
+
+def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _to_numpy(leaf):
+def _to_numpy(leaf: Any) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
-def _from_numpy(array, like):
+def _from_numpy(array: np.ndarray, like: Any) -> jax.Array | np.ndarray:
     if _is_key(like):
         return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
     return jnp.asarray(array, dtype=like.dtype) if isinstance(like, jax.Array) else array
 
 
-def _digest(arrays):
+def _digest(arrays: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for key in sorted(arrays):
         digest.update(f"{key}:{arrays[key].dtype.str}:{arrays[key].shape}".encode())

@@ -12,12 +12,13 @@ import optax
 from jax import lax, random
 from tqdm import tqdm
 
+from gebm.checkpoint_files import Checkpoints
 from numpyro_gebm.base import trained_part, with_trained_part
 from numpyro_gebm.callables import over_batch
 from numpyro_gebm.divergences import base_loss, batch_log_partition, donsker_varadhan, kale
 from numpyro_gebm.gebm import GEBM, check_energy
 from numpyro_gebm.training.batches import InMemory, Stream, check_shape
-from numpyro_gebm.training.checkpoints import Checkpoints, read_latest_checkpoint
+from numpyro_gebm.training.checkpoints import TrainingCheckpoint, read_latest_checkpoint, write_checkpoint
 from numpyro_gebm.training.contrastive import draws_of, move_chains, start_chains
 from numpyro_gebm.training.guide import KALEGuide, decayed_rate, gradient_step, newton_step, settle_log_partition
 from numpyro_gebm.training.loop import (
@@ -224,13 +225,13 @@ class KALE:
         """
         batches = self._batches(data, batch_size)
         state, first, curves = self._start(rng_key, init_state, resume_from)
-        checkpoints = Checkpoints(checkpoint_dir, checkpoint_every)
+        checkpoints = Checkpoints(checkpoint_dir, checkpoint_every, write_checkpoint)
         if resume_from is not None:
             batches.skip(int(state.step))
         skipped, count, good = int(state.skipped), 1, state
         with tqdm(total=num_steps, initial=int(state.base_step) - first, disable=not progress_bar, desc="KALE") as bar:
             while (done := int(state.base_step) - first) < num_steps:
-                checkpoints.write_if_due(done, (state, first, curves))
+                checkpoints.write_if_due(done, TrainingCheckpoint(state, np.asarray(first), curves))
                 start = time.perf_counter()
                 count = min(count, num_steps - done, checkpoints.until_next(done))
                 state, losses = self._advance(state, batches, count)
@@ -241,7 +242,7 @@ class KALE:
                 good = good if state.skipped_in_row.any() else state
                 # look about once a second
                 count = max(1, min(CHUNK, 2 * count, int(count / (time.perf_counter() - start))))
-        checkpoints.write(num_steps, (state, first, curves))
+        checkpoints.write(num_steps, TrainingCheckpoint(state, np.asarray(first), curves))
         if int(state.skipped) > skipped:
             warnings.warn(
                 f"{int(state.skipped) - skipped} steps were not applied: their loss or gradient was not finite.",
@@ -260,7 +261,7 @@ class KALE:
         state = self._init(rng_key) if init_state is None else init_state
         first, curves = np.asarray(int(state.base_step)), [np.zeros(0, self._dtype) for _ in KALELosses._fields]
         if resume_from is not None:
-            state, first, curves = read_latest_checkpoint(resume_from, (state, first, curves))
+            state, first, curves = read_latest_checkpoint(resume_from, TrainingCheckpoint(state, first, curves))
         return state, int(first), curves
 
     def _advance(self, state, batches, count):

@@ -7,13 +7,14 @@ import warnings
 import torch
 from tqdm import tqdm
 
+from gebm.checkpoint_files import Checkpoints
 from gebm.errors import TrainingDiverged
 from pyro_gebm.base import snapshot, trained_part
 from pyro_gebm.callables import evaluation_mode
 from pyro_gebm.divergences import base_loss, batch_log_partition, donsker_varadhan, kale
 from pyro_gebm.gebm import GEBM, check_energy
 from pyro_gebm.training.batches import InMemory, Stream, check_shape
-from pyro_gebm.training.checkpoints import Checkpoints, get_rng_state, read_latest_checkpoint, set_rng_state
+from pyro_gebm.training.checkpoints import get_rng_state, read_latest_checkpoint, set_rng_state, write_checkpoint
 from pyro_gebm.training.contrastive import Chains
 from pyro_gebm.training.guide import KALEGuide, decayed_rate, gradient_step, newton_step, settle_log_partition
 from pyro_gebm.training.loop import (
@@ -184,19 +185,16 @@ class KALE:
             batches = InMemory(data, self.base.event_shape, batch_size, self.log_partition)
         else:
             batches = Stream(data, self.base.event_shape, self.log_partition)
-        checkpoints = Checkpoints(checkpoint_dir, checkpoint_every)
+        checkpoints = Checkpoints(checkpoint_dir, checkpoint_every, write_checkpoint)
         first, curves = self.base_steps_taken, []
         if resume_from is not None:
             first, curves = self._resume(read_latest_checkpoint(resume_from, self.log_partition.device), batches)
         skipped, count, good = self.num_skipped, 1, copy.deepcopy(self.state_dict())
 
-        def checkpoint():
-            return self._checkpoint(batches, first, curves)
-
         initial = self.base_steps_taken - first
         with tqdm(total=num_steps, initial=initial, disable=not progress_bar, desc="KALE", unit="step") as bar:
             while (done := self.base_steps_taken - first) < num_steps:
-                checkpoints.write_if_due(done, checkpoint)
+                checkpoints.write_if_due(done, self._checkpoint(batches, first, curves))
                 start = time.perf_counter()
                 count = min(count, num_steps - done, checkpoints.until_next(done))
                 chunk = torch.stack([self._cycle(batches, good) for _ in range(count)]).cpu()
@@ -206,7 +204,7 @@ class KALE:
                 bar.set_postfix(shown(KALELosses(*chunk.unbind(1)), self.num_skipped - skipped))
                 # look about once a second
                 count = max(1, min(CHUNK, 2 * count, int(count / (time.perf_counter() - start))))
-        checkpoints.write(num_steps, checkpoint)
+        checkpoints.write(num_steps, self._checkpoint(batches, first, curves))
         if self.num_skipped > skipped:
             warnings.warn(
                 f"{self.num_skipped - skipped} steps were not applied: their loss or gradient was not finite.",

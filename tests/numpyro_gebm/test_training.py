@@ -14,8 +14,8 @@ import optax
 import pytest
 from numpyro_cases import standard_normal
 
+from gebm.checkpoint_files import KEEP
 from numpyro_gebm import KALE, KALEGuide, Pushforward, TrainingDiverged, energy_bursts, nn, plot_losses
-from numpyro_gebm.training.checkpoints import KEEP
 
 DATA = np.random.default_rng(0).normal(1.0, 1.0, size=(300, 2))
 

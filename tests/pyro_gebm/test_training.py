@@ -13,8 +13,8 @@ import pytest
 import torch
 from pyro_cases import standard_normal
 
+from gebm.checkpoint_files import KEEP
 from pyro_gebm import KALE, KALEGuide, Pushforward, TrainingDiverged, energy_bursts, nn, plot_losses
-from pyro_gebm.training.checkpoints import KEEP
 
 DATA = np.random.default_rng(0).normal(1.0, 1.0, size=(300, 2))
 
