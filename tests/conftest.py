@@ -38,6 +38,15 @@ def pytest_configure(config):
         os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items):
+    """`@pytest.mark.slow_in("numpyro")`: slow in that host, mostly as it compiles for long, and fast in the other."""
+    for item in items:
+        for mark in item.iter_markers("slow_in"):
+            if item.callspec.params["host"] in mark.args:
+                item.add_marker("slow")
+
+
 @pytest.fixture(scope="session", params=hosts.HOSTS)
 def host(request):
     """Each host in turn: see `hosts`."""

@@ -65,14 +65,6 @@ class Host:
         """Draws of a run, NumPy arrays of shape (chain, draw, ...) by site."""
         return {name: self.numpy(value) for name, value in mcmc.get_samples(group_by_chain=True).items()}
 
-    def apply(self, fn, x, event_dim=1):
-        """A network, an energy or a generator on a batch of examples."""
-        return self.jit(lambda x: self.module("callables").over_batch(fn, x, event_dim))(self.array(x))
-
-    def slope(self, energy, x, event_dim=1):
-        """Gradient of an energy at each of a batch of examples, in NumPy."""
-        return self.grad(lambda x: self.module("callables").over_batch(energy, x, event_dim).sum(), x)[1][0]
-
 
 class NumPyro(Host):
     """JAX: random keys, functions of one example, compiled programs."""
@@ -81,10 +73,14 @@ class NumPyro(Host):
 
     def __init__(self):
         super().__init__()
+        import equinox
         import jax
 
         self.jax, self.xp, self.jit = jax, jax.numpy, jax.jit
         self.handlers = importlib.import_module("numpyro.handlers")
+        self._apply = equinox.filter_jit(self.module("callables").over_batch)
+        self._slope = equinox.filter_jit(lambda f, x, dim: jax.grad(lambda x: self._apply(f, x, dim).sum())(x))
+        self._grad = functools.cache(lambda f, num: jax.jit(jax.value_and_grad(f, argnums=tuple(range(num)))))
 
     def array(self, x, dtype=None):
         """An array; whole numbers and float64 stay what they are."""
@@ -102,10 +98,17 @@ class NumPyro(Host):
         """Call what takes `rng_key=` in NumPyro, and Pyro's global state of random numbers in Pyro."""
         return fn(*args, rng_key=self.jax.random.key(seed), **kwargs)
 
+    def apply(self, fn, x, event_dim=1):
+        """A network, an energy or a generator on a batch of examples; compiled once for all networks of a structure."""
+        return self._apply(fn, self.array(x), event_dim)
+
+    def slope(self, energy, x, event_dim=1):
+        """Gradient of an energy at each of a batch of examples, in NumPy."""
+        return self.numpy(self._slope(energy, self.array(x), event_dim))
+
     def grad(self, fn, *args):
-        """Value of a scalar function and its gradients by all of its arguments, in NumPy."""
-        fn = self.jax.jit(self.jax.value_and_grad(fn, argnums=tuple(range(len(args)))))
-        return self.jax.device_get(fn(*map(self.array, args)))
+        """Value of a scalar function and its gradients by all of its arguments, in NumPy; compiled once a function."""
+        return self.jax.device_get(self._grad(fn, len(args))(*map(self.array, args)))
 
     def network(self, fn, *parameters):
         """The network `x -> fn(*parameters, x)`."""
@@ -179,6 +182,14 @@ class Pyro(Host):
         """Call what takes `rng_key=` in NumPyro, and Pyro's global state of random numbers in Pyro."""
         self.ppl.set_rng_seed(seed)
         return fn(*args, **kwargs)
+
+    def apply(self, fn, x, event_dim=1):
+        """A network, an energy or a generator on a batch of examples."""
+        return self.module("callables").over_batch(fn, self.array(x), event_dim)
+
+    def slope(self, energy, x, event_dim=1):
+        """Gradient of an energy at each of a batch of examples, in NumPy."""
+        return self.grad(lambda x: self.apply(energy, x, event_dim).sum(), x)[1][0]
 
     def grad(self, fn, *args):
         """Value of a scalar function and its gradients by all of its arguments, in NumPy."""

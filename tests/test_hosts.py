@@ -31,6 +31,7 @@ def test_draws_are_those_of_their_seed(host):
     assert (weights[0] == weights[1]).all() and (weights[0] != weights[2]).all()
 
 
+@pytest.mark.slow_in("numpyro")
 @pytest.mark.parametrize("name", ["NUTS", "MALA"])
 def test_runs(host, name):
     latent = host.linear_gaussian(1.0).latent
@@ -41,6 +42,7 @@ def test_runs(host, name):
     assert first.shape == (2, 5, 2) and (first == same).all() and (first[0] != first[1]).any()
 
 
+@pytest.mark.slow_in("numpyro")
 def test_training(host):
     energy = host.network(lambda slope, x: slope * x, 0.1)
     guide = host.KALEGuide(energy, penalty=None)
