@@ -4,10 +4,25 @@ A value of the wrong kind is a `TypeError`, one out of its range a `ValueError`.
 plain Python object, so that constructors can store it at once.
 """
 
+import dataclasses
+import functools
 import math
 import operator
+import typing
+from collections.abc import Callable
+from typing import Any
 
-__all__ = ["callable_or_none", "instance", "integer", "nonnegative", "one_of", "positive", "probability"]
+__all__ = [
+    "callable_or_none",
+    "check_fields",
+    "instance",
+    "integer",
+    "nonnegative",
+    "one_of",
+    "optional",
+    "positive",
+    "probability",
+]
 
 
 def integer(name, value, *, minimum=1):
@@ -181,6 +196,65 @@ def callable_or_none(name, value):
     if value is not None and not callable(value):
         raise TypeError(f"Expected {name} to be callable or None; got {_shown(value)}.")
     return value
+
+
+def optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    """A check that also lets None pass.
+
+    Args:
+        check: a check of this module, from a name and a value to the value.
+
+    Returns:
+        The check.
+
+    Example:
+        >>> optional(nonnegative)("friction", -1.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: Expected friction >= 0 or None; got -1.
+    """
+
+    def checked(name, value):
+        try:
+            return None if value is None else check(name, value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(str(error).replace("; got", " or None; got", 1)) from None
+
+    return checked
+
+
+def check_fields(instance: Any) -> None:
+    """Check the fields of a dataclass by what their types are annotated with; call it in `__post_init__`.
+
+    Args:
+        instance: of a dataclass some of whose fields are declared as `name: Annotated[type, check]`, with a check of
+            this module; the field then holds what the check returns.
+
+    Raises:
+        TypeError: for a value of the wrong kind.
+        ValueError: for a value out of its range.
+
+    Example:
+        >>> @dataclasses.dataclass
+        ... class Sampler:
+        ...     step_size: typing.Annotated[float, positive] = 0.1
+        ...
+        ...     def __post_init__(self):
+        ...         check_fields(self)
+        >>> Sampler(step_size=0.0)
+        Traceback (most recent call last):
+        ...
+        ValueError: Expected step_size > 0; got 0.
+    """
+    for name, check in _checks(type(instance)):
+        object.__setattr__(instance, name, check(name, getattr(instance, name)))
+
+
+@functools.cache
+def _checks(cls):
+    """Names of the fields of a dataclass, and their checks."""
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return [(f.name, c) for f in dataclasses.fields(cls) for c in getattr(hints[f.name], "__metadata__", ())]
 
 
 def _real(name, value):

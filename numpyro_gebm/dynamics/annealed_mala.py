@@ -2,6 +2,7 @@
 
 import dataclasses
 from functools import partial
+from typing import Annotated, Any
 
 import equinox as eqx
 import jax
@@ -10,7 +11,9 @@ from jax import lax, random
 from numpyro.distributions import biject_to
 from numpyro.distributions.util import sum_rightmost
 
-from numpyro_gebm.dynamics.steps import overdamped_move, reverse_noise, value_and_grad
+from gebm.validation import check_fields, integer, positive, probability
+from numpyro_gebm.dynamics.metropolis import mala_step
+from numpyro_gebm.dynamics.steps import value_and_grad
 
 __all__ = ["AnnealedMALA"]
 
@@ -47,25 +50,16 @@ class AnnealedMALA:
         (10,)
     """
 
-    num_steps: int = 200
-    step_size: float = 0.5
-    target_accept_prob: float = 0.65
-    annealing: float = 0.75
-    batch_size: int = 4096
+    num_steps: Annotated[int, integer] = 200
+    step_size: Annotated[float, positive] = 0.5
+    target_accept_prob: Annotated[float, probability] = 0.65
+    annealing: Annotated[float, partial(probability, one=True)] = 0.75
+    batch_size: Annotated[int, integer] = 4096
 
     def __post_init__(self):
-        if not (self.num_steps >= 1 and self.batch_size >= 1 and self.step_size > 0):
-            raise ValueError(
-                f"Expected num_steps >= 1, batch_size >= 1 and step_size > 0; got num_steps={self.num_steps}, "
-                f"batch_size={self.batch_size}, step_size={self.step_size}."
-            )
-        if not (0 < self.annealing <= 1 and 0 < self.target_accept_prob < 1):
-            raise ValueError(
-                "Expected annealing in (0, 1] and target_accept_prob in (0, 1); got "
-                f"annealing={self.annealing}, target_accept_prob={self.target_accept_prob}."
-            )
+        check_fields(self)
 
-    def __call__(self, latent, num_samples, *, rng_key):
+    def __call__(self, latent: Any, num_samples: int, *, rng_key: jax.Array) -> jax.Array:
         """Draw latents.
 
         Args:
@@ -97,7 +91,8 @@ def _anneal(latent, rng_key, num_chains, config):
 
     def log_prior(u):
         z = transform(u)
-        return prior.log_prob(z) + _sum_to(transform.log_abs_det_jacobian(u, z), ndim)
+        jacobian = transform.log_abs_det_jacobian(u, z)
+        return prior.log_prob(z) + sum_rightmost(jacobian, jacobian.ndim - ndim)
 
     def log_weight(u):
         return gebm.log_weight(gebm.decode(transform(u)))
@@ -125,39 +120,3 @@ def _anneal(latent, rng_key, num_chains, config):
     log_step = jnp.full(start[1].shape, jnp.log(config.step_size), start[1].dtype)
     (point, _), _ = lax.scan(step, (start, log_step), jnp.arange(config.num_steps))
     return transform(point[0])
-
-
-def mala_step(rng_key, point, log_step, evaluate, log_density_and_grad):
-    """One Metropolis-adjusted Langevin step of many independent chains.
-
-    Args:
-        rng_key: a JAX random key.
-        point: tuple whose first entry is the position, of shape `chains + (...)`, with what `evaluate` adds.
-        log_step: log of the step size of every chain, shape `chains`.
-        evaluate: callable from a position to a point.
-        log_density_and_grad: callable from a point to the log density, of shape `chains`, and its gradient.
-
-    Returns:
-        `(point, acceptance probability)`.
-    """
-    key_noise, key_accept = random.split(rng_key)
-    ndim = log_step.ndim
-    h = jnp.exp(log_step).reshape(log_step.shape + (1,) * (point[0].ndim - ndim))
-    log_density, grad = log_density_and_grad(point)
-    noise = random.normal(key_noise, grad.shape, grad.dtype)
-    proposal = evaluate(overdamped_move(point[0], -grad, noise, h))
-    new_log_density, new_grad = log_density_and_grad(proposal)
-    back = reverse_noise(-grad, -new_grad, noise, h)
-    log_ratio = new_log_density - log_density + 0.5 * _sum_to(noise**2 - back**2, ndim)
-    accept_prob = jnp.exp(jnp.minimum(0.0, jnp.where(jnp.isnan(log_ratio), -jnp.inf, log_ratio)))
-    accept = random.uniform(key_accept, accept_prob.shape, accept_prob.dtype) < accept_prob
-    point = jax.tree.map(lambda new, old: jnp.where(_right_expand(accept, new), new, old), proposal, point)
-    return point, accept_prob
-
-
-def _sum_to(x, ndim):
-    return sum_rightmost(x, x.ndim - ndim)
-
-
-def _right_expand(mask, like):
-    return mask.reshape(mask.shape + (1,) * (like.ndim - mask.ndim))

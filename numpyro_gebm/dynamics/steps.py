@@ -20,15 +20,20 @@ A step of size h (in units of time) is a palindrome of exact sub-steps (arXiv:12
 - U, A and O at once, exactly.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jax import lax, random
+from jax import lax
+
+from gebm.langevin import SPLITTINGS
+from numpyro_gebm.dynamics.keys import fold_in, split, standard_normal
 
 __all__ = [
-    "SPLITTINGS",
     "KineticState",
+    "PerChain",
+    "PotentialAndGrad",
     "energy_error",
     "kinetic_energy",
     "kinetic_step",
@@ -36,20 +41,15 @@ __all__ = [
     "overdamped_move",
     "refreshed",
     "reverse_noise",
-    "standard_normal",
     "trajectory",
     "update_slice",
     "value_and_grad",
 ]
 
-#: Sub-steps of every splitting and their share of the step. One gradient a step: of BAOAB and OBABO the gradient at
-#: the end serves the next step; ABOBA (arXiv:2003.05033) and UBU take theirs at the mid-point.
-SPLITTINGS = {
-    "ABOBA": (("A", 0.5), ("B", 0.5), ("O", 1.0), ("B", 0.5), ("A", 0.5)),
-    "BAOAB": (("B", 0.5), ("A", 0.5), ("O", 1.0), ("A", 0.5), ("B", 0.5)),
-    "OBABO": (("O", 0.5), ("B", 0.5), ("A", 1.0), ("B", 0.5), ("O", 0.5)),
-    "UBU": (("U", 0.5), ("B", 1.0), ("U", 0.5)),
-}
+#: A number, or one value a chain.
+PerChain: TypeAlias = float | jax.Array
+#: From positions to potentials, of shape `chains`, and their gradients.
+PotentialAndGrad: TypeAlias = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class KineticState(NamedTuple):
@@ -65,7 +65,15 @@ class KineticState(NamedTuple):
     z_grad: jax.Array
 
 
-def kinetic_step(rng_key, state, potential_and_grad, step_size, friction, splitting="BAOAB", scale=1.0):
+def kinetic_step(
+    rng_key: jax.Array,
+    state: KineticState,
+    potential_and_grad: PotentialAndGrad,
+    step_size: PerChain,
+    friction: PerChain,
+    splitting: str = "BAOAB",
+    scale: float | jax.Array = 1.0,
+) -> KineticState:
     """One step of a splitting of kinetic Langevin dynamics; one gradient of the potential.
 
     Args:
@@ -92,15 +100,17 @@ def kinetic_step(rng_key, state, potential_and_grad, step_size, friction, splitt
         if letter == "A":
             z = z + tau * (scale * v)
         elif letter == "O":
-            v = refreshed(_fold_in(rng_key, i), v, jnp.exp(-share * h_gamma))
+            v = refreshed(fold_in(rng_key, i), v, jnp.exp(-share * h_gamma))
         else:
-            displacement, v = _drift_and_noise(_fold_in(rng_key, i), v, tau, _over_chains(share * h_gamma))
+            displacement, v = _drift_and_noise(fold_in(rng_key, i), v, tau, _over_chains(share * h_gamma))
             z = z + scale * displacement
         moved = moved or letter in "AU"
     return KineticState(z, v, grad_point, potential_energy, grad)
 
 
-def leapfrog_step(state, potential_and_grad, step_size, scale=1.0):
+def leapfrog_step(
+    state: KineticState, potential_and_grad: PotentialAndGrad, step_size: PerChain, scale: float | jax.Array = 1.0
+) -> KineticState:
     """One leapfrog step, BAB: the deterministic part of OBABO.
 
     Args:
@@ -119,7 +129,15 @@ def leapfrog_step(state, potential_and_grad, step_size, scale=1.0):
     return KineticState(z, v - 0.5 * h * (scale * z_grad), z, potential_energy, z_grad)
 
 
-def trajectory(rng_key, state, potential_and_grad, step_size, friction, num_steps, scale=1.0):
+def trajectory(
+    rng_key: jax.Array,
+    state: KineticState,
+    potential_and_grad: PotentialAndGrad,
+    step_size: PerChain,
+    friction: PerChain,
+    num_steps: int | jax.Array,
+    scale: float | jax.Array = 1.0,
+) -> tuple[KineticState, jax.Array]:
     """A trajectory of the splitting OBABO, and the energy error of its deterministic parts.
 
     Args:
@@ -138,13 +156,13 @@ def trajectory(rng_key, state, potential_and_grad, step_size, friction, num_step
 
     def body(i, carry):
         before, error = carry
-        after = kinetic_step(_fold_in(rng_key, i), before, potential_and_grad, step_size, friction, "OBABO", scale)
+        after = kinetic_step(fold_in(rng_key, i), before, potential_and_grad, step_size, friction, "OBABO", scale)
         return after, error + energy_error(before, after, step_size, scale)
 
     return lax.fori_loop(0, num_steps, body, (state, jnp.zeros_like(state.potential_energy)))
 
 
-def refreshed(rng_key, v, persistence):
+def refreshed(rng_key: jax.Array, v: jax.Array, persistence: PerChain) -> jax.Array:
     r"""Velocity kept in part: $\rho v + \sqrt{1 - \rho^2}\, \xi$.
 
     Args:
@@ -174,14 +192,16 @@ def _drift_and_noise(rng_key, v, tau, a):
     )
     variance_v, variance_y = -jnp.expm1(-2 * a), third * a * tau**2
     covariance = a * tau * drift**2
-    key_v, key_y = _split(rng_key)
+    key_v, key_y = split(rng_key)
     noise_v, noise_y = standard_normal(key_v, v), standard_normal(key_y, v)
     on_v = covariance / jnp.sqrt(jnp.where(a > 0, variance_v, 1.0))
     rest = jnp.sqrt(jnp.maximum(variance_y - on_v**2, 0.0))
     return tau * drift * v + on_v * noise_v + rest * noise_y, jnp.exp(-a) * v + jnp.sqrt(variance_v) * noise_v
 
 
-def energy_error(start, end, step_size, scale=1.0):
+def energy_error(
+    start: KineticState, end: KineticState, step_size: PerChain, scale: float | jax.Array = 1.0
+) -> jax.Array:
     r"""Energy error of the leapfrog step that leads from one gradient point to the next.
 
     .. math:: \Delta = U_1 - U_0 - \tfrac12 (m_1 - m_0) \cdot (g_1 + g_0)
@@ -206,7 +226,9 @@ def energy_error(start, end, step_size, scale=1.0):
     return end.potential_energy - start.potential_energy + 0.5 * jnp.sum(total * inner, -1)
 
 
-def overdamped_move(z, grad, noise, step_size, scale=1.0):
+def overdamped_move(
+    z: jax.Array, grad: jax.Array, noise: jax.Array, step_size: PerChain, scale: float | jax.Array = 1.0
+) -> jax.Array:
     """Move of one overdamped Langevin step: the next position.
 
     Args:
@@ -222,7 +244,9 @@ def overdamped_move(z, grad, noise, step_size, scale=1.0):
     return z - 0.5 * step_size**2 * (scale**2 * grad) + step_size * (scale * noise)
 
 
-def reverse_noise(grad, new_grad, noise, step_size, scale=1.0):
+def reverse_noise(
+    grad: jax.Array, new_grad: jax.Array, noise: jax.Array, step_size: PerChain, scale: float | jax.Array = 1.0
+) -> jax.Array:
     r"""Noise (up to its sign) of the overdamped move that leads back.
 
     The log acceptance ratio of MALA is $U - U' + \tfrac12 (|\xi|^2 - |\xi'|^2)$.
@@ -240,7 +264,7 @@ def reverse_noise(grad, new_grad, noise, step_size, scale=1.0):
     return noise - 0.5 * step_size * (scale * (grad + new_grad))
 
 
-def update_slice(u, error, persistence):
+def update_slice(u: jax.Array, error: jax.Array, persistence: PerChain) -> tuple[jax.Array, jax.Array]:
     r"""Metropolis test with a slice variable that persists from step to step (arXiv:2001.11950).
 
     u, uniform on (-1, 1), drifts by $\tfrac12 (1 - \rho^2)$, wrapped around; the step is accepted if
@@ -260,19 +284,12 @@ def update_slice(u, error, persistence):
     return accept, jnp.where(accept, u * jnp.exp(jnp.where(accept, error, 0.0)), u)
 
 
-def standard_normal(rng_key, like):
-    """Independent standard normal draws of the shape and dtype of `like`; one key, or one a chain."""
-    if jnp.ndim(rng_key) == 0:
-        return random.normal(rng_key, like.shape, like.dtype)
-    return jax.vmap(lambda key: random.normal(key, like.shape[1:], like.dtype))(rng_key)
-
-
-def kinetic_energy(v):
+def kinetic_energy(v: jax.Array) -> jax.Array:
     """Half the squared norm of velocities, shape `chains`."""
     return 0.5 * jnp.sum(v**2, -1)
 
 
-def value_and_grad(fn, u):
+def value_and_grad(fn: Callable[[jax.Array], jax.Array], u: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Values of a function of independent chains, and their gradients.
 
     Args:
@@ -289,13 +306,3 @@ def value_and_grad(fn, u):
 def _over_chains(x):
     """A quantity of shape `chains`, or a scalar, to broadcast against positions."""
     return x if jnp.ndim(x) == 0 else x[..., None]
-
-
-def _fold_in(rng_key, i):
-    return random.fold_in(rng_key, i) if jnp.ndim(rng_key) == 0 else jax.vmap(lambda k: random.fold_in(k, i))(rng_key)
-
-
-def _split(rng_key):
-    if jnp.ndim(rng_key) == 0:
-        return random.split(rng_key)
-    return jnp.swapaxes(jax.vmap(random.split)(rng_key), 0, 1)

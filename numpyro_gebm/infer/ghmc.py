@@ -2,9 +2,10 @@
 
 import jax.numpy as jnp
 
+from numpyro_gebm.dynamics.metropolis import choose, diverges
 from numpyro_gebm.dynamics.steps import KineticState, energy_error, leapfrog_step, refreshed, update_slice
 from numpyro_gebm.infer.initialization import init_to_prior
-from numpyro_gebm.infer.kernel import LangevinKernel, StepInfo, choose, diverges
+from numpyro_gebm.infer.kernel import LangevinKernel, StepInfo
 
 __all__ = ["GHMC"]
 

@@ -12,7 +12,10 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.infer.util import initialize_model
 from numpyro.util import identity, is_prng_key
 
-from numpyro_gebm.dynamics.steps import kinetic_energy, standard_normal
+from gebm.langevin import PATIENCE
+from numpyro_gebm.dynamics.keys import as_given, standard_normal, typed
+from numpyro_gebm.dynamics.metropolis import accept_probability
+from numpyro_gebm.dynamics.steps import kinetic_energy
 from numpyro_gebm.infer.adaptation import AdaptState, adapt, finish, init_adaptation
 from numpyro_gebm.infer.initialization import init_to_prior
 
@@ -21,17 +24,7 @@ __all__ = [
     "LangevinKernel",
     "LangevinState",
     "StepInfo",
-    "accept_probability",
-    "as_given",
-    "choose",
-    "diverges",
-    "typed",
 ]
-
-#: Energy error above which a step is reported as divergent, as in NumPyro's HMC.
-MAX_ENERGY_ERROR = 1000.0
-#: Draws in a row that end in a step into NaN, after which a run stops.
-PATIENCE = 100
 
 
 class Chains(NamedTuple):
@@ -339,21 +332,6 @@ class LangevinKernel(MCMCKernel):
         return {**self.__dict__, "_sample_fn": None, "_potential_fn_gen": None, "_postprocess_fn": None}
 
 
-def choose(mask, new, old):
-    """Of two `Chains`, per chain, the new one where `mask` (shape `(N,)`) holds."""
-    return jax.tree.map(lambda a, b: jnp.where(mask.reshape((-1,) + (1,) * (a.ndim - 1)), a, b), new, old)
-
-
-def diverges(error):
-    """Whether an energy error is NaN, infinite or above 1000."""
-    return ~(error < MAX_ENERGY_ERROR)
-
-
-def accept_probability(error):
-    """Probability min(1, exp(-error)) of a Metropolis test; 0 where the error is NaN."""
-    return jnp.exp(-jnp.maximum(jnp.where(jnp.isnan(error), jnp.inf, error), 0.0))
-
-
 def _flattened(z, potential):
     """Positions as an array `(N, d)`, potential and gradient of such arrays, and the way back."""
     _, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], z))
@@ -377,13 +355,3 @@ def _on_chain_axis(fn, state):
     per_chain = {name: fn(getattr(state.adapt_state, name)) for name in AdaptState._fields[:3]}
     mapped = jax.tree.map(fn, state._replace(adapt_state=None))
     return mapped._replace(adapt_state=state.adapt_state._replace(**per_chain))
-
-
-def typed(keys):
-    """Random keys, typed or raw, as typed ones."""
-    return keys if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else random.wrap_key_data(keys)
-
-
-def as_given(keys, like):
-    """Typed random keys as raw ones, if `like` is raw."""
-    return keys if jnp.issubdtype(like.dtype, jax.dtypes.prng_key) else random.key_data(keys)

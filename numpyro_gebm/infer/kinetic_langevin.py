@@ -2,9 +2,11 @@
 
 import jax.numpy as jnp
 
-from numpyro_gebm.dynamics.steps import SPLITTINGS, KineticState, energy_error, kinetic_step
+from gebm.langevin import SPLITTINGS
+from numpyro_gebm.dynamics.metropolis import choose, diverges
+from numpyro_gebm.dynamics.steps import KineticState, energy_error, kinetic_step
 from numpyro_gebm.infer.initialization import init_to_prior
-from numpyro_gebm.infer.kernel import LangevinKernel, StepInfo, choose, diverges
+from numpyro_gebm.infer.kernel import LangevinKernel, StepInfo
 
 __all__ = ["KineticLangevin"]
 

@@ -4,9 +4,11 @@ import jax
 import jax.numpy as jnp
 from jax import random
 
-from numpyro_gebm.dynamics.steps import KineticState, standard_normal, trajectory
+from numpyro_gebm.dynamics.keys import standard_normal
+from numpyro_gebm.dynamics.metropolis import choose, diverges
+from numpyro_gebm.dynamics.steps import KineticState, trajectory
 from numpyro_gebm.infer.initialization import init_to_prior
-from numpyro_gebm.infer.kernel import LangevinKernel, StepInfo, choose, diverges
+from numpyro_gebm.infer.kernel import LangevinKernel, StepInfo
 
 __all__ = ["MALT"]
 

@@ -2,8 +2,9 @@
 
 import jax.numpy as jnp
 
+from numpyro_gebm.dynamics.metropolis import choose
 from numpyro_gebm.infer.initialization import init_to_prior
-from numpyro_gebm.infer.kernel import LangevinKernel, choose
+from numpyro_gebm.infer.kernel import LangevinKernel
 from numpyro_gebm.infer.mala import overdamped_step
 
 __all__ = ["ULA"]

@@ -8,7 +8,7 @@ from jax import lax, random
 from numpyro.distributions import biject_to
 
 from numpyro_gebm.base import decompose
-from numpyro_gebm.dynamics.annealed_mala import mala_step
+from numpyro_gebm.dynamics.metropolis import mala_step
 
 __all__ = ["Chains", "draws_of", "move_chains", "start_chains"]
 

@@ -2,13 +2,17 @@
 
 import dataclasses
 import math
+from functools import partial
+from typing import Annotated, Any
 
 import torch
 from pyro.distributions.util import sum_rightmost
 from torch.distributions import biject_to
 
+from gebm.validation import check_fields, integer, positive, probability
 from pyro_gebm.base import without_validation
-from pyro_gebm.dynamics.steps import overdamped_move, reverse_noise, value_and_grad
+from pyro_gebm.dynamics.metropolis import mala_step
+from pyro_gebm.dynamics.steps import value_and_grad
 
 __all__ = ["AnnealedMALA"]
 
@@ -45,25 +49,16 @@ class AnnealedMALA:
         (10,)
     """
 
-    num_steps: int = 200
-    step_size: float = 0.5
-    target_accept_prob: float = 0.65
-    annealing: float = 0.75
-    batch_size: int = 4096
+    num_steps: Annotated[int, integer] = 200
+    step_size: Annotated[float, positive] = 0.5
+    target_accept_prob: Annotated[float, probability] = 0.65
+    annealing: Annotated[float, partial(probability, one=True)] = 0.75
+    batch_size: Annotated[int, integer] = 4096
 
     def __post_init__(self):
-        if not (self.num_steps >= 1 and self.batch_size >= 1 and self.step_size > 0):
-            raise ValueError(
-                f"Expected num_steps >= 1, batch_size >= 1 and step_size > 0; got num_steps={self.num_steps}, "
-                f"batch_size={self.batch_size}, step_size={self.step_size}."
-            )
-        if not (0 < self.annealing <= 1 and 0 < self.target_accept_prob < 1):
-            raise ValueError(
-                "Expected annealing in (0, 1] and target_accept_prob in (0, 1); got "
-                f"annealing={self.annealing}, target_accept_prob={self.target_accept_prob}."
-            )
+        check_fields(self)
 
-    def __call__(self, latent, num_samples):
+    def __call__(self, latent: Any, num_samples: int) -> torch.Tensor:
         """Draw latents.
 
         Args:
@@ -87,7 +82,8 @@ def _anneal(latent, num_chains, config):
 
     def log_prior(u):
         z = transform(u)
-        return prior.log_prob(z) + _sum_to(transform.log_abs_det_jacobian(u, z), ndim)
+        jacobian = transform.log_abs_det_jacobian(u, z)
+        return prior.log_prob(z) + sum_rightmost(jacobian, jacobian.ndim - ndim)
 
     def log_weight(u):
         return gebm.log_weight(gebm.decode(transform(u)))
@@ -111,36 +107,3 @@ def _anneal(latent, num_chains, config):
             gain = 0.1 / math.sqrt(max(1.0, t - config.annealing * config.num_steps))
             log_step = log_step + gain * (accept_prob - config.target_accept_prob)
         return transform(point[0])
-
-
-def mala_step(point, log_step, evaluate, log_density_and_grad):
-    """One Metropolis-adjusted Langevin step of many independent chains.
-
-    Args:
-        point: list whose first entry is the position, of shape `chains + (...)`, with what `evaluate` adds.
-        log_step: log of the step size of every chain, shape `chains`.
-        evaluate: callable from a position to a point.
-        log_density_and_grad: callable from a point to the log density, of shape `chains`, and its gradient.
-
-    Returns:
-        `(point, acceptance probability)`.
-    """
-    ndim = log_step.dim()
-    h = _right_expand(log_step.exp(), point[0])
-    log_density, grad = log_density_and_grad(point)
-    noise = torch.randn_like(grad)
-    proposal = evaluate(overdamped_move(point[0], -grad, noise, h))
-    new_log_density, new_grad = log_density_and_grad(proposal)
-    back = reverse_noise(-grad, -new_grad, noise, h)
-    log_ratio = new_log_density - log_density + 0.5 * _sum_to(noise**2 - back**2, ndim)
-    accept_prob = torch.nan_to_num(log_ratio, nan=-math.inf).clamp(max=0.0).exp()
-    accept = torch.rand_like(accept_prob) < accept_prob
-    return [torch.where(_right_expand(accept, new), new, old) for new, old in zip(proposal, point)], accept_prob
-
-
-def _sum_to(x, ndim):
-    return sum_rightmost(x, x.dim() - ndim)
-
-
-def _right_expand(mask, like):
-    return mask.reshape(mask.shape + (1,) * (like.dim() - mask.dim()))

@@ -21,13 +21,17 @@ A step of size h (in units of time) is a palindrome of exact sub-steps (arXiv:12
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeAlias
 
 import torch
 
+from gebm.langevin import SPLITTINGS
+
 __all__ = [
-    "SPLITTINGS",
     "KineticState",
+    "PotentialAndGrad",
+    "Scalar",
     "energy_error",
     "kinetic_energy",
     "kinetic_step",
@@ -40,14 +44,10 @@ __all__ = [
     "value_and_grad",
 ]
 
-#: Sub-steps of every splitting and their share of the step. One gradient a step: of BAOAB and OBABO the gradient at
-#: the end serves the next step; ABOBA (arXiv:2003.05033) and UBU take theirs at the mid-point.
-SPLITTINGS = {
-    "ABOBA": (("A", 0.5), ("B", 0.5), ("O", 1.0), ("B", 0.5), ("A", 0.5)),
-    "BAOAB": (("B", 0.5), ("A", 0.5), ("O", 1.0), ("A", 0.5), ("B", 0.5)),
-    "OBABO": (("O", 0.5), ("B", 0.5), ("A", 1.0), ("B", 0.5), ("O", 0.5)),
-    "UBU": (("U", 0.5), ("B", 1.0), ("U", 0.5)),
-}
+#: A number, or a scalar.
+Scalar: TypeAlias = float | torch.Tensor
+#: From positions to potentials, of shape `chains`, and their gradients.
+PotentialAndGrad: TypeAlias = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class KineticState(NamedTuple):
@@ -63,7 +63,14 @@ class KineticState(NamedTuple):
     z_grad: torch.Tensor
 
 
-def kinetic_step(state, potential_and_grad, step_size, friction, splitting="BAOAB", scale=1.0):
+def kinetic_step(
+    state: KineticState,
+    potential_and_grad: PotentialAndGrad,
+    step_size: Scalar,
+    friction: Scalar,
+    splitting: str = "BAOAB",
+    scale: Scalar = 1.0,
+) -> KineticState:
     """One step of a splitting of kinetic Langevin dynamics; one gradient of the potential.
 
     Args:
@@ -97,7 +104,14 @@ def kinetic_step(state, potential_and_grad, step_size, friction, splitting="BAOA
     return KineticState(z, v, grad_point, potential_energy, grad)
 
 
-def trajectory(state, potential_and_grad, step_size, friction, num_steps, scale=1.0):
+def trajectory(
+    state: KineticState,
+    potential_and_grad: PotentialAndGrad,
+    step_size: Scalar,
+    friction: Scalar,
+    num_steps: int,
+    scale: Scalar = 1.0,
+) -> tuple[KineticState, torch.Tensor]:
     """A trajectory of the splitting OBABO, and the energy error of its deterministic parts.
 
     Args:
@@ -120,7 +134,9 @@ def trajectory(state, potential_and_grad, step_size, friction, num_steps, scale=
     return state, error
 
 
-def leapfrog_step(state, potential_and_grad, step_size, scale=1.0):
+def leapfrog_step(
+    state: KineticState, potential_and_grad: PotentialAndGrad, step_size: Scalar, scale: Scalar = 1.0
+) -> KineticState:
     """One leapfrog step, BAB: the deterministic part of OBABO.
 
     Args:
@@ -138,7 +154,7 @@ def leapfrog_step(state, potential_and_grad, step_size, scale=1.0):
     return KineticState(z, _plus(v, -0.5 * step_size, _scaled(z_grad, scale)), z, potential_energy, z_grad)
 
 
-def refreshed(v, persistence):
+def refreshed(v: torch.Tensor, persistence: Scalar) -> torch.Tensor:
     r"""Velocity kept in part: $\rho v + \sqrt{1 - \rho^2}\, \xi$.
 
     Args:
@@ -175,7 +191,7 @@ def _drift_and_noise(v, tau, a):
     return drift * v + on_v * noise_v + rest * noise_y, decay * v + deviation * noise_v
 
 
-def energy_error(start, end, step_size, scale=1.0):
+def energy_error(start: KineticState, end: KineticState, step_size: Scalar, scale: Scalar = 1.0) -> torch.Tensor:
     r"""Energy error of the leapfrog step that leads from one gradient point to the next.
 
     .. math:: \Delta = U_1 - U_0 - \tfrac12 (m_1 - m_0) \cdot (g_1 + g_0)
@@ -200,7 +216,9 @@ def energy_error(start, end, step_size, scale=1.0):
     return end.potential_energy - start.potential_energy + 0.5 * _dot(total, inner)
 
 
-def overdamped_move(z, grad, noise, step_size, scale=1.0):
+def overdamped_move(
+    z: torch.Tensor, grad: torch.Tensor, noise: torch.Tensor, step_size: Scalar, scale: Scalar = 1.0
+) -> torch.Tensor:
     """Move of one overdamped Langevin step: the next position.
 
     Args:
@@ -217,7 +235,9 @@ def overdamped_move(z, grad, noise, step_size, scale=1.0):
     return _plus(z, step_size, _scaled(noise, scale))
 
 
-def reverse_noise(grad, new_grad, noise, step_size, scale=1.0):
+def reverse_noise(
+    grad: torch.Tensor, new_grad: torch.Tensor, noise: torch.Tensor, step_size: Scalar, scale: Scalar = 1.0
+) -> torch.Tensor:
     r"""Noise (up to its sign) of the overdamped move that leads back.
 
     The log acceptance ratio of MALA is $U - U' + \tfrac12 (|\xi|^2 - |\xi'|^2)$.
@@ -235,7 +255,7 @@ def reverse_noise(grad, new_grad, noise, step_size, scale=1.0):
     return _plus(noise, -0.5 * step_size, _scaled(grad + new_grad, scale))
 
 
-def update_slice(u, error, persistence):
+def update_slice(u: torch.Tensor, error: torch.Tensor, persistence: Scalar) -> tuple[torch.Tensor, torch.Tensor]:
     r"""Metropolis test with a slice variable that persists from step to step (arXiv:2001.11950).
 
     u, uniform on (-1, 1), drifts by $\tfrac12 (1 - \rho^2)$, wrapped around; the step is accepted if
@@ -255,12 +275,12 @@ def update_slice(u, error, persistence):
     return accept, torch.where(accept, u * error.exp(), u)
 
 
-def kinetic_energy(v):
+def kinetic_energy(v: torch.Tensor) -> torch.Tensor:
     """Half the squared norm of velocities, shape `chains`."""
     return 0.5 * _dot(v, v)
 
 
-def value_and_grad(fn, u):
+def value_and_grad(fn: Callable[[torch.Tensor], torch.Tensor], u: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Values of a function of independent chains, and their gradients, detached.
 
     Args:

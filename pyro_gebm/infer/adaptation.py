@@ -17,20 +17,9 @@ from typing import NamedTuple
 import torch
 from pyro.ops.dual_averaging import DualAveraging
 
-__all__ = ["AdaptState", "Window", "adapt", "finish", "init_adaptation", "moments", "start_window", "update_window"]
+from gebm.langevin import ACCEPT_TOLERANCE, GAMMA, GROWTH, LOG_TOLERANCE, NUM_PROBES, POTENTIAL_TOLERANCE
 
-#: Each window is that much longer than the one before.
-GROWTH = 1.5
-#: Gain of the dual averaging, 1 / (GAMMA sqrt(t)); a fifth of Stan's, as the mean over chains is less noisy.
-GAMMA = 0.25
-#: Random directions along which the covariance is applied, to estimate the trace of its square.
-NUM_PROBES = 16
-#: The warm-up stops when the log of step size and of length scale moved less than that from window to window, ...
-LOG_TOLERANCE = 0.2
-#: ... the mean potential moved less than that, in standard deviations of the potential, ...
-POTENTIAL_TOLERANCE = 0.2
-#: ... and the mean acceptance probability of the window was that close to its target.
-ACCEPT_TOLERANCE = 0.1
+__all__ = ["AdaptState", "Window", "adapt", "finish", "init_adaptation", "moments", "start_window", "update_window"]
 
 
 class Window(NamedTuple):

@@ -4,9 +4,10 @@ import math
 
 import torch
 
+from pyro_gebm.dynamics.metropolis import choose, diverges
 from pyro_gebm.dynamics.steps import KineticState, energy_error, leapfrog_step, refreshed, update_slice
 from pyro_gebm.infer.initialization import init_to_prior
-from pyro_gebm.infer.kernel import Chains, LangevinKernel, StepInfo, choose, diverges
+from pyro_gebm.infer.kernel import Chains, LangevinKernel, StepInfo
 
 __all__ = ["GHMC"]
 

@@ -6,20 +6,18 @@ from typing import NamedTuple
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 
+from gebm.langevin import PATIENCE
+from pyro_gebm.dynamics.metropolis import accept_probability
 from pyro_gebm.dynamics.steps import kinetic_energy
 from pyro_gebm.infer.adaptation import AdaptState, adapt, finish, init_adaptation
 from pyro_gebm.infer.initialization import init_to_prior
 from pyro_gebm.infer.potential import initialize_chains
 from pyro_gebm.training.checkpoints import get_rng_state, set_rng_state
 
-__all__ = ["Chains", "LangevinKernel", "LangevinState", "StepInfo", "accept_probability", "choose", "diverges"]
+__all__ = ["Chains", "LangevinKernel", "LangevinState", "StepInfo"]
 
 #: What of the adaptation counts after the warm-up.
 _KEPT = ("step_size", "length_scale", "warmup_converged", "scale", "num_warmup_steps")
-#: Energy error above which a step is reported as divergent, as in NumPyro's HMC.
-MAX_ENERGY_ERROR = 1000.0
-#: Draws in a row that end in a step into NaN, after which a run stops.
-PATIENCE = 100
 
 
 class Chains(NamedTuple):
@@ -364,25 +362,6 @@ class LangevinKernel(MCMCKernel):
 
     def __getstate__(self):
         return {**self.__dict__, "_potential": None}
-
-
-def choose(mask, new, old):
-    """Of two `Chains`, per chain, the new one where `mask` (shape `(N,)`) holds; what they share stays as it is."""
-    rows, picked = mask[:, None], {}
-    for a, b in zip(new, old):
-        if (id(a), id(b)) not in picked:
-            picked[id(a), id(b)] = a if a is b else torch.where(rows if a.dim() > 1 else mask, a, b)
-    return Chains(*(picked[id(a), id(b)] for a, b in zip(new, old)))
-
-
-def diverges(error):
-    """Whether an energy error is NaN, infinite or above 1000."""
-    return ~(error < MAX_ENERGY_ERROR)
-
-
-def accept_probability(error):
-    """Probability min(1, exp(-error)) of a Metropolis test; 0 where the error is NaN."""
-    return torch.exp(-error.nan_to_num(torch.inf, torch.inf, -torch.inf).clamp(min=0.0))
 
 
 def _of_one(potential_fn):

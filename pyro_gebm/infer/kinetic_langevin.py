@@ -2,9 +2,11 @@
 
 import torch
 
-from pyro_gebm.dynamics.steps import SPLITTINGS, KineticState, energy_error, kinetic_step
+from gebm.langevin import SPLITTINGS
+from pyro_gebm.dynamics.metropolis import choose, diverges
+from pyro_gebm.dynamics.steps import KineticState, energy_error, kinetic_step
 from pyro_gebm.infer.initialization import init_to_prior
-from pyro_gebm.infer.kernel import Chains, LangevinKernel, StepInfo, choose, diverges
+from pyro_gebm.infer.kernel import Chains, LangevinKernel, StepInfo
 
 __all__ = ["KineticLangevin"]
 

@@ -2,9 +2,10 @@
 
 import torch
 
+from pyro_gebm.dynamics.metropolis import choose, diverges
 from pyro_gebm.dynamics.steps import kinetic_energy, overdamped_move, reverse_noise
 from pyro_gebm.infer.initialization import init_to_prior
-from pyro_gebm.infer.kernel import LangevinKernel, StepInfo, choose, diverges
+from pyro_gebm.infer.kernel import LangevinKernel, StepInfo
 
 __all__ = ["MALA", "overdamped_step"]
 

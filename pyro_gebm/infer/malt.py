@@ -4,9 +4,10 @@ import math
 
 import torch
 
+from pyro_gebm.dynamics.metropolis import choose, diverges
 from pyro_gebm.dynamics.steps import KineticState, trajectory
 from pyro_gebm.infer.initialization import init_to_prior
-from pyro_gebm.infer.kernel import LangevinKernel, StepInfo, choose, diverges
+from pyro_gebm.infer.kernel import LangevinKernel, StepInfo
 
 __all__ = ["MALT"]
 

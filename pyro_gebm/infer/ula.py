@@ -2,8 +2,9 @@
 
 import torch
 
+from pyro_gebm.dynamics.metropolis import choose
 from pyro_gebm.infer.initialization import init_to_prior
-from pyro_gebm.infer.kernel import LangevinKernel, choose
+from pyro_gebm.infer.kernel import LangevinKernel
 from pyro_gebm.infer.mala import overdamped_step
 
 __all__ = ["ULA"]

@@ -6,7 +6,7 @@ import torch
 from torch.distributions import biject_to
 
 from pyro_gebm.base import without_validation
-from pyro_gebm.dynamics.annealed_mala import mala_step
+from pyro_gebm.dynamics.metropolis import mala_step
 from pyro_gebm.dynamics.steps import value_and_grad
 
 __all__ = ["Chains"]
@@ -41,7 +41,7 @@ class Chains:
         """Move the chains towards the tilted prior by MALA; returns them as draws over x."""
 
         def evaluate(u):
-            return [u, *value_and_grad(self._log_density, u)]
+            return u, *value_and_grad(self._log_density, u)
 
         point = evaluate(self.u)
         for _ in range(NUM_STEPS):

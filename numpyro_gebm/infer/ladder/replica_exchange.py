@@ -9,8 +9,8 @@ from jax import random
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import identity, is_prng_key
 
+from numpyro_gebm.dynamics.keys import as_given, typed
 from numpyro_gebm.gebm import EnergyTiltedPrior
-from numpyro_gebm.infer.kernel import as_given, typed
 from numpyro_gebm.infer.ladder.pilot import pilot, spaced_evenly
 from numpyro_gebm.infer.ladder.tempering import Ladder, Points, move, potential_at
 

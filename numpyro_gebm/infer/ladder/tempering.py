@@ -17,8 +17,9 @@ from numpyro.distributions import biject_to
 from numpyro.distributions.util import sum_rightmost
 
 from numpyro_gebm.callables import over_batch
-from numpyro_gebm.dynamics.steps import KineticState, standard_normal, trajectory, value_and_grad
-from numpyro_gebm.infer.kernel import accept_probability
+from numpyro_gebm.dynamics.keys import standard_normal
+from numpyro_gebm.dynamics.metropolis import accept_probability, choose
+from numpyro_gebm.dynamics.steps import KineticState, trajectory, value_and_grad
 
 __all__ = [
     "Ladder",
@@ -158,8 +159,7 @@ def move(rng_key, points, ladder, t, step_size, length_scale, num_moves):
         end, error = trajectory(keys[1], start, potential_and_grad, h, FRICTION, num_steps.astype(int), scale)
         accept_prob = accept_probability(error)
         accept = random.uniform(keys[2], error.shape, error.dtype) < accept_prob
-        state = jax.tree.map(lambda a, b: jnp.where(accept.reshape(-1, *[1] * (a.ndim - 1)), a, b), end, start)
-        return state, total + accept_prob
+        return choose(accept, end, start), total + accept_prob
 
     start = KineticState(points.u, jnp.zeros_like(points.u), points.u, *potential_at(points, t))
     state, total = lax.fori_loop(0, num_moves, body, (start, jnp.zeros_like(points.neg_beta_energy)))

@@ -16,8 +16,8 @@ from torch.distributions import biject_to
 
 from pyro_gebm.base import without_validation
 from pyro_gebm.callables import over_batch
+from pyro_gebm.dynamics.metropolis import accept_probability, choose
 from pyro_gebm.dynamics.steps import KineticState, trajectory, value_and_grad
-from pyro_gebm.infer.kernel import accept_probability
 
 __all__ = [
     "Ladder",
@@ -154,9 +154,7 @@ def move(points, ladder, t, step_size, length_scale, num_moves):
         start = state._replace(v=torch.randn_like(state.z))
         end, error = trajectory(start, potential_and_grad, h, FRICTION, num_steps, scale)
         accept_prob = accept_probability(error)
-        accept = torch.rand_like(accept_prob) < accept_prob
-        rows = accept[:, None]
-        state = KineticState(*(torch.where(rows if a.dim() > 1 else accept, a, b) for a, b in zip(end, start)))
+        state = choose(torch.rand_like(accept_prob) < accept_prob, end, start)
         total = total + accept_prob
     return ladder.evaluate(state.z), total / num_moves, num_moves * num_steps + 1
 
