@@ -18,7 +18,10 @@ FOREIGN = {
 }
 EXTRAS = {"arviz", "matplotlib", "sklearn", "flowjax", "xarray", "pandas", "scipy.stats"}
 #: Files of one package that have no twin in the other.
-WITHOUT_TWIN = {"numpyro_gebm": {"dynamics/keys.py", "nn/applied.py"}, "pyro_gebm": {"infer/potential.py", "infer/vectorized.py"}}
+WITHOUT_TWIN = {
+    "numpyro_gebm": {"dynamics/keys.py", "nn/applied.py"},
+    "pyro_gebm": {"infer/potential.py", "infer/vectorized.py"},
+}
 
 STATES = {
     "numpyro_gebm": """
