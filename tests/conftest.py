@@ -55,6 +55,14 @@ def host(request):
     return hosts.get(request.param)
 
 
+@pytest.fixture(scope="session")
+def both():
+    """NumPyro's and Pyro's host, for tests of parity."""
+    if absent := [package for name in hosts.HOSTS for package in hosts.missing(name)]:
+        pytest.skip(f"needs {', '.join(absent)}")
+    return tuple(map(hosts.get, hosts.HOSTS))
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _compiled_programs():
     """Let go of what a module has compiled: a worker would keep gigabytes."""

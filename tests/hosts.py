@@ -8,7 +8,8 @@ A test that takes the fixture `host` runs in each host that is installed and is 
         cases.assert_moments(host.numpy(draws)[None], np.zeros(2), np.eye(2))
 
 `host.GEBM`, `host.nn`, `host.infer` ... are those of `numpyro_gebm` or `pyro_gebm`; `host.dist`, `host.handlers`,
-`host.ppl` and `host.xp` are the host's distributions, effect handlers, the host itself, and `jax.numpy` or `torch`.
+`host.ppl`, `host.xp` and `host.func` are the host's distributions, effect handlers, the host itself, `jax.numpy` or
+`torch`, and `jax` or `torch.func` (`vmap`, `jacrev`).
 
 A function written with trailing axes (`(x**2).sum(-1)`, `x[..., 0]`, `z @ W.T`) is right for one example, which
 NumPyro gives it, and for a batch, which Pyro gives it. What only one host has is tested in `tests/<host>_gebm/`.
@@ -57,6 +58,12 @@ class Host:
             base, lambda x: 0.5 * ((x - c) @ M * (x - c)).sum(-1), inverse_temperature=beta, **kwargs
         )  # fmt: skip
 
+    def random_flow(self, dim=3, num_couplings=2, hidden=(5, 4), seed=0, scale=0.3):
+        """A Real NVP whose parameters are all random: as made it is the identity."""
+        flow = self.call(self.flows.real_nvp, dim, num_couplings, hidden)
+        rng = np.random.default_rng(seed)
+        return self.with_parameters(flow, [scale * rng.normal(size=p.shape) for p in self.parameters(flow)])
+
     def run(self, kernel, *args, **kwargs):
         """Draws of `mcmc`: NumPy arrays of shape (chain, draw, ...) by site."""
         return self.draws(self.mcmc(kernel, *args, **kwargs))
@@ -76,7 +83,7 @@ class NumPyro(Host):
         import equinox
         import jax
 
-        self.jax, self.xp, self.jit = jax, jax.numpy, jax.jit
+        self.jax, self.xp, self.jit, self.func = jax, jax.numpy, jax.jit, jax
         self.handlers = importlib.import_module("numpyro.handlers")
         self._apply = equinox.filter_jit(self.module("callables").over_batch)
         self._slope = equinox.filter_jit(lambda f, x, dim: jax.grad(lambda x: self._apply(f, x, dim).sum())(x))
@@ -116,11 +123,17 @@ class NumPyro(Host):
         return self.nn.Applied(lambda parameters, x: fn(*parameters, x), parameters)
 
     def parameters(self, network):
-        """Parameters of a network, NumPy arrays in the order of its definition."""
+        """Parameters of a network or a base, NumPy arrays in the order of its definition."""
+        if isinstance(network, self.dist.Distribution):
+            network = self.module("base").trained_part(network)
         return [self.numpy(leaf) for leaf in self.jax.tree.leaves(network) if isinstance(leaf, self.jax.Array)]
 
     def with_parameters(self, network, parameters):
-        """The network with other parameters."""
+        """A network or a base with other parameters; Pyro's is changed in place."""
+        if isinstance(network, self.dist.Distribution):
+            base = self.module("base")
+            part = self.with_parameters(base.trained_part(network), parameters)
+            return base.with_trained_part(network, part)
         leaves, structure = self.jax.tree.flatten(network)
         new = iter(parameters)
         leaves = [self.array(next(new)) if isinstance(leaf, self.jax.Array) else leaf for leaf in leaves]
@@ -158,7 +171,7 @@ class Pyro(Host):
         super().__init__()
         import torch
 
-        self.torch = self.xp = torch
+        self.torch, self.xp, self.func = torch, torch, torch.func
         self.handlers = importlib.import_module("pyro.poutine")
 
     def jit(self, fn):
@@ -204,14 +217,17 @@ class Pyro(Host):
             network.arrays.append(self.torch.nn.Parameter(self.array(parameter).clone()))
         return network
 
+    def _module(self, network):
+        return network if isinstance(network, self.torch.nn.Module) else self.module("base").trained_part(network)
+
     def parameters(self, network):
-        """Parameters of a network, NumPy arrays in the order of its definition."""
-        return [self.numpy(parameter).copy() for parameter in network.parameters()]
+        """Parameters of a network or a base, NumPy arrays in the order of its definition."""
+        return [self.numpy(parameter).copy() for parameter in self._module(network).parameters()]
 
     def with_parameters(self, network, parameters):
-        """The network with other parameters."""
+        """A network or a base with other parameters; Pyro's is changed in place."""
         with self.torch.no_grad():
-            for old, new in zip(network.parameters(), parameters, strict=True):
+            for old, new in zip(self._module(network).parameters(), parameters, strict=True):
                 old.copy_(self.array(new))
         return network
 

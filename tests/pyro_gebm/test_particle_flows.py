@@ -1,108 +1,12 @@
-"""Flows of MMD and KALE: their steps are gradient steps, and they reach their target."""
+"""Flows of MMD and KALE: a dual that is not solved."""
 
-import numpy as np
 import pytest
 import torch
-from cases import THREE_RINGS_KALE, three_rings, two_samples
+from cases import two_samples
 
 from pyro_gebm import particle_flows
-from pyro_gebm.divergences import kale_rkhs, kernels, mmd2
 from pyro_gebm.divergences.rkhs import dual_point
-from pyro_gebm.particle_flows import FlowDiverged, kale_flow, mmd_flow
-
-KERNEL = kernels.Gaussian(np.sqrt(0.05))
-PARTICLES, TARGET = map(torch.tensor, two_samples(20, 1.0))
-QUIET = {"progress_bar": False}
-
-
-def test_a_step_of_the_kale_flow_is_a_gradient_step():
-    result = kale_flow(PARTICLES, TARGET, KERNEL, regularization=0.05, num_steps=1, step_size=1e-3, **QUIET)
-    particles = PARTICLES.clone().requires_grad_(True)
-    value = kale_rkhs(particles, TARGET, KERNEL, 0.05).value
-    (gradient,) = torch.autograd.grad(value, particles)
-    np.testing.assert_allclose((PARTICLES - result.particles) / 1e-3, len(PARTICLES) * gradient, rtol=1e-6, atol=1e-9)
-    assert result.losses.tolist() == pytest.approx([value.item()], rel=1e-9)
-
-
-def test_a_step_of_the_mmd_flow_is_a_gradient_step():
-    result = mmd_flow(PARTICLES, TARGET, KERNEL, num_steps=1, step_size=1e-2, **QUIET)
-    particles = PARTICLES.clone().requires_grad_(True)
-    value = 0.5 * mmd2(particles, TARGET, kernel=KERNEL, estimator="biased")
-    (gradient,) = torch.autograd.grad(value, particles)
-    np.testing.assert_allclose((PARTICLES - result.particles) / 1e-2, len(PARTICLES) * gradient, rtol=1e-6, atol=1e-9)
-    assert result.losses.tolist() == pytest.approx([value.item()], rel=1e-9)
-
-
-def test_the_noise_is_inside_of_the_gradient():
-    """A schedule that ends the noise after two steps; later steps are those of the flow without noise."""
-    settings = {"step_size": 0.1, **QUIET}
-    torch.manual_seed(0)
-    noisy = mmd_flow(PARTICLES, TARGET, num_steps=2, noise=0.5, **settings)
-    calm = mmd_flow(PARTICLES, TARGET, num_steps=2, **settings)
-    assert 1e-4 < abs(noisy.particles - calm.particles).max() < 0.1  # not 0.5, the size of the noise
-    kernel = kernels.fit_kernel(None, PARTICLES, TARGET)
-    later = mmd_flow(noisy.particles, TARGET, kernel, num_steps=3, **settings)
-
-    def schedule(step):
-        return 0.5 if step < 2 else 0.0
-
-    torch.manual_seed(0)
-    whole = mmd_flow(PARTICLES, TARGET, num_steps=5, noise=schedule, **settings)
-    np.testing.assert_allclose(whole.particles, later.particles, rtol=1e-9)
-
-
-def test_seeds_reproduce_and_kept_particles_change_nothing():
-    settings = {"regularization": 0.1, "num_steps": 7, "step_size": 0.01, "noise": 0.1, **QUIET}
-
-    def flow(seed, **more):
-        torch.manual_seed(seed)
-        return kale_flow(PARTICLES, TARGET, **settings, **more)
-
-    first, second = flow(0), flow(0)
-    assert (first.particles == second.particles).all() and (first.losses == second.losses).all()
-    assert first.trajectory is None and first.losses.shape == (7,)
-    kept = flow(0, keep_every=3)
-    np.testing.assert_allclose(kept.particles, first.particles, rtol=1e-9)
-    assert kept.trajectory.shape == (3, *PARTICLES.shape)
-    assert (kept.trajectory[0] == PARTICLES).all() and not np.allclose(kept.trajectory[2], kept.particles)
-    other = flow(1)
-    assert not np.allclose(other.particles, first.particles)
-
-
-def test_the_last_particles_are_kept_if_it_is_their_turn():
-    result = mmd_flow(PARTICLES, TARGET, num_steps=4, step_size=0.1, keep_every=2, **QUIET)
-    assert result.trajectory.shape[0] == 3 and (result.trajectory[-1] == result.particles).all()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("regularization, num_steps, below", [(1e-3, 5000, 0.2)])
-def test_the_three_rings(regularization, num_steps, below):
-    particles, target = three_rings()
-    result = kale_flow(
-        particles, target, KERNEL, regularization=regularization, num_steps=num_steps, step_size=1e-4, **QUIET
-    )
-    assert result.losses[0] == pytest.approx(THREE_RINGS_KALE[regularization], rel=1e-2)
-    assert result.losses[-1] < below
-    assert (np.diff(result.losses) < 0.0).all()
-    last = kale_rkhs(result.particles, target, KERNEL, regularization).value
-    assert result.losses[-1] == pytest.approx(float(last), rel=1e-2)
-
-
-def test_a_flow_stays_in_single_precision():
-    x, y = PARTICLES.float(), TARGET.float()
-    result = kale_flow(x, y, KERNEL, regularization=0.1, num_steps=3, step_size=1e-3, keep_every=1, **QUIET)
-    assert {leaf.dtype for leaf in result} == {torch.float32}
-
-
-def test_the_progress_bar_shows_the_divergence(capsys):
-    mmd_flow(PARTICLES, TARGET, num_steps=5, step_size=0.1)
-    shown = capsys.readouterr().err
-    assert "5/5" in shown and "loss=" in shown
-
-
-def test_a_flow_that_diverges_says_so():
-    with pytest.raises(FlowDiverged, match=r"not finite any more after step [0-9]+\. Take a smaller step_size"):
-        mmd_flow(PARTICLES, TARGET, lambda x, y: (x @ y.T) ** 2, num_steps=200, step_size=10.0, **QUIET)
+from pyro_gebm.particle_flows import FlowDiverged, kale_flow
 
 
 def test_a_dual_that_is_not_solved_says_so(monkeypatch):
@@ -111,20 +15,4 @@ def test_a_dual_that_is_not_solved_says_so(monkeypatch):
 
     monkeypatch.setattr(particle_flows, "solve_dual", unsolved)
     with pytest.raises(FlowDiverged, match="dual of KALE could not be solved at step 0.*larger regularization"):
-        kale_flow(PARTICLES[:5], TARGET[:5], num_steps=1, step_size=0.1, **QUIET)
-
-
-@pytest.mark.parametrize("flow", [mmd_flow, kale_flow])
-def test_bad_arguments_of_flows_are_refused(flow):
-    settings = {"num_steps": 2, "step_size": 0.1, **QUIET}
-    for name, value in {"num_steps": 0, "step_size": 0.0, "noise": -1.0, "keep_every": 0}.items():
-        with pytest.raises(ValueError, match=f"Expected {name} [>=]+ [01]"):
-            flow(PARTICLES, TARGET, **(settings | {name: value}))
-    with pytest.raises(ValueError, match="finite entries in x"):
-        flow(PARTICLES * np.nan, TARGET, **settings)
-    with pytest.raises(ValueError, match=r"Expected x \(M, D\)"):
-        flow(PARTICLES[:, :1], TARGET, **settings)
-    with pytest.raises(TypeError, match="Expected a kernel"):
-        flow(PARTICLES, TARGET, 1.0, **settings)
-    with pytest.raises(ValueError, match="Expected regularization > 0; got -1"):
-        kale_flow(PARTICLES, TARGET, regularization=-1.0, **settings)
+        kale_flow(*two_samples(5, 1.0), num_steps=1, step_size=0.1, progress_bar=False)
