@@ -1,17 +1,33 @@
 """The base of a GEBM: the law that the energy reweights."""
 
+import copy
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
 import equinox as eqx
 import jax
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
-from numpyro.distributions.transforms import IdentityTransform
 
-from numpyro_gebm.callables import Partitioned, output_of, over_batch
+from numpyro_gebm.callables import Generator, Partitioned, output_of, over_batch
 
-__all__ = ["Pushforward", "decompose", "has_density", "trained_part", "with_trained_part"]
+__all__ = ["Distribution", "Pushforward", "decompose", "has_density", "trained_part", "with_trained_part"]
+
+if TYPE_CHECKING:  # NumPyro's metaclass returns `Any`, so that a checker would look at no argument of a constructor
+    from numpyro.distributions.distribution import DistributionMeta
+
+    T = TypeVar("T")
+
+    class _Checked(DistributionMeta):
+        def __call__(cls: type[T], *args: Any, **kwargs: Any) -> T: ...
+
+    class Distribution(dist.Distribution, metaclass=_Checked):
+        """NumPyro's base class of distributions."""
+else:
+    Distribution = dist.Distribution
 
 
-class Pushforward(dist.Distribution):
+class Pushforward(Distribution):
     r"""Law of $B(z)$, $z \sim \eta$: a base that can be sampled but has no density.
 
     Args:
@@ -34,8 +50,8 @@ class Pushforward(dist.Distribution):
     arg_constraints = {}
     pytree_data_fields = ("latent_prior", "_generator")
 
-    def __init__(self, latent_prior, generator, *, validate_args=None):
-        if latent_prior.support.is_discrete:
+    def __init__(self, latent_prior: dist.Distribution, generator: Generator, *, validate_args: bool | None = None):
+        if latent_prior.is_discrete:
             raise ValueError(f"Expected a continuous latent prior; got {type(latent_prior).__name__} (discrete).")
         latent = jax.eval_shape(latent_prior.sample, jax.random.key(0))
         out = output_of(generator, latent_prior.event_shape, latent.dtype, "generator", "a latent")
@@ -44,22 +60,27 @@ class Pushforward(dist.Distribution):
         super().__init__(latent_prior.batch_shape, out.shape, validate_args=validate_args)
 
     @property
-    def generator(self):
+    def generator(self) -> Generator:
         """The generator, latent -> event, on one example."""
         return self._generator.fn
 
     @property
-    def has_rsample(self):
+    def has_rsample(self) -> bool:
         return self.latent_prior.has_rsample
 
     @property
-    def support(self):
+    def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.real, self.event_dim)
 
-    def sample(self, key, sample_shape=()):
+    def sample(self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         """Draw $B(z)$: array of shape `sample_shape + batch_shape + event_shape`."""
         z = self.latent_prior.sample(key, sample_shape)
         return over_batch(self.generator, z, self.latent_prior.event_dim)
+
+    def __repr__(self) -> str:
+        prior, generator = type(self.latent_prior).__name__, getattr(self.generator, "__name__", None)
+        generator = generator or type(self.generator).__name__
+        return f"Pushforward(latent_prior: {prior}, generator: {generator}, event_shape: {self.event_shape})"
 
     def log_prob(self, value, intermediates=None):
         """Not defined: the law of a generator has no density.
@@ -76,9 +97,9 @@ class Pushforward(dist.Distribution):
 class _Transforms(eqx.Module):
     """The transforms of a `TransformedDistribution` as a generator."""
 
-    transforms: list
+    transforms: Sequence[Any]
 
-    def __call__(self, z):
+    def __call__(self, z: jax.Array) -> jax.Array:
         for transform in self.transforms:
             z = transform(z)
         return z
@@ -87,14 +108,14 @@ class _Transforms(eqx.Module):
 class _Batched(eqx.Module):
     """A generator whose event gained leading axes through `to_event`."""
 
-    generator: object
+    generator: Generator
     event_dim: int = eqx.field(static=True)
 
-    def __call__(self, z):
+    def __call__(self, z: jax.Array) -> jax.Array:
         return over_batch(self.generator, z, self.event_dim)
 
 
-def decompose(base):
+def decompose(base: dist.Distribution) -> tuple[dist.Distribution, Generator]:
     """Write any base as a latent prior and a generator.
 
     A `Pushforward` gives its own, a `TransformedDistribution` its base distribution and its transforms, any other
@@ -117,7 +138,7 @@ def decompose(base):
         latent_prior, generator = decompose(base.base_dist)
         generator = _Batched(generator, latent_prior.event_dim)
         return latent_prior.to_event(base.reinterpreted_batch_ndims), generator
-    return base, IdentityTransform()
+    return base, _Transforms([])
 
 
 def _unwrap(base):
@@ -126,12 +147,12 @@ def _unwrap(base):
     return base
 
 
-def has_density(base):
+def has_density(base: dist.Distribution) -> bool:
     """Whether `base.log_prob` exists: true for everything but a `Pushforward`."""
     return not isinstance(_unwrap(base), Pushforward)
 
 
-def trained_part(base):
+def trained_part(base: dist.Distribution) -> Any:
     """What KALE trains in a base: the generator, or the list of transforms; None for a plain distribution."""
     inner = _unwrap(base)
     if isinstance(inner, Pushforward):
@@ -141,11 +162,11 @@ def trained_part(base):
     return None
 
 
-def with_trained_part(base, part):
+def with_trained_part(base: dist.Distribution, part: Any) -> dist.Distribution:
     """The same base with another generator or other transforms (the inverse of `trained_part`)."""
     if isinstance(base, Pushforward):
-        new = object.__new__(type(base))
-        new.__dict__.update(base.__dict__, _generator=Partitioned(part))
+        new = copy.copy(base)
+        new._generator = Partitioned(part)
         return new
     if isinstance(base, dist.TransformedDistribution):
         return dist.TransformedDistribution(base.base_dist, list(part))

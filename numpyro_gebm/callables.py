@@ -1,36 +1,54 @@
-"""Networks as pytree fields of a distribution: arrays are data, everything else is static."""
+"""What networks are to a GEBM, and how they are pytree fields of one: arrays are data, everything else is static."""
+
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike, DTypeLike
 
-__all__ = ["Partitioned", "array_name", "check_evaluation_mode", "output_of", "over_batch"]
+__all__ = ["Energy", "Generator", "Partitioned", "array_name", "check_evaluation_mode", "output_of", "over_batch"]
+
+Fn = TypeVar("Fn")
+
+
+class Energy(Protocol):
+    """A callable pytree from one event, of the base's event shape, to a scalar of shape `()`."""
+
+    def __call__(self, x: jax.Array, /) -> jax.Array: ...
+
+
+class Generator(Protocol):
+    """A callable pytree from one latent, of the latent prior's event shape, to one event."""
+
+    def __call__(self, z: jax.Array, /) -> jax.Array: ...
 
 
 def _is_array(leaf):
     return isinstance(leaf, (jax.Array, np.ndarray))
 
 
-class Partitioned(eqx.Module):
+class Partitioned(eqx.Module, Generic[Fn]):
     """A callable split so that `jax.jit` sees its arrays as data and the rest as part of the trace's key.
 
     New weights of the same shapes therefore never cause a new trace.
     """
 
-    arrays: object
-    static: object = eqx.field(static=True)
+    arrays: Any
+    static: Any = eqx.field(static=True)
 
-    def __init__(self, fn):
+    def __init__(self, fn: Fn):
         self.arrays, self.static = eqx.partition(fn, _is_array)
 
     @property
-    def fn(self):
+    def fn(self) -> Fn:
         """The callable, put together again."""
         return eqx.combine(self.arrays, self.static)
 
 
-def over_batch(fn, value, event_dim):
+def over_batch(fn: Callable[[jax.Array], jax.Array], value: ArrayLike, event_dim: int) -> jax.Array:
     """Apply a one-example function to an array with any number of leading batch axes.
 
     Args:
@@ -49,7 +67,9 @@ def over_batch(fn, value, event_dim):
     return out.reshape(batch + out.shape[1:])
 
 
-def output_of(fn, shape, dtype, name, example):
+def output_of(
+    fn: Callable[[jax.Array], jax.Array], shape: tuple[int, ...], dtype: DTypeLike, name: str, example: str
+) -> jax.ShapeDtypeStruct:
     """Shape and dtype of `fn` on one `example` of the given shape, without running it.
 
     Raises:
@@ -68,7 +88,7 @@ def output_of(fn, shape, dtype, name, example):
     return out
 
 
-def check_evaluation_mode(fn, name):
+def check_evaluation_mode(fn: Callable, name: str) -> None:
     """Refuse Equinox modules (dropout, BatchNorm) that are in training mode.
 
     Raises:
@@ -83,7 +103,7 @@ def check_evaluation_mode(fn, name):
         )
 
 
-def array_name(prefix, path):
+def array_name(prefix: str, path: tuple[Any, ...]) -> str:
     """PyTorch-style name of a leaf: `energy.layers.0.weight`."""
     parts = [str(getattr(k, "name", getattr(k, "idx", getattr(k, "key", k)))) for k in path]
     return ".".join([prefix, *parts])

@@ -1,34 +1,52 @@
 """Generalized energy-based models as NumPyro distributions, over x and over z."""
 
+import copy
 import math
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import lax
+from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.util import validate_sample
 from numpyro.util import not_jax_tracer
 
-from numpyro_gebm.base import decompose, has_density
-from numpyro_gebm.callables import Partitioned, check_evaluation_mode, output_of, over_batch
+from gebm.validation import instance
+from gebm.weights import LogPartition
+from numpyro_gebm.base import Distribution, decompose, has_density
+from numpyro_gebm.callables import Energy, Generator, Partitioned, check_evaluation_mode, output_of, over_batch
 from numpyro_gebm.dynamics.annealed_mala import AnnealedMALA
 
-__all__ = ["GEBM", "EnergyTiltedPrior", "check_energy"]
+__all__ = ["GEBM", "EnergyTiltedPrior", "Sampler", "check_energy"]
+
+LogProb = TypeVar("LogProb", bound=Callable)
+
+
+class Sampler(Protocol):
+    """Draws of the latents of a GEBM: an array of shape `(num_samples,) + latent.batch_shape + latent.event_shape`."""
+
+    def __call__(self, latent: "EnergyTiltedPrior", num_samples: int, /, *, rng_key: jax.Array) -> jax.Array: ...
+
+
+def _validated(log_prob: LogProb) -> LogProb:
+    return cast(LogProb, validate_sample(log_prob))  # which has no types
 
 
 class _FiniteNonnegative(constraints.Constraint):
-    def __call__(self, x):
+    def __call__(self, x: Any) -> Any:
         return (x >= 0) & jnp.isfinite(x)
 
 
 class _FiniteOrUnknown(constraints.Constraint):
-    def __call__(self, x):
+    def __call__(self, x: Any) -> Any:
         return True if x is None or callable(x) else jnp.isfinite(x)
 
 
-def check_energy(base, energy):
+def check_energy(base: dist.Distribution, energy: Energy) -> np.dtype:
     """Check that an energy fits a base; returns the dtype of its values.
 
     Args:
@@ -39,9 +57,13 @@ def check_energy(base, energy):
         A floating-point dtype.
 
     Raises:
+        TypeError: if one of them is something else.
         ValueError: if the base is discrete, the energy cannot take an event, or it does not return shape `()`.
     """
-    if base.support.is_discrete:
+    instance("base", base, dist.Distribution, "distribution")
+    if not callable(energy):
+        raise TypeError(f"Expected energy to be callable, from one event to a scalar; got {energy!r}.")
+    if base.is_discrete:
         raise ValueError(f"Expected a continuous base; got {type(base).__name__} (discrete).")
     draw = jax.eval_shape(base.sample, jax.random.key(0))
     out = output_of(energy, base.event_shape, draw.dtype, "energy", "an event of the base")
@@ -53,7 +75,7 @@ def check_energy(base, energy):
     return out.dtype
 
 
-class GEBM(dist.Distribution):
+class GEBM(Distribution):
     r"""Generalized energy-based model: a base reweighted by an energy, as a distribution over x.
 
     .. math:: Q(dx) = \exp(-\beta E(x) - A)\, G(dx), \qquad A = \log \int \exp(-\beta E)\, dG
@@ -66,13 +88,15 @@ class GEBM(dist.Distribution):
             handle.
         energy: callable pytree from one event (shape `base.event_shape`, no batch axis) to a scalar of shape `()`.
         inverse_temperature: $\beta \ge 0$, finite; a scalar or an array that broadcasts with `base.batch_shape`.
-        log_partition: $A$ at this $\beta$: a scalar, a callable of $\beta$, or None for "unknown".
+        log_partition: $A$ at this $\beta$: a scalar, the estimate that `log_partition(gebm)` returns, a callable of
+            $\beta$ such as that of `log_partition_curve(gebm)`, or None for "unknown".
         sampler: callable `(latent, num_samples, *, rng_key) -> z` with `z` of shape
             `(num_samples,) + latent.batch_shape + latent.event_shape`; None is `infer.AnnealedMALA()`.
 
     Shapes: `batch_shape` is `base.batch_shape` broadcast with the inverse temperature; `event_shape` is the base's.
 
     Raises:
+        TypeError: if the base is not a distribution, or the energy cannot be called.
         ValueError: for an inverse temperature that is negative or not finite, an energy that does not fit the
             base's event or does not return shape `()`, an energy that is NaN on draws of the base, or a module in
             training mode.
@@ -88,25 +112,40 @@ class GEBM(dist.Distribution):
     arg_constraints = {"inverse_temperature": _FiniteNonnegative(), "log_partition": _FiniteOrUnknown()}
     pytree_data_fields = ("base", "_energy", "inverse_temperature", "_log_partition", "_sampler")
 
-    def __init__(self, base, energy, *, inverse_temperature=1.0, log_partition=None, sampler=None, validate_args=None):
-        check_evaluation_mode(decompose(base)[1], "generator")
+    base: dist.Distribution
+    inverse_temperature: jax.Array
+
+    def __init__(
+        self,
+        base: dist.Distribution,
+        energy: Energy,
+        *,
+        inverse_temperature: ArrayLike = 1.0,
+        log_partition: ArrayLike | LogPartition | Callable[[jax.Array], jax.Array] | None = None,
+        sampler: Sampler | None = None,
+        validate_args: bool | None = None,
+    ):
         check_evaluation_mode(energy, "energy")
         dtype = check_energy(base, energy)
+        check_evaluation_mode(decompose(base)[1], "generator")
+        if isinstance(log_partition, LogPartition):
+            log_partition = log_partition.value
         self.base = base
         self._energy = Partitioned(energy)
         self.inverse_temperature = jnp.asarray(inverse_temperature, dtype)
-        known = log_partition is None or callable(log_partition)
-        self._log_partition = Partitioned(log_partition if known else jnp.asarray(log_partition, dtype))
+        if not (log_partition is None or callable(log_partition)):
+            log_partition = jnp.asarray(log_partition, dtype)
+        self._log_partition: Partitioned[Any] = Partitioned(log_partition)
         self._sampler = Partitioned(sampler)
         super().__init__(self._compute_batch_shape(), base.event_shape, validate_args=validate_args)
         if self._validate_args:
             self._check_energy_on_draws()
 
-    def _compute_batch_shape(self):
+    def _compute_batch_shape(self) -> tuple[int, ...]:
         normalizer = () if self.log_partition is None or callable(self.log_partition) else self.log_partition.shape
         return lax.broadcast_shapes(self.base.batch_shape, self.inverse_temperature.shape, normalizer)
 
-    def validate_args(self, strict=True):
+    def validate_args(self, strict: bool = True) -> None:
         try:
             super().validate_args(strict)
         except ValueError as error:
@@ -116,7 +155,7 @@ class GEBM(dist.Distribution):
                 f"log_partition={self.log_partition}."
             ) from None
 
-    def _check_energy_on_draws(self, num_draws=8):
+    def _check_energy_on_draws(self, num_draws: int = 8) -> None:
         energies = _energy_of_base_draws(self, num_draws)
         if not_jax_tracer(energies) and np.isnan(energies).any():
             raise ValueError(
@@ -125,44 +164,44 @@ class GEBM(dist.Distribution):
             )
 
     @property
-    def energy(self):
+    def energy(self) -> Energy:
         """The energy, event -> scalar, on one example."""
         return self._energy.fn
 
     @property
-    def log_partition(self):
+    def log_partition(self) -> jax.Array | Callable[[jax.Array], jax.Array] | None:
         """None, a scalar array, or a callable of the inverse temperature, as given."""
         return self._log_partition.fn
 
     @property
-    def sampler(self):
+    def sampler(self) -> Sampler:
         """The sampler given, or `infer.AnnealedMALA()`."""
         return self._sampler.fn or AnnealedMALA()
 
     @property
-    def latent_prior(self):
+    def latent_prior(self) -> dist.Distribution:
         r"""The prior $\eta$ of the latent."""
         return decompose(self.base)[0]
 
     @property
-    def generator(self):
+    def generator(self) -> Generator:
         """The generator $B$, latent -> event, on one example."""
         return decompose(self.base)[1]
 
     @property
-    def latent(self):
+    def latent(self) -> "EnergyTiltedPrior":
         """The same model over the latent z: an `EnergyTiltedPrior`."""
         return EnergyTiltedPrior(self)
 
     @property
-    def support(self):
+    def support(self) -> constraints.Constraint | None:
         return self.base.support
 
     @property
-    def has_rsample(self):
+    def has_rsample(self) -> bool:
         return False
 
-    def log_weight(self, x):
+    def log_weight(self, x: ArrayLike) -> jax.Array:
         r"""Log-weight of the base's draws, $-\beta E(x) - A$ (with $A = 0$ where it is unknown).
 
         Args:
@@ -178,12 +217,12 @@ class GEBM(dist.Distribution):
             normalizer = normalizer(self.inverse_temperature)
         return -self.inverse_temperature * over_batch(self.energy, x, self.event_dim) - normalizer
 
-    def decode(self, z):
+    def decode(self, z: ArrayLike) -> jax.Array:
         """Push latents through the generator: shape `batch + latent_event_shape` to `batch + event_shape`."""
         latent_prior, generator = decompose(self.base)
         return over_batch(generator, z, latent_prior.event_dim)
 
-    def temper(self, inverse_temperature):
+    def temper(self, inverse_temperature: ArrayLike) -> "GEBM":
         """The same model at another inverse temperature; a scalar log-partition is then unknown (None).
 
         Args:
@@ -192,8 +231,7 @@ class GEBM(dist.Distribution):
         Returns:
             A new `GEBM`.
         """
-        new = object.__new__(type(self))
-        new.__dict__.update(self.__dict__)
+        new = copy.copy(self)
         new.inverse_temperature = jnp.asarray(inverse_temperature, self.inverse_temperature.dtype)
         if not callable(self.log_partition):
             new._log_partition = Partitioned(None)
@@ -202,7 +240,7 @@ class GEBM(dist.Distribution):
             new.validate_args(strict=False)
         return new
 
-    def sample(self, key, sample_shape=()):
+    def sample(self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         """Draw from the *tilted* law (`gebm.base.sample` draws from the base).
 
         Args:
@@ -214,8 +252,13 @@ class GEBM(dist.Distribution):
         """
         return self.decode(self.latent.sample(key, sample_shape))
 
-    @validate_sample
-    def log_prob(self, value, intermediates=None):
+    def __repr__(self) -> str:
+        base, beta = type(self.base).__name__, _shown(self.inverse_temperature)
+        log_partition = "known" if self.log_partition is not None else "unknown"
+        return f"GEBM(base: {base}, inverse_temperature: {beta}, log_partition: {log_partition})"
+
+    @_validated
+    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> jax.Array:
         r"""$\log g(x) - \beta E(x) - A$, for a base with density $g$; unnormalised while `log_partition` is None.
 
         Args:
@@ -234,7 +277,14 @@ class GEBM(dist.Distribution):
                 "space: `gebm.latent.log_prob(z)`, or "
                 "`numpyro.handlers.reparam(model, config={'<site>': LatentReparam()})` for a site of a model."
             )
-        return self.base.log_prob(value) + self.log_weight(value)
+        return self.log_weight(value) + self.base.log_prob(value)
+
+
+def _shown(beta):
+    """A number, or the shape of many; what a transformation of JAX has put in its place, by its type."""
+    if isinstance(beta, jax.Array) and not_jax_tracer(beta):
+        return f"{beta.item():g}" if beta.ndim == 0 else f"of shape {beta.shape}"
+    return type(beta).__name__
 
 
 @jax.jit
@@ -247,7 +297,7 @@ def _energy_of_base_draws(gebm, num_draws):
     return _probe(gebm, jnp.zeros(num_draws))
 
 
-class EnergyTiltedPrior(dist.Distribution):
+class EnergyTiltedPrior(Distribution):
     r"""The GEBM as a distribution over its latent z: the energy-tilted prior.
 
     .. math:: \log \nu(z) = \log \eta(z) - \beta E(B(z)) - A
@@ -270,19 +320,22 @@ class EnergyTiltedPrior(dist.Distribution):
     arg_constraints = {}
     pytree_data_fields = ("gebm",)
 
-    def __init__(self, gebm, *, validate_args=None):
+    def __init__(self, gebm: GEBM, *, validate_args: bool | None = None):
         self.gebm = gebm
         super().__init__(gebm.batch_shape, gebm.latent_prior.event_shape, validate_args=validate_args)
 
     @property
-    def support(self):
+    def support(self) -> constraints.Constraint | None:
         return self.gebm.latent_prior.support
 
     @property
-    def has_rsample(self):
+    def has_rsample(self) -> bool:
         return False
 
-    def sample(self, key, sample_shape=()):
+    def __repr__(self) -> str:
+        return f"EnergyTiltedPrior({self.gebm!r})"
+
+    def sample(self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         """Draw from the tilted prior with the GEBM's sampler (`infer.AnnealedMALA` unless another was given).
 
         Args:
@@ -292,6 +345,8 @@ class EnergyTiltedPrior(dist.Distribution):
         Returns:
             Array of shape `sample_shape + batch_shape + event_shape`.
         """
+        if key is None:
+            raise ValueError("Expected a JAX random key; got None. Draw as `sample(jax.random.key(0), (num,))`.")
         num_samples = math.prod(sample_shape)
         z = self.gebm.sampler(self, num_samples, rng_key=key)
         expected = (num_samples, *self.batch_shape, *self.event_shape)
@@ -299,8 +354,8 @@ class EnergyTiltedPrior(dist.Distribution):
             raise ValueError(f"The sampler must return an array of shape {expected}; got {z.shape}.")
         return z.reshape(self.shape(sample_shape))
 
-    @validate_sample
-    def log_prob(self, value, intermediates=None):
+    @_validated
+    def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> jax.Array:
         r"""$\log \eta(z) - \beta E(B(z)) - A$.
 
         Args:
@@ -310,4 +365,4 @@ class EnergyTiltedPrior(dist.Distribution):
         Returns:
             Array of shape `sample_shape + batch_shape`.
         """
-        return self.gebm.latent_prior.log_prob(value) + self.gebm.log_weight(self.gebm.decode(value))
+        return self.gebm.log_weight(self.gebm.decode(value)) + self.gebm.latent_prior.log_prob(value)

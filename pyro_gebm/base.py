@@ -1,15 +1,19 @@
 """The base of a GEBM: the law that the energy reweights."""
 
 import copy
+from collections.abc import Sequence
+from typing import Any, TypeVar, cast
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import ExpandedDistribution
 
-from pyro_gebm.callables import draw_quietly, output_of, over_batch
+from pyro_gebm.callables import Generator, Shape, draw_quietly, output_of, over_batch
 
-__all__ = ["Pushforward", "decompose", "has_density", "snapshot", "trained_part", "without_validation"]
+__all__ = ["Pushforward", "decompose", "has_density", "is_discrete", "snapshot", "trained_part", "without_validation"]
+
+Law = TypeVar("Law", bound=torch.distributions.Distribution)
 
 
 class Pushforward(dist.TorchDistribution):
@@ -32,18 +36,24 @@ class Pushforward(dist.TorchDistribution):
         ((3,), (5, 3))
     """
 
-    arg_constraints = {}
+    arg_constraints = {}  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]  # as in PyTorch
 
-    def __init__(self, latent_prior, generator, *, validate_args=None):
-        if latent_prior.support.is_discrete:
+    def __init__(
+        self,
+        latent_prior: torch.distributions.Distribution,
+        generator: Generator,
+        *,
+        validate_args: bool | None = None,
+    ):
+        if is_discrete(latent_prior):
             raise ValueError(f"Expected a continuous latent prior; got {type(latent_prior).__name__} (discrete).")
         out = output_of(generator, draw_quietly(latent_prior, 2), "generator", "a latent")
         self.latent_prior = latent_prior
         self.generator = generator
         super().__init__(latent_prior.batch_shape, out.shape[1:], validate_args=validate_args)
 
-    def expand(self, batch_shape, _instance=None):
-        new = self._get_checked_instance(Pushforward, _instance)
+    def expand(self, batch_shape: Shape, _instance: Any = None) -> "Pushforward":
+        new = cast(Pushforward, self._get_checked_instance(Pushforward, _instance))
         new.latent_prior = self.latent_prior.expand(batch_shape)
         new.generator = self.generator
         super(Pushforward, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
@@ -51,26 +61,31 @@ class Pushforward(dist.TorchDistribution):
         return new
 
     @property
-    def has_rsample(self):
+    def has_rsample(self) -> bool:
         return self.latent_prior.has_rsample
 
     @property
-    def support(self):
+    def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.real, len(self.event_shape))
 
-    def sample(self, sample_shape=torch.Size()):
+    def sample(self, sample_shape: Shape = torch.Size()) -> torch.Tensor:
         """Draw $B(z)$, detached: tensor of shape `sample_shape + batch_shape + event_shape`."""
         with torch.no_grad():
             return self._decode(self.latent_prior.sample(sample_shape))
 
-    def rsample(self, sample_shape=torch.Size()):
+    def rsample(self, sample_shape: Shape = torch.Size()) -> torch.Tensor:
         """As `sample`, with gradients to the generator's parameters."""
         return self._decode(self.latent_prior.rsample(sample_shape))
 
     def _decode(self, z):
         return over_batch(self.generator, z, len(self.latent_prior.event_shape))
 
-    def log_prob(self, value):
+    def __repr__(self) -> str:
+        prior, generator = type(self.latent_prior).__name__, getattr(self.generator, "__name__", None)
+        generator, shape = generator or type(self.generator).__name__, tuple(self.event_shape)
+        return f"Pushforward(latent_prior: {prior}, generator: {generator}, event_shape: {shape})"
+
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """Not defined: the law of a generator has no density.
 
         Raises:
@@ -85,10 +100,10 @@ class Pushforward(dist.TorchDistribution):
 class _Transforms:
     """The transforms of a `TransformedDistribution` as a generator; their caches never see a tensor twice."""
 
-    def __init__(self, transforms):
+    def __init__(self, transforms: Sequence[Any]):
         self.transforms = transforms
 
-    def __call__(self, z):
+    def __call__(self, z: torch.Tensor) -> torch.Tensor:
         z = z.clone()
         for transform in self.transforms:
             z = transform(z)
@@ -98,18 +113,23 @@ class _Transforms:
 class _Batched:
     """A generator whose event gained leading axes through `to_event`."""
 
-    def __init__(self, generator, event_dim):
+    def __init__(self, generator: Generator, event_dim: int):
         self.generator, self.event_dim = generator, event_dim
 
-    def __call__(self, z):
+    def __call__(self, z: torch.Tensor) -> torch.Tensor:
         return over_batch(self.generator, z, self.event_dim)
 
 
-def _identity(z):
+def _identity(z: torch.Tensor) -> torch.Tensor:
     return z
 
 
-def decompose(base):
+def is_discrete(law: torch.distributions.Distribution) -> bool:
+    """Whether a distribution is one of whole numbers, or has such an axis."""
+    return law.support is not None and bool(law.support.is_discrete)
+
+
+def decompose(base: torch.distributions.Distribution) -> tuple[torch.distributions.Distribution, Generator]:
     """Write any base as a latent prior and a generator.
 
     A `Pushforward` gives its own, a `TransformedDistribution` its base distribution and its transforms, any other
@@ -141,12 +161,12 @@ def _unwrap(base):
     return base
 
 
-def has_density(base):
+def has_density(base: torch.distributions.Distribution) -> bool:
     """Whether `base.log_prob` exists: true for everything but a `Pushforward`."""
     return not isinstance(_unwrap(base), Pushforward)
 
 
-def trained_part(base):
+def trained_part(base: torch.distributions.Distribution) -> torch.nn.Module | None:
     """What KALE trains in a base, as one module: the generator, or the transforms by their index; else None."""
     inner = _unwrap(base)
     if isinstance(inner, Pushforward):
@@ -157,7 +177,7 @@ def trained_part(base):
     return None
 
 
-def without_validation(law):
+def without_validation(law: Law) -> Law:
     """A copy whose log-density is NaN, and no error, where a sampler went astray; laws inside a law are copied too."""
     new = copy.copy(law)
     inner = {name: value for name, value in vars(law).items() if isinstance(value, torch.distributions.Distribution)}
@@ -165,11 +185,12 @@ def without_validation(law):
     return new
 
 
-def snapshot(base):
+def snapshot(base: Law) -> Law:
     """A copy of a base that further training does not touch: evaluation mode, no gradients."""
     inner = _unwrap(base)
     if isinstance(inner, torch.distributions.TransformedDistribution):
-        inner.clear_cache()  # a cached tensor that is not a leaf cannot be copied
+        # a cached tensor that is not a leaf cannot be copied
+        inner.clear_cache()  # pyright: ignore[reportAttributeAccessIssue]  # Pyro adds it
         for transform in inner.transforms:
             cached = [name for name, value in vars(transform).items() if isinstance(value, torch.Tensor)]
             vars(transform).update({name: None for name in cached if name.startswith("_cached")})

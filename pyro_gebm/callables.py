@@ -1,13 +1,39 @@
-"""Networks inside distributions: applying them to batches and checking them without side effects."""
+"""What networks are to a GEBM: applying them to batches and checking them without side effects."""
 
 import contextlib
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import torch
 
-__all__ = ["check_evaluation_mode", "draw_quietly", "evaluation_mode", "output_of", "over_batch"]
+__all__ = [
+    "Energy",
+    "Generator",
+    "Shape",
+    "check_evaluation_mode",
+    "draw_quietly",
+    "evaluation_mode",
+    "output_of",
+    "over_batch",
+]
+
+#: Shapes as PyTorch takes them.
+Shape = torch.Size | list[int] | tuple[int, ...]
 
 
-def over_batch(fn, value, event_dim):
+class Energy(Protocol):
+    """A `torch.nn.Module` or callable from a batch of events `(N, *event)` to their energies `(N,)`."""
+
+    def __call__(self, x: torch.Tensor, /) -> torch.Tensor: ...
+
+
+class Generator(Protocol):
+    """A `torch.nn.Module` or callable from a batch of latents `(N, *latent)` to events `(N, *event)`."""
+
+    def __call__(self, z: torch.Tensor, /) -> torch.Tensor: ...
+
+
+def over_batch(fn: Callable[[torch.Tensor], torch.Tensor], value: torch.Tensor, event_dim: int) -> torch.Tensor:
     """Apply a batched function `(N, *event) -> (N, *output)` to a tensor with any number of leading batch axes.
 
     Args:
@@ -24,7 +50,7 @@ def over_batch(fn, value, event_dim):
 
 
 @contextlib.contextmanager
-def evaluation_mode(*fns):
+def evaluation_mode(*fns: object) -> Iterator[None]:
     """Put modules in evaluation mode for a while, and every submodule back as it was."""
     modules = [m for fn in fns if isinstance(fn, torch.nn.Module) for m in fn.modules()]
     flags = [m.training for m in modules]
@@ -37,14 +63,14 @@ def evaluation_mode(*fns):
             module.training = flag
 
 
-def draw_quietly(distribution, num_draws):
+def draw_quietly(distribution: torch.distributions.Distribution, num_draws: int) -> torch.Tensor:
     """Draws for a check: detached, and without moving the global random number generators."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         return distribution.sample((num_draws,)).reshape(-1, *distribution.event_shape)
 
 
-def output_of(fn, value, name, example):
+def output_of(fn: Callable[[torch.Tensor], torch.Tensor], value: torch.Tensor, name: str, example: str) -> torch.Tensor:
     """`fn` of a batch of at least two examples, in evaluation mode and without a graph.
 
     Raises:
@@ -71,7 +97,7 @@ def output_of(fn, value, name, example):
     return out
 
 
-def check_evaluation_mode(fn, name):
+def check_evaluation_mode(fn: object, name: str) -> None:
     """Refuse modules whose training mode carries state or noise (BatchNorm, dropout).
 
     Raises:

@@ -2,36 +2,46 @@
 
 import copy
 import math
+from collections.abc import Callable
+from typing import Any, Protocol, cast
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from pyro.distributions.util import broadcast_shape
 
-from pyro_gebm.base import decompose, has_density
-from pyro_gebm.callables import check_evaluation_mode, draw_quietly, output_of, over_batch
+from gebm.validation import instance
+from gebm.weights import LogPartition
+from pyro_gebm.base import decompose, has_density, is_discrete
+from pyro_gebm.callables import Energy, Generator, Shape, check_evaluation_mode, draw_quietly, output_of, over_batch
 from pyro_gebm.dynamics.annealed_mala import AnnealedMALA
 
-__all__ = ["GEBM", "EnergyTiltedPrior", "check_energy"]
+__all__ = ["GEBM", "EnergyTiltedPrior", "Sampler", "check_energy"]
+
+
+class Sampler(Protocol):
+    """Draws of the latents of a GEBM: a tensor of shape `(num_samples,) + latent.batch_shape + latent.event_shape`."""
+
+    def __call__(self, latent: "EnergyTiltedPrior", num_samples: int, /) -> torch.Tensor: ...
 
 
 class _FiniteNonnegative(constraints.Constraint):
-    def check(self, value):
+    def check(self, value: torch.Tensor) -> torch.Tensor:
         return (value >= 0) & torch.isfinite(value)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return "finite and >= 0 (it multiplies the energy)"
 
 
 class _FiniteOrUnknown(constraints.Constraint):
-    def check(self, value):
+    def check(self, value: torch.Tensor) -> torch.Tensor:
         return torch.tensor(True) if value is None or callable(value) else torch.isfinite(value)
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         return "finite, a callable, or None"
 
 
-def check_energy(base, energy):
+def check_energy(base: torch.distributions.Distribution, energy: Energy) -> torch.Tensor:
     """Check that an energy fits a base; returns its values on a few draws of the base.
 
     Args:
@@ -42,9 +52,13 @@ def check_energy(base, energy):
         Energies of eight draws (times the base's batch).
 
     Raises:
+        TypeError: if one of them is something else.
         ValueError: if the base is discrete, the energy cannot take an event, or it does not return shape `(N,)`.
     """
-    if base.support.is_discrete:
+    instance("base", base, torch.distributions.Distribution, "distribution")
+    if not callable(energy):
+        raise TypeError(f"Expected energy to be callable, from events (N, ...) to (N,); got {energy!r}.")
+    if is_discrete(base):
         raise ValueError(f"Expected a continuous base; got {type(base).__name__} (discrete).")
     energies = output_of(energy, draw_quietly(base, 8), "energy", "an event of the base")
     if energies.dim() != 1:
@@ -68,13 +82,15 @@ class GEBM(dist.TorchDistribution):
             handle.
         energy: `torch.nn.Module` or callable from events `(N,) + base.event_shape` to `(N,)`.
         inverse_temperature: $\beta \ge 0$, finite; a scalar or a tensor that broadcasts with `base.batch_shape`.
-        log_partition: $A$ at this $\beta$: a scalar, a callable of $\beta$, or None for "unknown".
+        log_partition: $A$ at this $\beta$: a scalar, the estimate that `log_partition(gebm)` returns, a callable of
+            $\beta$ such as that of `log_partition_curve(gebm)`, or None for "unknown".
         sampler: callable `(latent, num_samples) -> z` with `z` of shape
             `(num_samples,) + latent.batch_shape + latent.event_shape`; None is `infer.AnnealedMALA()`.
 
     Shapes: `batch_shape` is `base.batch_shape` broadcast with the inverse temperature; `event_shape` is the base's.
 
     Raises:
+        TypeError: if the base is not a distribution, or the energy cannot be called.
         ValueError: for an inverse temperature that is negative or not finite, an energy that does not fit the
             base's event or does not return shape `(N,)`, an energy that is NaN on draws of the base, or a module in
             training mode.
@@ -87,13 +103,32 @@ class GEBM(dist.TorchDistribution):
         -1.1447
     """
 
-    arg_constraints = {"inverse_temperature": _FiniteNonnegative(), "log_partition": _FiniteOrUnknown()}
+    arg_constraints = {  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]  # as in PyTorch
+        "inverse_temperature": _FiniteNonnegative(),
+        "log_partition": _FiniteOrUnknown(),
+    }
     has_rsample = False
 
-    def __init__(self, base, energy, *, inverse_temperature=1.0, log_partition=None, sampler=None, validate_args=None):
-        check_evaluation_mode(decompose(base)[1], "generator")
+    base: torch.distributions.Distribution
+    energy: Energy
+    inverse_temperature: torch.Tensor
+    log_partition: torch.Tensor | Callable[[torch.Tensor], torch.Tensor] | None
+
+    def __init__(
+        self,
+        base: torch.distributions.Distribution,
+        energy: Energy,
+        *,
+        inverse_temperature: torch.Tensor | float = 1.0,
+        log_partition: torch.Tensor | float | LogPartition | Callable[[torch.Tensor], torch.Tensor] | None = None,
+        sampler: Sampler | None = None,
+        validate_args: bool | None = None,
+    ):
         check_evaluation_mode(energy, "energy")
         energies = check_energy(base, energy)
+        check_evaluation_mode(decompose(base)[1], "generator")
+        if isinstance(log_partition, LogPartition):
+            log_partition = log_partition.value
         if not (log_partition is None or callable(log_partition)):
             log_partition = torch.as_tensor(log_partition, dtype=energies.dtype, device=energies.device)
         self.base = base
@@ -108,12 +143,12 @@ class GEBM(dist.TorchDistribution):
                 "the base. Check the weights of the generator and of the energy."
             )
 
-    def _compute_batch_shape(self):
+    def _compute_batch_shape(self) -> torch.Size:
         normalizer = () if self.log_partition is None or callable(self.log_partition) else self.log_partition.shape
         return torch.Size(broadcast_shape(self.base.batch_shape, self.inverse_temperature.shape, normalizer))
 
-    def expand(self, batch_shape, _instance=None):
-        new = self._get_checked_instance(GEBM, _instance)
+    def expand(self, batch_shape: Shape, _instance: Any = None) -> "GEBM":
+        new = cast(GEBM, self._get_checked_instance(GEBM, _instance))
         new.__dict__.update(self.__dict__)
         new.base = self.base.expand(batch_shape)
         super(GEBM, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
@@ -121,30 +156,30 @@ class GEBM(dist.TorchDistribution):
         return new
 
     @property
-    def sampler(self):
+    def sampler(self) -> Sampler:
         """The sampler given, or `infer.AnnealedMALA()`."""
         return self._sampler or AnnealedMALA()
 
     @property
-    def latent_prior(self):
+    def latent_prior(self) -> torch.distributions.Distribution:
         r"""The prior $\eta$ of the latent."""
         return decompose(self.base)[0]
 
     @property
-    def generator(self):
+    def generator(self) -> Generator:
         """The generator $B$, on a batch of latents."""
         return decompose(self.base)[1]
 
     @property
-    def latent(self):
+    def latent(self) -> "EnergyTiltedPrior":
         """The same model over the latent z: an `EnergyTiltedPrior`."""
         return EnergyTiltedPrior(self)
 
     @property
-    def support(self):
+    def support(self) -> constraints.Constraint | None:
         return self.base.support
 
-    def log_weight(self, x):
+    def log_weight(self, x: torch.Tensor) -> torch.Tensor:
         r"""Log-weight of the base's draws, $-\beta E(x) - A$ (with $A = 0$ where it is unknown).
 
         Args:
@@ -159,12 +194,12 @@ class GEBM(dist.TorchDistribution):
         normalizer = self.log_partition
         return log_weight - (normalizer(self.inverse_temperature) if callable(normalizer) else normalizer)
 
-    def decode(self, z):
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
         """Push latents through the generator: shape `batch + latent_event_shape` to `batch + event_shape`."""
         latent_prior, generator = decompose(self.base)
         return over_batch(generator, z, len(latent_prior.event_shape))
 
-    def temper(self, inverse_temperature):
+    def temper(self, inverse_temperature: torch.Tensor | float) -> "GEBM":
         """The same model at another inverse temperature; a scalar log-partition is then unknown (None).
 
         Args:
@@ -181,7 +216,7 @@ class GEBM(dist.TorchDistribution):
         super(GEBM, new).__init__(new._compute_batch_shape(), self.event_shape, validate_args=self._validate_args)
         return new
 
-    def sample(self, sample_shape=torch.Size()):
+    def sample(self, sample_shape: Shape = torch.Size()) -> torch.Tensor:
         """Draw from the *tilted* law (`gebm.base.sample` draws from the base), detached.
 
         Args:
@@ -193,13 +228,13 @@ class GEBM(dist.TorchDistribution):
         with torch.no_grad():
             return self.decode(self.latent.sample(sample_shape))
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         beta, base = self.inverse_temperature, type(self.base).__name__
         log_partition = "known" if self.log_partition is not None else "unknown"
         beta = f"{beta.item():g}" if beta.dim() == 0 else f"of shape {tuple(beta.shape)}"
         return f"GEBM(base: {base}, inverse_temperature: {beta}, log_partition: {log_partition})"
 
-    def log_prob(self, value):
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         r"""$\log g(x) - \beta E(x) - A$, for a base with density $g$; unnormalised while `log_partition` is None.
 
         Args:
@@ -242,25 +277,28 @@ class EnergyTiltedPrior(dist.TorchDistribution):
         (3,)
     """
 
-    arg_constraints = {}
+    arg_constraints = {}  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]  # as in PyTorch
     has_rsample = False
 
-    def __init__(self, gebm, *, validate_args=None):
+    def __init__(self, gebm: GEBM, *, validate_args: bool | None = None):
         self.gebm = gebm
         super().__init__(gebm.batch_shape, gebm.latent_prior.event_shape, validate_args=validate_args)
 
-    def expand(self, batch_shape, _instance=None):
-        new = self._get_checked_instance(EnergyTiltedPrior, _instance)
+    def expand(self, batch_shape: Shape, _instance: Any = None) -> "EnergyTiltedPrior":
+        new = cast(EnergyTiltedPrior, self._get_checked_instance(EnergyTiltedPrior, _instance))
         new.gebm = self.gebm.expand(batch_shape)
         super(EnergyTiltedPrior, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
 
     @property
-    def support(self):
+    def support(self) -> constraints.Constraint | None:
         return self.gebm.latent_prior.support
 
-    def sample(self, sample_shape=torch.Size()):
+    def __repr__(self) -> str:
+        return f"EnergyTiltedPrior({self.gebm!r})"
+
+    def sample(self, sample_shape: Shape = torch.Size()) -> torch.Tensor:
         """Draw from the tilted prior with the GEBM's sampler (`infer.AnnealedMALA` unless another was given), detached.
 
         Args:
@@ -276,7 +314,7 @@ class EnergyTiltedPrior(dist.TorchDistribution):
             raise ValueError(f"The sampler must return a tensor of shape {expected}; got {tuple(z.shape)}.")
         return z.reshape(self.shape(torch.Size(sample_shape)))
 
-    def log_prob(self, value):
+    def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         r"""$\log \eta(z) - \beta E(B(z)) - A$.
 
         Args:

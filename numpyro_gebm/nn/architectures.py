@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax import random
 
 from gebm.networks import LIPSCHITZ_CONSTANTS, check_bounds, coarse_size, shape_of
@@ -35,7 +36,6 @@ class MLP(eqx.Module):
             something that is not an energy.
 
     Example:
-        >>> import jax.numpy as jnp
         >>> energy = MLP((8, 8), (), hidden=(32,), activation="leaky_relu", rng_key=jax.random.key(0))
         >>> energy(jnp.zeros((8, 8))).shape
         ()
@@ -81,12 +81,12 @@ class MLP(eqx.Module):
 
     def lipschitz_constant(self) -> jax.Array:
         """An upper bound of the network's Lipschitz constant, in the Euclidean norm."""
-        return self._steepness() * math.prod(spectral_norm_bound(layer.weight) for layer in self._layers())
+        return self._steepness() * jnp.prod(jnp.stack([spectral_norm_bound(layer.weight) for layer in self._layers()]))
 
     def _steepness(self) -> float:
         return LIPSCHITZ_CONSTANTS[self.activation] ** len(self.hidden) * LIPSCHITZ_CONSTANTS[self.output_activation]
 
-    def _layers(self):
+    def _layers(self) -> Sequence[Linear]:
         if self.lipschitz is None:
             return self.layers
         bound = (self.lipschitz / self._steepness()) ** (1 / len(self.layers))
@@ -119,7 +119,6 @@ class ConvGenerator(eqx.Module):
         ValueError: for an unknown activation, or sizes that do not divide.
 
     Example:
-        >>> import jax.numpy as jnp
         >>> generator = ConvGenerator(16, (1, 8, 8), channels=(32, 16), rng_key=jax.random.key(0))
         >>> generator(jnp.zeros(16)).shape
         (1, 8, 8)
@@ -185,7 +184,6 @@ class ConvEnergy(eqx.Module):
         ValueError: for an unknown activation, or sizes that do not divide.
 
     Example:
-        >>> import jax.numpy as jnp
         >>> energy = ConvEnergy((1, 8, 8), channels=(16, 32), rng_key=jax.random.key(0))
         >>> energy(jnp.zeros((1, 8, 8))).shape
         ()
@@ -228,12 +226,12 @@ class ConvEnergy(eqx.Module):
 
     def lipschitz_constant(self) -> jax.Array:
         """An upper bound of the network's Lipschitz constant, in the Euclidean norm."""
-        return self._steepness() * math.prod(spectral_norm_bound(layer.weight) for layer in self._layers())
+        return self._steepness() * jnp.prod(jnp.stack([spectral_norm_bound(layer.weight) for layer in self._layers()]))
 
     def _steepness(self) -> float:
         return (3.0 * LIPSCHITZ_CONSTANTS[self.activation]) ** len(self.convs)
 
-    def _layers(self):
+    def _layers(self) -> Sequence[Linear | Conv]:
         layers = (*self.convs, self.last)
         if self.lipschitz is None:
             return layers

@@ -10,7 +10,7 @@ from numpyro_gebm.nn.layers import Conv, Linear
 
 __all__ = ["bounded_below", "scaled_down", "spectral_norm_bound"]
 
-Layer = TypeVar("Layer", Linear, Conv)
+Layer = TypeVar("Layer", bound=Linear | Conv)
 
 
 def spectral_norm_bound(weight: jax.Array, num_iterations: int = 6) -> jax.Array:

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -70,23 +70,26 @@ class MLP(nn.Module):
     @torch.no_grad()
     def lipschitz_constant(self) -> torch.Tensor:
         """An upper bound of the network's Lipschitz constant, in the Euclidean norm."""
-        return self._steepness() * math.prod(spectral_norm_bound(weight) for weight in self._weights())
+        return self._steepness() * torch.stack([spectral_norm_bound(weight) for weight in self._weights()]).prod()
 
     def _steepness(self) -> float:
         return LIPSCHITZ_CONSTANTS[self.activation] ** len(self.hidden) * LIPSCHITZ_CONSTANTS[self.output_activation]
 
-    def _weights(self):
+    def _layers(self) -> list[nn.Linear]:
+        return cast("list[nn.Linear]", list(self.layers))
+
+    def _weights(self) -> list[torch.Tensor]:
         bound = None
         if self.lipschitz is not None:
             bound = (self.lipschitz / self._steepness()) ** (1 / len(self.layers))
-        return [scaled_down(layer.weight, bound) for layer in self.layers]
+        return [scaled_down(layer.weight, bound) for layer in self._layers()]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = check_shape(x, self.input_shape).reshape(len(x), -1)
-        *weights, last = self._weights()
-        for weight, layer in zip(weights, self.layers):
-            x = ACTIVATIONS[self.activation](F.linear(x, weight, layer.bias))
-        out = ACTIVATIONS[self.output_activation](F.linear(x, last, self.layers[-1].bias))
+        *hidden, (weight, bias) = ((weight, layer.bias) for weight, layer in zip(self._weights(), self._layers()))
+        for w, b in hidden:
+            x = ACTIVATIONS[self.activation](F.linear(x, w, b))
+        out = ACTIVATIONS[self.output_activation](F.linear(x, weight, bias))
         return bounded_below(out.reshape(len(x), *self.output_shape), self.lower_bound)
 
 
@@ -193,20 +196,23 @@ class ConvEnergy(nn.Module):
     @torch.no_grad()
     def lipschitz_constant(self) -> torch.Tensor:
         """An upper bound of the network's Lipschitz constant, in the Euclidean norm."""
-        return self._steepness() * math.prod(spectral_norm_bound(weight) for weight in self._weights())
+        return self._steepness() * torch.stack([spectral_norm_bound(weight) for weight in self._weights()]).prod()
 
     def _steepness(self) -> float:
         return (3.0 * LIPSCHITZ_CONSTANTS[self.activation]) ** len(self.convs)
 
-    def _weights(self):
+    def _convs(self) -> list[nn.Conv2d]:
+        return cast("list[nn.Conv2d]", list(self.convs))
+
+    def _weights(self) -> list[torch.Tensor]:
         bound = None
         if self.lipschitz is not None:
             bound = (self.lipschitz / self._steepness()) ** (1 / (len(self.convs) + 1))
-        return [scaled_down(layer.weight, bound) for layer in (*self.convs, self.last)]
+        return [scaled_down(layer.weight, bound) for layer in (*self._convs(), self.last)]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = check_shape(x, self.event_shape)
         *weights, last = self._weights()
-        for weight, conv in zip(weights, self.convs):
+        for weight, conv in zip(weights, self._convs()):
             x = ACTIVATIONS[self.activation](F.conv2d(F.pixel_unshuffle(x, 2), weight, conv.bias, padding=1))
         return bounded_below(F.linear(x.flatten(1), last, self.last.bias).squeeze(-1), self.lower_bound)
