@@ -15,6 +15,7 @@ from typing import Any
 __all__ = [
     "callable_or_none",
     "check_fields",
+    "finite",
     "instance",
     "integer",
     "nonnegative",
@@ -54,6 +55,26 @@ def integer(name, value, *, minimum=1):
         raise TypeError(f"Expected {name} to be an integer >= {minimum}; got {_shown(value)}.")
     if number < minimum:
         raise ValueError(f"Expected {name} >= {minimum}; got {number}.")
+    return number
+
+
+def finite(name, value):
+    """A finite number.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was passed.
+
+    Returns:
+        The value as a `float`.
+
+    Raises:
+        TypeError: if it is not a real number.
+        ValueError: if it is NaN or infinite.
+    """
+    number = _real(name, value)
+    if not math.isfinite(number):
+        raise ValueError(f"Expected {name} to be finite; got {number:g}.")
     return number
 
 

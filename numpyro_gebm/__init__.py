@@ -3,8 +3,9 @@
 from gebm.draw_file import DrawFile, read_draws
 from gebm.errors import TrainingDiverged
 from gebm.plotting import plot_losses
+from gebm.training import energy_bursts
 from gebm.weights import LogPartition
-from numpyro_gebm import divergences, flows, infer, metrics, nn, particle_flows
+from numpyro_gebm import divergences, flows, infer, metrics, nn, particle_flows, training
 from numpyro_gebm.base import Pushforward
 from numpyro_gebm.decode import decode
 from numpyro_gebm.diagnose import Diagnosis, diagnose
@@ -15,7 +16,6 @@ from numpyro_gebm.reparam import LatentReparam
 from numpyro_gebm.to_arviz import to_arviz
 from numpyro_gebm.training.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
 from numpyro_gebm.training.kale import KALE
-from numpyro_gebm.training.loop import energy_bursts
 
 __all__ = [
     "GEBM",
@@ -48,4 +48,5 @@ __all__ = [
     "save",
     "sum_of_penalties",
     "to_arviz",
+    "training",
 ]

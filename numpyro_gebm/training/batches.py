@@ -1,22 +1,40 @@
 """Batches of data: shuffled from an array on the device, or taken from any iterable."""
 
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax, random
 
-__all__ = ["InMemory", "Stream", "check_shape"]
+from gebm.batches import check_rows, check_same_shape, check_shape, find_batch_size, without_labels
+
+__all__ = ["InMemory", "Stream", "finite_array"]
 
 #: Batches taken from an iterable at once, at least one base step's.
 STREAM_BATCHES = 64
 
 
-def check_shape(data, event_shape):
-    """Raise ValueError unless `data` is a non-empty batch of events."""
-    shape = tuple(np.shape(data))
-    if len(shape) == 0 or shape[1:] != tuple(event_shape) or shape[0] == 0:
-        raise ValueError(f"Expected data of shape (N,) + {tuple(event_shape)}, N >= 1; got {shape}.")
+def finite_array(name: str, data: Any, event_shape: Sequence[int], dtype: Any) -> jax.Array:
+    """Data as an array on the device.
+
+    Args:
+        name: of the argument, for messages.
+        data: array of shape `(N,) + event_shape`.
+        event_shape: shape of one event.
+        dtype: of the array.
+
+    Returns:
+        The array.
+
+    Raises:
+        ValueError: if the shape does not fit, or values are not finite.
+    """
+    check_shape(name, data, event_shape)
+    check_rows(name, np.isfinite(np.asarray(data)).reshape(len(data), -1).all(axis=1))
+    return jnp.asarray(data, dtype)
 
 
 class InMemory:
@@ -25,24 +43,19 @@ class InMemory:
     Args:
         data: array of shape `(N,) + event_shape`.
         event_shape: shape of one event.
-        batch_size: data points a step.
+        batch_size: data points a step; None takes `min(128, N)`.
         dtype: of the batches.
 
     Raises:
+        TypeError: if the batch size is not an integer.
         ValueError: if the shape does not fit, the batch is larger than the data, or values are not finite.
     """
 
     limit = None
 
-    def __init__(self, data, event_shape, batch_size, dtype):
-        check_shape(data, event_shape)
-        if batch_size is None or not 1 <= batch_size <= len(data):
-            raise ValueError(f"Expected 1 <= batch_size <= {len(data)} (the number of data); got {batch_size}.")
-        finite = np.isfinite(np.asarray(data)).reshape(len(data), -1).all(axis=1)
-        if not finite.all():
-            rows = np.flatnonzero(~finite)
-            raise ValueError(f"Expected finite data; got NaN or inf in {len(rows)} rows, the first is {rows[0]}.")
-        self.source = _Shuffled(jnp.asarray(data, dtype), batch_size)
+    def __init__(self, data: Any, event_shape: Sequence[int], batch_size: int | None, dtype: Any) -> None:
+        data = finite_array("data", data, event_shape, dtype)
+        self.source = _Shuffled(data, find_batch_size(batch_size, len(data)))
 
     def take(self, step, num):
         """What a compiled chunk reads its batches from."""
@@ -80,7 +93,7 @@ class Stream:
 
     limit = STREAM_BATCHES
 
-    def __init__(self, iterable, event_shape, dtype):
+    def __init__(self, iterable: Iterable[Any], event_shape: Sequence[int], dtype: Any) -> None:
         self.iterable, self.event_shape, self.dtype = iterable, tuple(event_shape), dtype
         self.iterator, self.shape, self.count = iter(iterable), None, 0
 
@@ -101,14 +114,10 @@ class Stream:
                     f"Expected more batches; got {self.count} before the data ended for good. Pass a loader that can "
                     "be iterated again (an empty one cannot be trained on), or a longer generator."
                 ) from None
-        batch = np.asarray(batch[0] if isinstance(batch, (tuple, list)) else batch, dtype=self.dtype)
-        check_shape(batch, self.event_shape)
+        batch = np.asarray(without_labels(batch), dtype=self.dtype)
+        check_shape("data", batch, self.event_shape)
         self.shape = batch.shape if self.shape is None else self.shape
-        if batch.shape != self.shape:
-            raise ValueError(
-                f"Expected batches of one shape, {self.shape}; got {batch.shape}. Drop the last, shorter batch "
-                "(`drop_last=True`)."
-            )
+        check_same_shape(batch.shape, self.shape)
         self.count += 1
         return batch
 

@@ -1,13 +1,17 @@
 """The variational side of KALE: the energy, its log-partition and its penalty."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import TypeAlias
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax, random
 from jax.scipy.special import logsumexp
+from numpyro.distributions import Distribution
 
+from gebm import validation
 from numpyro_gebm.callables import Partitioned, over_batch
 from numpyro_gebm.divergences import batch_log_partition
 
@@ -25,8 +29,11 @@ __all__ = [
 #: Largest change of A, in units of the rate, that one batch may ask for.
 CLIP = 5.0
 
+#: `(energy, data, base_draws, rng_key) -> scalar`.
+Penalty: TypeAlias = Callable[[Callable, jax.Array, jax.Array, jax.Array], jax.Array]
 
-def newton_step(log_partition, batch_estimate, rate):
+
+def newton_step(log_partition: jax.Array, batch_estimate: jax.Array, rate: float | jax.Array) -> jax.Array:
     r"""Newton-like step of A towards a batch: $A + r\,(1 - \exp(A - \tilde A))$, clipped.
 
     Fast from afar; its fixed point over random batches is biased, so it serves the warm-up only.
@@ -42,7 +49,7 @@ def newton_step(log_partition, batch_estimate, rate):
     return log_partition + rate * jnp.clip(1.0 - jnp.exp(log_partition - batch_estimate), -CLIP, CLIP)
 
 
-def gradient_step(log_partition, batch_estimate, rate):
+def gradient_step(log_partition: jax.Array, batch_estimate: jax.Array, rate: float | jax.Array) -> jax.Array:
     r"""Gradient step of KALE in A: $A + r\,(\exp(\tilde A - A) - 1)$, clipped.
 
     Unbiased: at the true A its mean over batches is zero.
@@ -58,7 +65,7 @@ def gradient_step(log_partition, batch_estimate, rate):
     return log_partition + rate * jnp.clip(jnp.exp(batch_estimate - log_partition) - 1.0, -CLIP, CLIP)
 
 
-def decayed_rate(rate, step):
+def decayed_rate(rate: float, step: jax.Array) -> jax.Array:
     r"""Rate of A after the warm-up, $r\, \max(0.1, 1 / (1 + t / 1000))$.
 
     It falls so that A averages over batches, and stays high enough to follow an energy that changes.
@@ -73,7 +80,14 @@ def decayed_rate(rate, step):
     return rate * jnp.maximum(0.1, 1.0 / (1.0 + step / 1000.0))
 
 
-def settle_log_partition(base, energy, num_batches=100, batch_size=2000, *, rng_key):
+def settle_log_partition(
+    base: Distribution,
+    energy: Callable[[jax.Array], jax.Array],
+    num_batches: int = 100,
+    batch_size: int = 2000,
+    *,
+    rng_key: jax.Array,
+) -> jax.Array:
     r"""A of a fixed energy from fresh base draws: the log-mean-exp over all of them.
 
     The same as gradient steps in $\exp(A)$ with the decaying rate 1/t, without a rate to choose.
@@ -100,7 +114,7 @@ def _settle(base, energy, rng_key, num_batches, batch_size):
     return logsumexp(lax.map(estimate, jnp.arange(num_batches))) - jnp.log(num_batches)
 
 
-def gradient_penalty(weight=1.0):
+def gradient_penalty(weight: float = 1.0) -> Penalty:
     r"""Zero-centred gradient penalty, $w\, \mathbb{E}\|\nabla_x E(\tilde x)\|^2$, on interpolates of data and base.
 
     Args:
@@ -111,10 +125,9 @@ def gradient_penalty(weight=1.0):
         are repeated.
 
     Raises:
-        ValueError: for a negative weight.
+        ValueError: for a weight that is negative or not finite.
     """
-    if not weight >= 0:
-        raise ValueError(f"Expected a penalty weight >= 0; got {weight}.")
+    weight = validation.nonnegative("weight", weight)
 
     def penalty(energy, data, base_draws, rng_key):
         data = jnp.resize(data, base_draws.shape)
@@ -125,7 +138,7 @@ def gradient_penalty(weight=1.0):
     return penalty
 
 
-def l2_penalty(weight):
+def l2_penalty(weight: float) -> Penalty:
     r"""Squared norm of the energy's parameters, $w\, \|\psi\|^2$.
 
     Args:
@@ -135,10 +148,9 @@ def l2_penalty(weight):
         A penalty, see `gradient_penalty`.
 
     Raises:
-        ValueError: for a negative weight.
+        ValueError: for a weight that is negative or not finite.
     """
-    if not weight >= 0:
-        raise ValueError(f"Expected a penalty weight >= 0; got {weight}.")
+    weight = validation.nonnegative("weight", weight)
 
     def penalty(energy, data, base_draws, rng_key):
         arrays = jax.tree.leaves(eqx.filter(energy, eqx.is_inexact_array))
@@ -147,7 +159,7 @@ def l2_penalty(weight):
     return penalty
 
 
-def sum_of_penalties(*penalties):
+def sum_of_penalties(*penalties: Penalty) -> Penalty:
     """The sum of several penalties, each with random numbers of its own.
 
     Args:
@@ -180,8 +192,8 @@ class KALEGuide:
         penalty: callable `(energy, data, base_draws, rng_key) -> scalar` added to the energy's loss, or None.
 
     Raises:
-        TypeError: if the energy is not callable.
-        ValueError: if the rate is not positive.
+        TypeError: if the energy or the penalty is not callable.
+        ValueError: if the rate is not positive, or the log-partition not finite.
 
     Example:
         >>> guide = KALEGuide(lambda x: (x**2).sum(), log_partition=0.5)
@@ -189,17 +201,24 @@ class KALEGuide:
         -2.5
     """
 
-    def __init__(self, energy, *, log_partition=None, log_partition_rate=0.1, penalty=gradient_penalty(1.0)):
+    def __init__(
+        self,
+        energy: Callable[[jax.Array], jax.Array],
+        *,
+        log_partition: jax.Array | float | None = None,
+        log_partition_rate: float = 0.1,
+        penalty: Penalty | None = gradient_penalty(1.0),
+    ) -> None:
         if not callable(energy):
             raise TypeError(f"Expected a callable energy; got {type(energy).__name__}.")
-        if not log_partition_rate > 0:
-            raise ValueError(f"Expected log_partition_rate > 0; got {log_partition_rate}.")
         self.energy = energy
+        if log_partition is not None and not isinstance(log_partition, jax.core.Tracer):
+            validation.finite("log_partition", log_partition)
         self.log_partition = log_partition
-        self.log_partition_rate = log_partition_rate
-        self.penalty = penalty
+        self.log_partition_rate = validation.positive("log_partition_rate", log_partition_rate)
+        self.penalty = validation.callable_or_none("penalty", penalty)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         """The critic at one event x; `jax.vmap` it over many.
 
         Raises:

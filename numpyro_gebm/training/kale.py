@@ -1,41 +1,40 @@
 """Training of base and energy together by KALE."""
 
 import math
-import time
-import warnings
+from collections.abc import Callable, Iterable
+from os import PathLike
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax, random
-from tqdm import tqdm
-
 from gebm.checkpoint_files import Checkpoints
+from jax import lax, random
+from numpyro.distributions import Distribution
+
+from gebm import validation
+from gebm.batches import check_shape
+from gebm.training import drive, find_objective, number_of_energy_steps, progress
 from numpyro_gebm.base import trained_part, with_trained_part
 from numpyro_gebm.callables import over_batch
-from numpyro_gebm.divergences import base_loss, batch_log_partition, donsker_varadhan, kale
+from numpyro_gebm.divergences import batch_log_partition, kale
 from numpyro_gebm.gebm import GEBM, check_energy
-from numpyro_gebm.training.batches import InMemory, Stream, check_shape
+from numpyro_gebm.training.batches import InMemory, Stream
 from numpyro_gebm.training.checkpoints import TrainingCheckpoint, read_latest_checkpoint, write_checkpoint
-from numpyro_gebm.training.contrastive import draws_of, move_chains, start_chains
 from numpyro_gebm.training.guide import KALEGuide, decayed_rate, gradient_step, newton_step, settle_log_partition
 from numpyro_gebm.training.loop import (
-    CHUNK,
-    KALELosses,
-    KALEResult,
-    KALEState,
+    Run,
     apply_if_finite,
-    check_arguments,
     count_skipped,
     cycles,
-    shown,
     split_trained,
     step_keys,
-    stop_if_diverged,
     stream_key,
 )
+from numpyro_gebm.training.objectives import OBJECTIVES, Energies, Objective
+from numpyro_gebm.training.results import KALELosses, KALEResult, KALEState
 
 __all__ = ["KALE"]
 
@@ -56,8 +55,9 @@ class KALE:
         guide: a `KALEGuide`.
         base_optim: an Optax optimiser (with its schedules), or None to freeze the base.
         energy_optim: an Optax optimiser, or None to freeze the energy.
-        objective: "kale"; "donsker_varadhan"; "maximum_likelihood", of a base with a density, for the base alone; or
-            "contrastive_divergence", for the energy alone, with persistent MALA chains in the latent space.
+        objective: "kale"; "donsker_varadhan"; "maximum_likelihood", of a base with a density, for the base alone;
+            "contrastive_divergence", for the energy alone, with persistent MALA chains in the latent space; or an
+            object, see `training.objectives.Objective`.
         energy_steps: energy steps per base step: a number, or a callable of the base step's number, such as
             `energy_bursts()`.
         noise_factor: base draws per data point.
@@ -67,8 +67,8 @@ class KALE:
             file) to whether it is trained; None trains every floating-point array.
 
     Raises:
-        ValueError: if both optimisers are None, or one is given for a part without parameters.
-        TypeError: if an optimiser is not an Optax one.
+        ValueError: if both optimisers are None, or one is given for a part without parameters or without a loss.
+        TypeError: if an optimiser is not an Optax one, or another argument of the wrong kind.
 
     Example:
         >>> import jax, numpyro.distributions as dist, optax
@@ -83,27 +83,31 @@ class KALE:
 
     def __init__(
         self,
-        base,
-        guide,
-        base_optim,
-        energy_optim,
+        base: Distribution,
+        guide: KALEGuide,
+        base_optim: optax.GradientTransformation | None,
+        energy_optim: optax.GradientTransformation | None,
         *,
-        objective="kale",
-        energy_steps=5,
-        noise_factor=1,
-        ema_decay=None,
-        trainable=None,
-    ):
-        check_arguments(base, objective, energy_steps, noise_factor, ema_decay, base_optim, energy_optim)
-        for name, optim in (("base_optim", base_optim), ("energy_optim", energy_optim)):
-            if optim is not None and not isinstance(optim, optax.GradientTransformation):
-                raise TypeError(
-                    f"Expected an Optax optimiser or None for {name}; got {type(optim).__name__}. "
-                    "Write `optax.adam(1e-4)`."
-                )
-        part = trained_part(base)
+        objective: str | Objective = "kale",
+        energy_steps: int | Callable[[int], int] = 5,
+        noise_factor: int = 1,
+        ema_decay: float | None = None,
+        trainable: Callable[[str], bool] | None = None,
+    ) -> None:
+        self.base = validation.instance("base", base, Distribution)
+        self.guide = validation.instance("guide", guide, KALEGuide)
+        self.base_optim = _optimiser("base_optim", base_optim)
+        self.energy_optim = _optimiser("energy_optim", energy_optim)
+        self.objective = find_objective(objective, OBJECTIVES, base_optim, energy_optim)
+        getattr(self.objective, "check", lambda base: None)(base)
+        self.noise_factor = validation.integer("noise_factor", noise_factor)
+        self.ema_decay = None if ema_decay is None else validation.probability("ema_decay", ema_decay, zero=True)
+        if not callable(energy_steps):
+            validation.integer("energy_steps", energy_steps)
+        self.energy_steps = 1 if energy_optim is None or base_optim is None else energy_steps
+        validation.callable_or_none("trainable", trainable)
         self._energy_arrays, self._energy_static = split_trained("energy", guide.energy, trainable)
-        self._base_arrays, self._base_static = split_trained("base", part, trainable)
+        self._base_arrays, self._base_static = split_trained("base", trained_part(base), trainable)
         if energy_optim is not None and not jax.tree.leaves(self._energy_arrays):
             raise ValueError("The energy has no parameters to train: pass energy_optim=None, or a callable pytree.")
         if base_optim is not None and not jax.tree.leaves(self._base_arrays):
@@ -112,16 +116,11 @@ class KALE:
                 "Pushforward or flow whose parameters are arrays."
             )
         self._dtype = check_energy(base, guide.energy)
-        self.base, self.guide = base, guide
-        self.base_optim, self.energy_optim = base_optim, energy_optim
-        self.objective, self.noise_factor, self.ema_decay = objective, noise_factor, ema_decay
-        self.energy_steps = 1 if energy_optim is None or base_optim is None else energy_steps
-        self._has_chains = objective == "contrastive_divergence"
         self._run_chunk = jax.jit(self._chunk)
         self._update = jax.jit(self._one_update)
         self._evaluate = jax.jit(self._kale_on)
 
-    def init(self, rng_key, data):
+    def init(self, rng_key: jax.Array, data: Any) -> KALEState:
         """Initial state.
 
         Args:
@@ -134,7 +133,7 @@ class KALE:
         Raises:
             ValueError: if the data do not have the base's event shape.
         """
-        check_shape(data, self.base.event_shape)
+        check_shape("data", data, self.base.event_shape)
         return self._init(rng_key)
 
     def _init(self, rng_key):
@@ -156,10 +155,10 @@ class KALE:
             energy_optim=None if self.energy_optim is None else self.energy_optim.init(self._energy_arrays),
             base_average=None if self.ema_decay is None else self._base_arrays,
             log_partition=jnp.asarray(log_partition, self._dtype),
-            chains=start_chains(self.base, stream_key(rng_key, "chains")) if self._has_chains else None,
+            chains=self._start_chains(stream_key(rng_key, "chains")),
         )
 
-    def update(self, state, batch):
+    def update(self, state: KALEState, batch: Any) -> tuple[KALEState, KALELosses]:
         """One energy step on a batch and, after `energy_steps` of them, one base step; compiled once.
 
         Args:
@@ -171,7 +170,7 @@ class KALE:
         """
         return self._update(state, batch)
 
-    def evaluate(self, state, data):
+    def evaluate(self, state: KALEState, data: Any) -> jax.Array:
         """The KALE estimate of `state` on `data`, from as many fresh base draws; its key comes from the state.
 
         Args:
@@ -181,22 +180,22 @@ class KALE:
         Returns:
             Scalar; not negated.
         """
-        check_shape(data, self.base.event_shape)
+        check_shape("data", data, self.base.event_shape)
         return self._evaluate(state, jnp.asarray(data))
 
     def run(
         self,
-        rng_key,
-        num_steps,
-        data,
+        rng_key: jax.Array | None,
+        num_steps: int,
+        data: Any | Iterable[Any],
         *,
-        batch_size=None,
-        init_state=None,
-        progress_bar=True,
-        checkpoint_dir=None,
-        checkpoint_every=None,
-        resume_from=None,
-    ):
+        batch_size: int | None = None,
+        init_state: KALEState | None = None,
+        progress_bar: bool = True,
+        checkpoint_dir: str | PathLike[str] | None = None,
+        checkpoint_every: int | None = None,
+        resume_from: str | PathLike[str] | None = None,
+    ) -> KALEResult:
         """Train for `num_steps` base steps (energy steps, when the base is frozen).
 
         Args:
@@ -204,7 +203,7 @@ class KALE:
             num_steps: number of base steps; with `resume_from` those of the interrupted run are among them.
             data: array of shape `(N,) + event_shape`, reshuffled every epoch, or an iterable of batches of one shape
                 (a loader is iterated again when it ends; of a tuple the first entry is taken).
-            batch_size: data points a step, at most N; not used with an iterable.
+            batch_size: data points a step, at most N; None takes `min(128, N)`. Not used with an iterable.
             init_state: a `KALEState` to go on from.
             progress_bar: show KALE, A, the penalty and the gradient norms while training.
             checkpoint_dir: folder for checkpoints: parameters, optimisers, random key and position in the data. They
@@ -223,61 +222,28 @@ class KALE:
                 a warning.
             FileNotFoundError: if `resume_from` holds no checkpoint.
         """
+        num_steps = validation.integer("num_steps", num_steps, minimum=0)
         batches = self._batches(data, batch_size)
-        state, first, curves = self._start(rng_key, init_state, resume_from)
-        checkpoints = Checkpoints(checkpoint_dir, checkpoint_every, write_checkpoint)
+        checkpoints = Checkpoints(checkpoint_dir, checkpoint_every, _write)
+        state = self._init(rng_key) if init_state is None else init_state
+        saved = TrainingCheckpoint(state, np.asarray(int(state.base_step)), [np.zeros(0, self._dtype)] * len(_CURVES))
         if resume_from is not None:
-            batches.skip(int(state.step))
-        skipped, count, good = int(state.skipped), 1, state
-        with tqdm(total=num_steps, initial=int(state.base_step) - first, disable=not progress_bar, desc="KALE") as bar:
-            while (done := int(state.base_step) - first) < num_steps:
-                checkpoints.write_if_due(done, TrainingCheckpoint(state, np.asarray(first), curves))
-                start = time.perf_counter()
-                count = min(count, num_steps - done, checkpoints.until_next(done))
-                state, losses = self._advance(state, batches, count)
-                curves = [np.concatenate(pair) for pair in zip(curves, losses)]
-                bar.update(len(losses.kale))
-                bar.set_postfix(shown(losses, int(state.skipped) - skipped))
-                stop_if_diverged(state, good)
-                good = good if state.skipped_in_row.any() else state
-                # look about once a second
-                count = max(1, min(CHUNK, 2 * count, int(count / (time.perf_counter() - start))))
-        checkpoints.write(num_steps, TrainingCheckpoint(state, np.asarray(first), curves))
-        if int(state.skipped) > skipped:
-            warnings.warn(
-                f"{int(state.skipped) - skipped} steps were not applied: their loss or gradient was not finite.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        return self._result(state, KALELosses(*curves))
+            saved = read_latest_checkpoint(resume_from, saved)
+            batches.skip(int(saved.state.step))
+        run = Run(self._run_chunk, self._energy_steps_at, batches, *saved[:2], KALELosses(*saved.losses))
+        drive(run, num_steps, checkpoints, progress, progress_bar=progress_bar)
+        return self._result(run.state, run.losses)
 
     def _batches(self, data, batch_size):
         if hasattr(data, "shape"):
             return InMemory(data, self.base.event_shape, batch_size, self._dtype)
         return Stream(data, self.base.event_shape, self._dtype)
 
-    def _start(self, rng_key, init_state, resume_from):
-        """State to start from, base steps it had at the start of the run, and losses of the run so far."""
-        state = self._init(rng_key) if init_state is None else init_state
-        first, curves = np.asarray(int(state.base_step)), [np.zeros(0, self._dtype) for _ in KALELosses._fields]
-        if resume_from is not None:
-            state, first, curves = read_latest_checkpoint(resume_from, TrainingCheckpoint(state, first, curves))
-        return state, int(first), curves
-
-    def _advance(self, state, batches, count):
-        """Up to `count` base steps; fewer where the batches of a stream bound them, or training diverges."""
-        step, base_step = int(state.step), int(state.base_step)
-        steps = [int(self._energy_steps_at(base_step + i)) for i in range(count)] if batches.limit else []
-        if batches.limit:
-            steps[0] -= int(state.in_cycle)
-            count = max(1, int(np.sum(np.cumsum(steps) <= batches.limit)))
-        state, curves, count = self._run_chunk(state, batches.take(step, sum(steps[:count])), jnp.array(count))
-        return state, KALELosses(*(np.asarray(curve)[: int(count)] for curve in curves))
-
     def _result(self, state, losses):
         arrays = state.base if state.base_average is None else state.base_average
         energy = eqx.nn.inference_mode(self._energy_of(state.energy))
-        base = with_trained_part(self.base, eqx.nn.inference_mode(self._part_of(arrays)))
+        part = eqx.combine(arrays, self._base_static)
+        base = with_trained_part(self.base, eqx.nn.inference_mode(part))
         settled = settle_log_partition(base, energy, rng_key=stream_key(state.rng_key, "settle"))
         guide = KALEGuide(
             energy,
@@ -288,50 +254,53 @@ class KALE:
         return KALEResult(GEBM(base, energy, log_partition=settled), state, losses, guide)
 
     def _energy_steps_at(self, base_step):
-        return self.energy_steps(base_step) if callable(self.energy_steps) else self.energy_steps
+        return number_of_energy_steps(self.energy_steps, base_step)
+
+    def _start_chains(self, rng_key):
+        start = getattr(self.objective, "start_chains", None)
+        return None if start is None else start(self.base, rng_key)
 
     def _energy_of(self, arrays):
         return eqx.combine(arrays, self._energy_static)
 
-    def _part_of(self, arrays):
-        return eqx.combine(arrays, self._base_static)
+    def _base_of(self, arrays):
+        return with_trained_part(self.base, eqx.combine(arrays, self._base_static))
 
     def _energies(self, arrays, x):
         return over_batch(self._energy_of(arrays), x, self.base.event_dim)
 
-    def _base_draws(self, arrays, rng_key, num):
-        return with_trained_part(self.base, self._part_of(arrays)).sample(rng_key, (num,))
-
     def _energy_step(self, state, batch):
         key_base, key_penalty, _ = step_keys(state, state.step)
-        draws = self._base_draws(state.base, key_base, self.noise_factor * len(batch))
+        draws = self._base_of(state.base).sample(key_base, (self.noise_factor * len(batch),))
+        chains = chain_draws = None
+        if state.chains is not None:
+            gebm = GEBM(self._base_of(state.base), self._energy_of(state.energy), validate_args=False)
+            chains, chain_draws = self.objective.move_chains(state.chains, gebm, random.fold_in(key_base, 1))
 
-        chains, model_draws = state.chains, None
-        if chains is not None:
-            base = with_trained_part(self.base, self._part_of(state.base))
-            gebm = GEBM(base, self._energy_of(state.energy), validate_args=False)
-            chains = move_chains(chains, gebm, random.fold_in(key_base, 1))
-            model_draws = draws_of(chains, gebm)
+        def energies(arrays):
+            of_chains = None if chain_draws is None else self._energies(arrays, chain_draws)
+            return Energies(
+                self._energies(arrays, batch), self._energies(arrays, draws), of_chains, state.log_partition
+            )
 
         def loss(arrays):
-            energy_data, energy_base = self._energies(arrays, batch), self._energies(arrays, draws)
-            value = objective = kale(energy_data, energy_base, state.log_partition)
-            if self.objective == "donsker_varadhan":
-                objective = donsker_varadhan(energy_data, energy_base)
-            elif self.objective == "contrastive_divergence":
-                objective = self._energies(arrays, model_draws).mean() - energy_data.mean()
-            penalty = jnp.zeros((), value.dtype)
+            values = energies(arrays)
+            penalty = jnp.zeros((), values.data.dtype)
             if self.guide.penalty is not None:
-                penalty = self.guide.penalty(self._energy_of(arrays), batch, draws, key_penalty).astype(value.dtype)
-            return penalty - objective, (value, penalty, batch_log_partition(energy_base))
+                penalty = self.guide.penalty(self._energy_of(arrays), batch, draws, key_penalty).astype(penalty.dtype)
+            return penalty + self.objective.energy_loss(values), (values, penalty)
 
+        energy, optim = state.energy, state.energy_optim
         if self.energy_optim is None:
-            total, (value, penalty, estimate) = loss(state.energy)
-            ok, norm, energy, optim = jnp.isfinite(total), jnp.zeros((), value.dtype), state.energy, None
+            values = energies(energy)
+            penalty = norm = jnp.zeros((), values.data.dtype)
+            value = kale(values.data, values.base, state.log_partition)
+            ok = jnp.isfinite(value)
         else:
-            (total, (value, penalty, estimate)), grads = jax.value_and_grad(loss, has_aux=True)(state.energy)
-            ok, norm, energy, optim = apply_if_finite(self.energy_optim, total, grads, state.energy, state.energy_optim)
-        rate = self.guide.log_partition_rate
+            (total, (values, penalty)), grads = jax.value_and_grad(loss, has_aux=True)(energy)
+            value = kale(values.data, values.base, state.log_partition)
+            ok, norm, energy, optim = apply_if_finite(self.energy_optim, total, grads, energy, optim)
+        estimate, rate = batch_log_partition(values.base), self.guide.log_partition_rate
         log_partition = jnp.where(
             state.step < LOG_PARTITION_WARMUP,
             newton_step(state.log_partition, estimate, rate),
@@ -358,9 +327,8 @@ class KALE:
             return state, jnp.zeros((), self._dtype)
 
         def loss(arrays):
-            if self.objective == "maximum_likelihood":
-                return -with_trained_part(self.base, self._part_of(arrays)).log_prob(batch).mean()
-            return base_loss(self._energies(state.energy, self._base_draws(arrays, key, num)))
+            base = self._base_of(arrays)
+            return self.objective.base_loss(base, batch, lambda: self._energies(state.energy, base.sample(key, (num,))))
 
         value, grads = jax.value_and_grad(loss)(state.base)
         ok, norm, base, optim = apply_if_finite(self.base_optim, value, grads, state.base, state.base_optim)
@@ -372,22 +340,38 @@ class KALE:
 
     def _one_update(self, state, batch):
         state, losses = self._energy_step(state, batch)
-        due = state.in_cycle >= self._energy_steps_at(state.base_step)
+        num = self.energy_steps(state.base_step) if callable(self.energy_steps) else self.energy_steps
+        due = state.in_cycle >= num
         skipped = (state, losses.base_grad_norm)
         state, norm = lax.cond(due, lambda: self._base_step(state, batch), lambda: skipped)
         return state, losses._replace(base_grad_norm=norm)
 
-    def _chunk(self, state, batches, count):
-        return cycles(state, batches, count, self._energy_step, self._base_step, self._energy_steps_at)
+    def _chunk(self, state, batches, energy_steps, count):
+        zeros = KALELosses(*(jnp.zeros((), self._dtype) for _ in _CURVES))
+        return cycles(state, batches, energy_steps, count, self._energy_step, self._base_step, zeros)
 
     def _kale_on(self, state, data):
         size = min(len(data), 1000)
         key = random.fold_in(stream_key(state.rng_key, "evaluate"), state.step)
-        energy = self._energy_of(state.energy)
-        energy_data = lax.map(energy, data, batch_size=size)
+        energy_data = lax.map(self._energy_of(state.energy), data, batch_size=size)
 
         def chunk(i):
-            return self._energies(state.energy, self._base_draws(state.base, random.fold_in(key, i), size))
+            return self._energies(state.energy, self._base_of(state.base).sample(random.fold_in(key, i), (size,)))
 
         energy_base = lax.map(chunk, jnp.arange(math.ceil(len(data) / size))).reshape(-1)
         return kale(energy_data, energy_base, state.log_partition)
+
+
+_CURVES = KALELosses._fields
+
+
+def _optimiser(name, optim):
+    if optim is not None and not isinstance(optim, optax.GradientTransformation):
+        raise TypeError(
+            f"Expected an Optax optimiser or None for {name}; got {type(optim).__name__}. Write `optax.adam(1e-4)`."
+        )
+    return optim
+
+
+def _write(directory, step, checkpoint):
+    write_checkpoint(directory, step, checkpoint())

@@ -1,16 +1,34 @@
 """Batches of data: shuffled from a tensor on the device, or taken from any iterable."""
 
-import numpy as np
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 import torch
 
-__all__ = ["InMemory", "Stream", "check_shape"]
+from gebm.batches import check_rows, check_same_shape, check_shape, find_batch_size, without_labels
+
+__all__ = ["InMemory", "Stream", "finite_tensor"]
 
 
-def check_shape(data, event_shape):
-    """Raise ValueError unless `data` is a non-empty batch of events."""
-    shape = tuple(np.shape(data))
-    if len(shape) == 0 or shape[1:] != tuple(event_shape) or shape[0] == 0:
-        raise ValueError(f"Expected data of shape (N,) + {tuple(event_shape)}, N >= 1; got {shape}.")
+def finite_tensor(name: str, data: Any, event_shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+    """Data as a tensor on the device.
+
+    Args:
+        name: of the argument, for messages.
+        data: tensor or array of shape `(N,) + event_shape`.
+        event_shape: shape of one event.
+        like: tensor whose dtype and device it has.
+
+    Returns:
+        The tensor.
+
+    Raises:
+        ValueError: if the shape does not fit, or values are not finite.
+    """
+    check_shape(name, data, event_shape)
+    data = torch.as_tensor(data, dtype=like.dtype, device=like.device)
+    check_rows(name, torch.isfinite(data).reshape(len(data), -1).all(1).cpu().numpy())
+    return data
 
 
 class InMemory:
@@ -19,23 +37,17 @@ class InMemory:
     Args:
         data: tensor or array of shape `(N,) + event_shape`.
         event_shape: shape of one event.
-        batch_size: data points a step.
+        batch_size: data points a step; None takes `min(128, N)`.
         like: tensor whose dtype and device the batches have.
 
     Raises:
+        TypeError: if the batch size is not an integer.
         ValueError: if the shape does not fit, the batch is larger than the data, or values are not finite.
     """
 
-    def __init__(self, data, event_shape, batch_size, like):
-        check_shape(data, event_shape)
-        if batch_size is None or not 1 <= batch_size <= len(data):
-            raise ValueError(f"Expected 1 <= batch_size <= {len(data)} (the number of data); got {batch_size}.")
-        self.data = torch.as_tensor(data, dtype=like.dtype, device=like.device)
-        finite = torch.isfinite(self.data).reshape(len(data), -1).all(1)
-        if not finite.all():
-            rows = (~finite).nonzero().flatten()
-            raise ValueError(f"Expected finite data; got NaN or inf in {len(rows)} rows, the first is {rows[0]}.")
-        self.batch_size = batch_size
+    def __init__(self, data: Any, event_shape: Sequence[int], batch_size: int | None, like: torch.Tensor) -> None:
+        self.data = finite_tensor("data", data, event_shape, like)
+        self.batch_size = find_batch_size(batch_size, len(self.data))
         self.order, self.position = None, 0
 
     def next(self):
@@ -65,7 +77,7 @@ class Stream:
         like: tensor whose dtype and device the batches have.
     """
 
-    def __init__(self, iterable, event_shape, like):
+    def __init__(self, iterable: Iterable[Any], event_shape: Sequence[int], like: torch.Tensor) -> None:
         self.iterable, self.event_shape, self.like = iterable, tuple(event_shape), like
         self.iterator, self.rng_state, self.shape = None, None, None
         self.count = self.in_epoch = 0
@@ -89,15 +101,10 @@ class Stream:
                     f"Expected more batches; got {self.count} before the data ended for good. Pass a loader that can "
                     "be iterated again (an empty one cannot be trained on), or a longer generator."
                 ) from None
-        batch = batch[0] if isinstance(batch, (tuple, list)) else batch
-        batch = torch.as_tensor(batch, dtype=self.like.dtype, device=self.like.device)
-        check_shape(batch, self.event_shape)
+        batch = torch.as_tensor(without_labels(batch), dtype=self.like.dtype, device=self.like.device)
+        check_shape("data", batch, self.event_shape)
         self.shape = batch.shape if self.shape is None else self.shape
-        if batch.shape != self.shape:
-            raise ValueError(
-                f"Expected batches of one shape, {tuple(self.shape)}; got {tuple(batch.shape)}. Drop the last, shorter "
-                "batch (`drop_last=True`)."
-            )
+        check_same_shape(batch.shape, self.shape)
         self.count, self.in_epoch = self.count + 1, self.in_epoch + 1
         return batch
 

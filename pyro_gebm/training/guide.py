@@ -1,9 +1,13 @@
 """The variational side of KALE: the energy, its log-partition and its penalty."""
 
 import math
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
+from torch.distributions import Distribution
 
+from gebm import validation
 from pyro_gebm.divergences import batch_log_partition
 
 __all__ = [
@@ -20,8 +24,11 @@ __all__ = [
 #: Largest change of A, in units of the rate, that one batch may ask for.
 CLIP = 5.0
 
+#: `(energy, data, base_draws) -> scalar`.
+Penalty: TypeAlias = Callable[[Callable, torch.Tensor, torch.Tensor], torch.Tensor]
 
-def newton_step(log_partition, batch_estimate, rate):
+
+def newton_step(log_partition: torch.Tensor, batch_estimate: torch.Tensor, rate: float | torch.Tensor) -> torch.Tensor:
     r"""Newton-like step of A towards a batch: $A + r\,(1 - \exp(A - \tilde A))$, clipped.
 
     Fast from afar; its fixed point over random batches is biased, so it serves the warm-up only.
@@ -37,7 +44,9 @@ def newton_step(log_partition, batch_estimate, rate):
     return log_partition + rate * (1.0 - torch.exp(log_partition - batch_estimate)).clamp(-CLIP, CLIP)
 
 
-def gradient_step(log_partition, batch_estimate, rate):
+def gradient_step(
+    log_partition: torch.Tensor, batch_estimate: torch.Tensor, rate: float | torch.Tensor
+) -> torch.Tensor:
     r"""Gradient step of KALE in A: $A + r\,(\exp(\tilde A - A) - 1)$, clipped.
 
     Unbiased: at the true A its mean over batches is zero.
@@ -53,7 +62,7 @@ def gradient_step(log_partition, batch_estimate, rate):
     return log_partition + rate * (torch.exp(batch_estimate - log_partition) - 1.0).clamp(-CLIP, CLIP)
 
 
-def decayed_rate(rate, step):
+def decayed_rate(rate: float, step: int) -> float:
     r"""Rate of A after the warm-up, $r\, \max(0.1, 1 / (1 + t / 1000))$.
 
     It falls so that A averages over batches, and stays high enough to follow an energy that changes.
@@ -69,7 +78,12 @@ def decayed_rate(rate, step):
 
 
 @torch.no_grad()
-def settle_log_partition(base, energy, num_batches=100, batch_size=2000):
+def settle_log_partition(
+    base: Distribution,
+    energy: Callable[[torch.Tensor], torch.Tensor],
+    num_batches: int = 100,
+    batch_size: int = 2000,
+) -> torch.Tensor:
     r"""A of a fixed energy from fresh base draws: the log-mean-exp over all of them.
 
     The same as gradient steps in $\exp(A)$ with the decaying rate 1/t, without a rate to choose.
@@ -87,7 +101,7 @@ def settle_log_partition(base, energy, num_batches=100, batch_size=2000):
     return torch.logsumexp(torch.stack(estimates), 0) - math.log(num_batches)
 
 
-def gradient_penalty(weight=1.0):
+def gradient_penalty(weight: float = 1.0) -> Penalty:
     r"""Zero-centred gradient penalty, $w\, \mathbb{E}\|\nabla_x E(\tilde x)\|^2$, on interpolates of data and base.
 
     Args:
@@ -98,10 +112,9 @@ def gradient_penalty(weight=1.0):
         repeated.
 
     Raises:
-        ValueError: for a negative weight.
+        ValueError: for a weight that is negative or not finite.
     """
-    if not weight >= 0:
-        raise ValueError(f"Expected a penalty weight >= 0; got {weight}.")
+    weight = validation.nonnegative("weight", weight)
 
     def penalty(energy, data, base_draws):
         if len(data) != len(base_draws):
@@ -114,7 +127,7 @@ def gradient_penalty(weight=1.0):
     return penalty
 
 
-def l2_penalty(weight):
+def l2_penalty(weight: float) -> Penalty:
     r"""Squared norm of the energy's parameters, $w\, \|\psi\|^2$.
 
     Args:
@@ -124,10 +137,9 @@ def l2_penalty(weight):
         A penalty, see `gradient_penalty`.
 
     Raises:
-        ValueError: for a negative weight.
+        ValueError: for a weight that is negative or not finite.
     """
-    if not weight >= 0:
-        raise ValueError(f"Expected a penalty weight >= 0; got {weight}.")
+    weight = validation.nonnegative("weight", weight)
 
     def penalty(energy, data, base_draws):
         return weight * sum(parameter.square().sum() for parameter in energy.parameters())
@@ -135,7 +147,7 @@ def l2_penalty(weight):
     return penalty
 
 
-def sum_of_penalties(*penalties):
+def sum_of_penalties(*penalties: Penalty) -> Penalty:
     """The sum of several penalties.
 
     Args:
@@ -168,8 +180,8 @@ class KALEGuide:
         penalty: callable `(energy, data, base_draws) -> scalar` added to the energy's loss, or None.
 
     Raises:
-        TypeError: if the energy is not callable.
-        ValueError: if the rate is not positive.
+        TypeError: if the energy or the penalty is not callable.
+        ValueError: if the rate is not positive, or the log-partition not finite.
 
     Example:
         >>> guide = KALEGuide(lambda x: (x**2).sum(-1), log_partition=0.5)
@@ -177,17 +189,24 @@ class KALEGuide:
         [-2.5]
     """
 
-    def __init__(self, energy, *, log_partition=None, log_partition_rate=0.1, penalty=gradient_penalty(1.0)):
+    def __init__(
+        self,
+        energy: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        log_partition: torch.Tensor | float | None = None,
+        log_partition_rate: float = 0.1,
+        penalty: Penalty | None = gradient_penalty(1.0),
+    ) -> None:
         if not callable(energy):
             raise TypeError(f"Expected a callable energy; got {type(energy).__name__}.")
-        if not log_partition_rate > 0:
-            raise ValueError(f"Expected log_partition_rate > 0; got {log_partition_rate}.")
         self.energy = energy
+        if log_partition is not None:
+            validation.finite("log_partition", log_partition)
         self.log_partition = log_partition
-        self.log_partition_rate = log_partition_rate
-        self.penalty = penalty
+        self.log_partition_rate = validation.positive("log_partition_rate", log_partition_rate)
+        self.penalty = validation.callable_or_none("penalty", penalty)
 
-    def __call__(self, x):
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The critic at events x of shape `(N,) + event_shape`.
 
         Raises:

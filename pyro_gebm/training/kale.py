@@ -1,38 +1,32 @@
 """Training of base and energy together by KALE."""
 
 import copy
-import time
-import warnings
+from collections.abc import Callable, Iterable
+from os import PathLike
+from typing import Any
 
 import torch
-from tqdm import tqdm
-
 from gebm.checkpoint_files import Checkpoints
-from gebm.errors import TrainingDiverged
+from torch.distributions import Distribution
+
+from gebm import validation
+from gebm.batches import check_shape
+from gebm.training import drive, find_objective, number_of_energy_steps, progress
 from pyro_gebm.base import snapshot, trained_part
 from pyro_gebm.callables import evaluation_mode
-from pyro_gebm.divergences import base_loss, batch_log_partition, donsker_varadhan, kale
+from pyro_gebm.divergences import batch_log_partition, kale
 from pyro_gebm.gebm import GEBM, check_energy
-from pyro_gebm.training.batches import InMemory, Stream, check_shape
-from pyro_gebm.training.checkpoints import get_rng_state, read_latest_checkpoint, set_rng_state, write_checkpoint
-from pyro_gebm.training.contrastive import Chains
+from pyro_gebm.training.batches import InMemory, Stream
+from pyro_gebm.training.checkpoints import read_latest_checkpoint, write_checkpoint
 from pyro_gebm.training.guide import KALEGuide, decayed_rate, gradient_step, newton_step, settle_log_partition
-from pyro_gebm.training.loop import (
-    PATIENCE,
-    KALELosses,
-    KALEResult,
-    Optimizer,
-    check_arguments,
-    shown,
-    trained_parameters,
-)
+from pyro_gebm.training.loop import Optimizer, Run, trained_parameters
+from pyro_gebm.training.objectives import OBJECTIVES, Energies, Objective
+from pyro_gebm.training.results import KALELosses, KALEResult
 
 __all__ = ["KALE"]
 
 #: Energy steps during which the log-partition takes Newton-like steps.
 LOG_PARTITION_WARMUP = 100
-#: Most base steps between two looks at the losses; results do not depend on it.
-CHUNK = 100
 
 
 class KALE:
@@ -50,8 +44,9 @@ class KALE:
         base_optim: factory from parameters to a `torch.optim.Optimizer`, or to a pair of it and a learning-rate
             scheduler that is stepped after every step; None freezes the base.
         energy_optim: the same for the energy; None freezes it.
-        objective: "kale"; "donsker_varadhan"; "maximum_likelihood", of a base with a density, for the base alone; or
-            "contrastive_divergence", for the energy alone, with persistent MALA chains in the latent space.
+        objective: "kale"; "donsker_varadhan"; "maximum_likelihood", of a base with a density, for the base alone;
+            "contrastive_divergence", for the energy alone, with persistent MALA chains in the latent space; or an
+            object, see `training.objectives.Objective`.
         energy_steps: energy steps per base step: a number, or a callable of the base step's number, such as
             `energy_bursts()`.
         noise_factor: base draws per data point.
@@ -61,8 +56,9 @@ class KALE:
             saved file) to whether it is trained; None trains every one that requires a gradient.
 
     Raises:
-        ValueError: if both optimisers are None, or one is given for a part without parameters.
-        TypeError: if an optimiser is not a factory (a `pyro.optim` object, or a built optimiser).
+        ValueError: if both optimisers are None, or one is given for a part without parameters or without a loss.
+        TypeError: if an optimiser is not a factory (a `pyro.optim` object, or a built optimiser), or another argument
+            is of the wrong kind.
 
     Example:
         >>> import pyro.distributions as dist, torch
@@ -76,22 +72,28 @@ class KALE:
 
     def __init__(
         self,
-        base,
-        guide,
-        base_optim,
-        energy_optim,
+        base: Distribution,
+        guide: KALEGuide,
+        base_optim: Callable[[list], Any] | None,
+        energy_optim: Callable[[list], Any] | None,
         *,
-        objective="kale",
-        energy_steps=5,
-        noise_factor=1,
-        ema_decay=None,
-        trainable=None,
-    ):
-        check_arguments(base, objective, energy_steps, noise_factor, ema_decay, base_optim, energy_optim)
-        energies = check_energy(base, guide.energy)
-        self.base, self.guide = base, guide
-        self.objective, self.noise_factor, self.ema_decay = objective, noise_factor, ema_decay
+        objective: str | Objective = "kale",
+        energy_steps: int | Callable[[int], int] = 5,
+        noise_factor: int = 1,
+        ema_decay: float | None = None,
+        trainable: Callable[[str], bool] | None = None,
+    ) -> None:
+        self.base = validation.instance("base", base, Distribution)
+        self.guide = validation.instance("guide", guide, KALEGuide)
+        self.objective = find_objective(objective, OBJECTIVES, base_optim, energy_optim)
+        getattr(self.objective, "check", lambda base: None)(base)
+        self.noise_factor = validation.integer("noise_factor", noise_factor)
+        self.ema_decay = None if ema_decay is None else validation.probability("ema_decay", ema_decay, zero=True)
+        if not callable(energy_steps):
+            validation.integer("energy_steps", energy_steps)
         self.energy_steps = 1 if energy_optim is None or base_optim is None else energy_steps
+        validation.callable_or_none("trainable", trainable)
+        energies = check_energy(base, guide.energy)
         base_parameters = trained_parameters("base", trained_part(base), trainable)
         energy_parameters = trained_parameters("energy", guide.energy, trainable)
         if base_optim is not None and not base_parameters:
@@ -104,9 +106,8 @@ class KALE:
         self.base_optim = None if base_optim is None else Optimizer("base_optim", base_optim, base_parameters)
         self.energy_optim = None if energy_optim is None else Optimizer("energy_optim", energy_optim, energy_parameters)
         self.num_steps_taken = self.base_steps_taken = self.in_cycle = self.num_skipped = 0
-        self._chains = None
-        if objective == "contrastive_divergence":
-            self._chains = Chains(GEBM(base, guide.energy, validate_args=False))
+        start_chains = getattr(self.objective, "start_chains", None)
+        self._chains = None if start_chains is None else start_chains(GEBM(base, guide.energy, validate_args=False))
         self._base_average = None if ema_decay is None else [p.detach().clone() for p in base_parameters]
         log_partition = guide.log_partition
         if log_partition is None:
@@ -114,7 +115,7 @@ class KALE:
                 log_partition = settle_log_partition(base, guide.energy, num_batches=1)
         self.log_partition = torch.as_tensor(log_partition, dtype=energies.dtype, device=energies.device)
 
-    def step(self, batch):
+    def step(self, batch: torch.Tensor) -> KALELosses:
         """One energy step on a batch and, after `energy_steps` of them, one base step.
 
         Args:
@@ -124,12 +125,12 @@ class KALE:
             `KALELosses` of scalars.
         """
         losses = self._energy_step(batch)
-        if self.in_cycle >= self._energy_steps_now():
+        if self.in_cycle >= number_of_energy_steps(self.energy_steps, self.base_steps_taken):
             losses = losses._replace(base_grad_norm=self._base_step(batch))
         return losses
 
     @torch.no_grad()
-    def evaluate(self, data):
+    def evaluate(self, data: Any) -> torch.Tensor:
         """The KALE estimate on `data`, from as many fresh base draws.
 
         Args:
@@ -138,7 +139,7 @@ class KALE:
         Returns:
             Scalar; not negated.
         """
-        check_shape(data, self.base.event_shape)
+        check_shape("data", data, self.base.event_shape)
         data = torch.as_tensor(data, dtype=self.log_partition.dtype, device=self.log_partition.device)
         with evaluation_mode(trained_part(self.base), self.guide.energy):
             chunks = data.split(1000)
@@ -148,22 +149,22 @@ class KALE:
 
     def run(
         self,
-        num_steps,
-        data,
+        num_steps: int,
+        data: Any | Iterable[Any],
         *,
-        batch_size=None,
-        progress_bar=True,
-        checkpoint_dir=None,
-        checkpoint_every=None,
-        resume_from=None,
-    ):
+        batch_size: int | None = None,
+        progress_bar: bool = True,
+        checkpoint_dir: str | PathLike[str] | None = None,
+        checkpoint_every: int | None = None,
+        resume_from: str | PathLike[str] | None = None,
+    ) -> KALEResult:
         """Train for `num_steps` base steps (energy steps, when the base is frozen).
 
         Args:
             num_steps: number of base steps; with `resume_from` those of the interrupted run are among them.
             data: tensor or array of shape `(N,) + event_shape`, reshuffled every epoch, or an iterable of batches of
                 one shape (a `DataLoader` is iterated again when it ends; of a tuple the first entry is taken).
-            batch_size: data points a step, at most N; not used with an iterable.
+            batch_size: data points a step, at most N; None takes `min(128, N)`. Not used with an iterable.
             progress_bar: show KALE, A, the penalty and the gradient norms while training.
             checkpoint_dir: folder for checkpoints: parameters, optimisers, random state and position in the data.
                 They are written atomically and the last three are kept.
@@ -181,40 +182,25 @@ class KALE:
                 a warning.
             FileNotFoundError: if `resume_from` holds no checkpoint.
         """
-        if hasattr(data, "shape"):
-            batches = InMemory(data, self.base.event_shape, batch_size, self.log_partition)
-        else:
-            batches = Stream(data, self.base.event_shape, self.log_partition)
-        checkpoints = Checkpoints(checkpoint_dir, checkpoint_every, write_checkpoint)
-        first, curves = self.base_steps_taken, []
+        num_steps = validation.integer("num_steps", num_steps, minimum=0)
+        checkpoints = Checkpoints(checkpoint_dir, checkpoint_every, _write)
+        run = Run(self, self._batches(data, batch_size), KALELosses, self.log_partition.device)
         if resume_from is not None:
-            first, curves = self._resume(read_latest_checkpoint(resume_from, self.log_partition.device), batches)
-        skipped, count, good = self.num_skipped, 1, copy.deepcopy(self.state_dict())
+            run.resume(read_latest_checkpoint(resume_from, self.log_partition.device))
+        drive(run, num_steps, checkpoints, progress, progress_bar=progress_bar)
+        return self._result(run.losses)
 
-        initial = self.base_steps_taken - first
-        with tqdm(total=num_steps, initial=initial, disable=not progress_bar, desc="KALE", unit="step") as bar:
-            while (done := self.base_steps_taken - first) < num_steps:
-                checkpoints.write_if_due(done, self._checkpoint(batches, first, curves))
-                start = time.perf_counter()
-                count = min(count, num_steps - done, checkpoints.until_next(done))
-                chunk = torch.stack([self._cycle(batches, good) for _ in range(count)]).cpu()
-                curves.append(chunk)
-                good = good if self._skipped_in_row() else copy.deepcopy(self.state_dict())
-                bar.update(count)
-                bar.set_postfix(shown(KALELosses(*chunk.unbind(1)), self.num_skipped - skipped))
-                # look about once a second
-                count = max(1, min(CHUNK, 2 * count, int(count / (time.perf_counter() - start))))
-        checkpoints.write(num_steps, self._checkpoint(batches, first, curves))
-        if self.num_skipped > skipped:
-            warnings.warn(
-                f"{self.num_skipped - skipped} steps were not applied: their loss or gradient was not finite.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-        curves = torch.cat(curves) if curves else torch.zeros(0, len(KALELosses._fields))
-        return self._result(KALELosses(*curves.unbind(1)))
+    def _batches(self, data, batch_size):
+        if hasattr(data, "shape"):
+            return InMemory(data, self.base.event_shape, batch_size, self.log_partition)
+        return Stream(data, self.base.event_shape, self.log_partition)
 
-    def state_dict(self):
+    @property
+    def skipped_in_row(self) -> int:
+        """The latest steps in a row that were not applied, of the energy or of the base."""
+        return max(optim.skipped_in_row for optim in (self.base_optim, self.energy_optim) if optim is not None)
+
+    def state_dict(self) -> dict[str, Any]:
         """Parameters, optimisers, log-partition and counters, as for a `torch.nn.Module`."""
         return {
             **{name: None if part is None else part.state_dict() for name, part in self._parts().items()},
@@ -223,7 +209,7 @@ class KALE:
             **{name: getattr(self, name) for name in _COUNTERS},
         }
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a state from `state_dict`.
 
         Args:
@@ -248,46 +234,6 @@ class KALE:
             "chains": self._chains,
         }
 
-    def _checkpoint(self, batches, first, curves):
-        return {
-            "training": self.state_dict(),
-            "batches": batches.state_dict(),
-            "rng": get_rng_state(self.log_partition.device),
-            "first": first,
-            "losses": torch.cat(curves) if curves else None,
-        }
-
-    def _resume(self, state, batches):
-        """Go back to a checkpoint: base steps taken before its run, and the losses of the run so far."""
-        self.load_state_dict(state["training"])
-        batches.load_state_dict(state["batches"])
-        set_rng_state(state["rng"], self.log_partition.device)
-        return state["first"], [] if state["losses"] is None else [state["losses"].cpu()]
-
-    def _cycle(self, batches, good):
-        """One base step after its energy steps; the mean of their losses."""
-        rows, before = [], self.base_steps_taken
-        while self.base_steps_taken == before:
-            losses = self.step(batches.next())
-            rows.append(torch.stack(losses[:-1]))
-            self._stop_if_diverged(good)
-        return torch.cat([torch.stack(rows).mean(0), losses.base_grad_norm[None]])
-
-    def _skipped_in_row(self):
-        return max(optim.skipped_in_row for optim in (self.base_optim, self.energy_optim) if optim is not None)
-
-    def _stop_if_diverged(self, good):
-        """Go back to the good state of an earlier look and raise, if the last steps were all bad."""
-        if self._skipped_in_row() >= PATIENCE:
-            stopped = self.base_steps_taken
-            self.load_state_dict(good)
-            raise TrainingDiverged(
-                f"KALE stopped at base step {stopped}: loss or gradient was not finite {PATIENCE} steps in a row. The "
-                f"last good state, of base step {self.base_steps_taken}, is restored (and is `error.state`). Lower the "
-                "learning rates, or raise the penalty.",
-                good,
-            )
-
     def _result(self, losses):
         base = snapshot(self.base)
         if self._base_average is not None:
@@ -311,27 +257,22 @@ class KALE:
         averages = {id(p): a for p, a in zip(self.base_optim.parameters, self._base_average)} if self.base_optim else {}
         return [averages.get(id(p)) for p in _parameters(self.base)]
 
-    def _energy_steps_now(self):
-        return self.energy_steps(self.base_steps_taken) if callable(self.energy_steps) else self.energy_steps
-
     def _energy_step(self, batch):
         energy = self.guide.energy
         with torch.no_grad():
             draws = self.base.sample((self.noise_factor * len(batch),))
         with torch.set_grad_enabled(self.energy_optim is not None):
             energy_data, energy_base = energy(torch.cat([batch, draws])).split([len(batch), len(draws)])
-            value = objective = kale(energy_data, energy_base, self.log_partition)
+            value = kale(energy_data.detach(), energy_base.detach(), self.log_partition)
             penalty = norm = torch.zeros_like(value)
             if self.energy_optim is None:
                 ok = bool(torch.isfinite(value))
             else:
                 if self.guide.penalty is not None:
                     penalty = self.guide.penalty(energy, batch, draws)
-                if self.objective == "donsker_varadhan":
-                    objective = donsker_varadhan(energy_data, energy_base)
-                elif self.objective == "contrastive_divergence":
-                    objective = energy(self._chains.move()).mean() - energy_data.mean()
-                ok, norm = self.energy_optim.apply(penalty - objective)
+                of_chains = None if self._chains is None else energy(self._chains.move())
+                energies = Energies(energy_data, energy_base, of_chains, self.log_partition)
+                ok, norm = self.energy_optim.apply(penalty + self.objective.energy_loss(energies))
         if ok:
             estimate = batch_log_partition(energy_base.detach())
             rate, since = self.guide.log_partition_rate, self.num_steps_taken - LOG_PARTITION_WARMUP
@@ -342,7 +283,7 @@ class KALE:
         self.num_skipped += not ok
         self.num_steps_taken += 1
         self.in_cycle += 1
-        return KALELosses(value.detach(), penalty.detach(), self.log_partition, norm, torch.zeros_like(norm))
+        return KALELosses(value, penalty.detach(), self.log_partition, norm, torch.zeros_like(norm))
 
     def _base_step(self, batch):
         """A base step; the norm of its gradient."""
@@ -350,10 +291,8 @@ class KALE:
         self.in_cycle = 0
         if self.base_optim is None:
             return torch.zeros_like(self.log_partition)
-        if self.objective == "maximum_likelihood":
-            loss = -self.base.log_prob(batch.clone()).mean()  # a fresh tensor: flows cache by identity
-        else:
-            loss = base_loss(self.guide.energy(self.base.rsample((self.noise_factor * len(batch),))))
+        num = self.noise_factor * len(batch)
+        loss = self.objective.base_loss(self.base, batch, lambda: self.guide.energy(self.base.rsample((num,))))
         ok, norm = self.base_optim.apply(loss)
         self.num_skipped += not ok
         if self._base_average is not None:
@@ -369,3 +308,7 @@ _COUNTERS = ("num_steps_taken", "base_steps_taken", "in_cycle", "num_skipped")
 def _parameters(base):
     part = trained_part(base)
     return [] if part is None else list(part.parameters())
+
+
+def _write(directory, step, checkpoint):
+    write_checkpoint(directory, step, checkpoint())

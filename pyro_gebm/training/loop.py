@@ -1,94 +1,22 @@
-"""What training returns and raises, and the parts of a step that know nothing of KALE."""
+"""The run of a training in PyTorch: optimisers, steps that are not finite, and going on; not what is trained."""
 
-from typing import NamedTuple
+import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from pyro.optim import PyroOptim
 
-from pyro_gebm.base import has_density
-from pyro_gebm.gebm import GEBM
-from pyro_gebm.training.guide import KALEGuide
+from gebm.errors import TrainingDiverged
+from gebm.training import PATIENCE
+from pyro_gebm.training.checkpoints import get_rng_state, set_rng_state
 
-__all__ = [
-    "KALELosses",
-    "KALEResult",
-    "Optimizer",
-    "check_arguments",
-    "energy_bursts",
-    "shown",
-    "trained_parameters",
-]
-
-#: What `KALE` can optimise; the last two are baselines, for one of the two parts.
-OBJECTIVES = ("kale", "donsker_varadhan", "maximum_likelihood", "contrastive_divergence")
-#: Steps in a row with a loss or gradient that is not finite, after which a run stops.
-PATIENCE = 10
+__all__ = ["Optimizer", "Run", "trained_parameters"]
 
 
-class KALELosses(NamedTuple):
-    """KALE (higher is a better energy), penalty, log-partition, and norms of the gradients of energy and base.
-
-    Scalars of a step (`base_grad_norm` is 0 where no base step was due), curves of a run: there one value per base
-    step, the mean over its energy steps.
-    """
-
-    kale: torch.Tensor
-    penalty: torch.Tensor
-    log_partition: torch.Tensor
-    energy_grad_norm: torch.Tensor
-    base_grad_norm: torch.Tensor
-
-
-class KALEResult(NamedTuple):
-    """What `KALE.run` returns.
-
-    `gebm` is a snapshot in evaluation mode with the settled log-partition (`KALE.log_partition` is the raw last
-    value); `guide` is the trained critic.
-    """
-
-    gebm: GEBM
-    losses: KALELosses
-    guide: KALEGuide
-
-
-def energy_bursts(steps=5, *, initial=100, every=500):
-    """Schedule of energy steps: `steps` per base step, but `initial` at the start and before every `every`-th.
-
-    The defaults are the setting of arXiv:2003.05033.
-
-    Args:
-        steps: energy steps per base step.
-        initial: energy steps of a burst.
-        every: base steps from one burst to the next.
-
-    Returns:
-        A callable from the number of a base step to its number of energy steps.
-
-    Example:
-        >>> schedule = energy_bursts(5, initial=100, every=500)
-        >>> [schedule(step) for step in (0, 1, 500)]
-        [100, 5, 100]
-    """
-    return lambda base_step: initial if base_step % every == 0 else steps
-
-
-def check_arguments(base, objective, energy_steps, noise_factor, ema_decay, base_optim, energy_optim):
-    """Check the arguments of `KALE` that do not depend on the networks; raises ValueError."""
-    if objective not in OBJECTIVES:
-        raise ValueError(f"Expected objective in {OBJECTIVES}; got {objective!r}.")
-    if base_optim is None and energy_optim is None:
-        raise ValueError("Nothing to train: expected base_optim or energy_optim; got None for both.")
-    if objective == "maximum_likelihood" and (energy_optim is not None or not has_density(base)):
-        raise ValueError("Expected energy_optim=None and a base with a density for maximum likelihood; got otherwise.")
-    if objective == "contrastive_divergence" and base_optim is not None:
-        raise ValueError("Expected base_optim=None for contrastive divergence: it trains the energy alone.")
-    if (not callable(energy_steps) and energy_steps < 1) or noise_factor < 1:
-        raise ValueError(f"Expected energy_steps >= 1 and noise_factor >= 1; got {energy_steps} and {noise_factor}.")
-    if ema_decay is not None and not 0 <= ema_decay < 1:
-        raise ValueError(f"Expected ema_decay in [0, 1) or None; got {ema_decay}.")
-
-
-def trained_parameters(prefix, module, trainable):
+def trained_parameters(
+    prefix: str, module: object, trainable: Callable[[str], bool] | None
+) -> list[torch.nn.Parameter]:
     """Parameters that are trained, by the rule `trainable(name)`."""
     if not isinstance(module, torch.nn.Module):
         return []
@@ -109,7 +37,7 @@ class Optimizer:
         TypeError: if it is not a factory (a `pyro.optim` object, or a built optimiser).
     """
 
-    def __init__(self, name, factory, parameters):
+    def __init__(self, name: str, factory: Callable[[list], Any], parameters: list[torch.nn.Parameter]) -> None:
         if isinstance(factory, (PyroOptim, torch.optim.Optimizer)) or not callable(factory):
             kind = f"{type(factory).__module__.rsplit('.', 1)[0]}.{type(factory).__name__}"
             raise TypeError(
@@ -121,7 +49,7 @@ class Optimizer:
         self.optim, self.scheduler = built if isinstance(built, tuple) else (built, None)
         self.skipped_in_row = 0
 
-    def apply(self, loss):
+    def apply(self, loss: torch.Tensor) -> tuple[bool, torch.Tensor]:
         """One step unless loss or gradient is not finite: `(applied, gradient norm)`.
 
         Only the gradients of the parameters are computed.
@@ -139,12 +67,12 @@ class Optimizer:
                 self.scheduler.step()
         return ok, norm
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """State of optimiser and scheduler."""
         scheduler = None if self.scheduler is None else self.scheduler.state_dict()
         return {"optim": self.optim.state_dict(), "scheduler": scheduler, "skipped_in_row": self.skipped_in_row}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a state from `state_dict`."""
         self.optim.load_state_dict(state["optim"])
         if self.scheduler is not None:
@@ -152,10 +80,85 @@ class Optimizer:
         self.skipped_in_row = state["skipped_in_row"]
 
 
-def shown(losses, skipped):
-    """What the progress bar shows of the last step."""
-    names = {"kale": "KALE", "log_partition": "A", "penalty": "penalty", "energy_grad_norm": "|dE|"}
-    values = {label: f"{getattr(losses, name)[-1]:.3g}" for name, label in names.items()}
-    if losses.base_grad_norm.any():
-        values["|dB|"] = f"{losses.base_grad_norm[-1]:.3g}"
-    return {**values, **({"skipped": skipped} if skipped else {})}
+class Run:
+    """A run of training, as `gebm.training.drive` moves it along.
+
+    Args:
+        training: what has `step(batch) -> losses`, `state_dict`, `load_state_dict`, and the counters
+            `base_steps_taken`, `num_skipped` and `skipped_in_row`.
+        batches: see `batches`.
+        losses: the type of losses, a `NamedTuple` whose last field is of the base step.
+        device: that of the training.
+    """
+
+    def __init__(self, training: Any, batches: Any, losses: type, device: torch.device) -> None:
+        self.training, self.batches, self.device = training, batches, device
+        self.first, self.curves, self._losses = training.base_steps_taken, torch.zeros(0, len(losses._fields)), losses
+        self._start()
+
+    def _start(self):
+        self.good, self.skipped_before = copy.deepcopy(self.training.state_dict()), self.training.num_skipped
+
+    @property
+    def step(self) -> int:
+        return self.training.base_steps_taken - self.first
+
+    @property
+    def skipped(self) -> int:
+        return self.training.num_skipped - self.skipped_before
+
+    def advance(self, count: int) -> Any:
+        """`count` base steps; their losses.
+
+        Raises:
+            TrainingDiverged: if the last steps were all bad; the training is put back to an earlier look.
+        """
+        chunk = torch.stack([self._cycle() for _ in range(count)]).cpu()
+        self.good = self.good if self.training.skipped_in_row else copy.deepcopy(self.training.state_dict())
+        self.curves = torch.cat([self.curves.to(chunk), chunk])
+        return self._losses(*chunk.unbind(1))
+
+    @property
+    def losses(self) -> Any:
+        """Curves of the run so far."""
+        return self._losses(*self.curves.unbind(1))
+
+    def _cycle(self):
+        """One base step after its energy steps; the mean of their losses."""
+        rows, before = [], self.training.base_steps_taken
+        while self.training.base_steps_taken == before:
+            losses = self.training.step(self.batches.next())
+            rows.append(torch.stack(losses[:-1]))
+            if self.training.skipped_in_row >= PATIENCE:
+                self._diverged()
+        return torch.cat([torch.stack(rows).mean(0), losses[-1][None]])
+
+    def _diverged(self):
+        stopped = self.training.base_steps_taken
+        self.training.load_state_dict(self.good)
+        raise TrainingDiverged(
+            f"Training stopped at base step {stopped}: loss or gradient was not finite {PATIENCE} steps in a row. The "
+            f"last good state, of base step {self.training.base_steps_taken}, is restored (and is `error.state`). "
+            "Lower the learning rates, or raise the penalty.",
+            self.good,
+        )
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Everything that the run needs to go on."""
+        return {
+            "training": self.training.state_dict(),
+            "batches": self.batches.state_dict(),
+            "rng": get_rng_state(self.device),
+            "first": self.first,
+            "losses": self.curves,
+        }
+
+    def resume(self, checkpoint: dict[str, Any]) -> None:
+        """Go back to a checkpoint."""
+        self.training.load_state_dict(checkpoint["training"])
+        self.batches.load_state_dict(checkpoint["batches"])
+        set_rng_state(checkpoint["rng"], self.device)
+        self.first = checkpoint["first"]
+        if checkpoint["losses"] is not None:  # a file of before 0.1, of a run without a step
+            self.curves = checkpoint["losses"].cpu()
+        self._start()

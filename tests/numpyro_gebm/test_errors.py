@@ -116,9 +116,9 @@ def test_latent_reparam(fn, kwargs, error, match):
         ({"base": PRIOR}, ValueError, "no parameters to train: pass base_optim=None"),
         ({"guide": KALEGuide(energy)}, ValueError, "energy has no parameters"),
         ({"objective": "gan"}, ValueError, "Expected objective"),
-        ({"objective": "maximum_likelihood"}, ValueError, "energy_optim=None and a base with a density"),
+        ({"objective": "maximum_likelihood"}, ValueError, "energy_optim=None for MaximumLikelihood"),
         ({"objective": "maximum_likelihood", "energy_optim": None}, ValueError, "a base with a density"),
-        ({"objective": "contrastive_divergence"}, ValueError, "base_optim=None for contrastive divergence"),
+        ({"objective": "contrastive_divergence"}, ValueError, "base_optim=None for ContrastiveDivergence"),
         ({"ema_decay": 1.0}, ValueError, r"ema_decay in \[0, 1\)"),
         ({"energy_steps": 0}, ValueError, "energy_steps >= 1"),
         ({"noise_factor": 0}, ValueError, "noise_factor >= 1"),
@@ -163,7 +163,7 @@ def test_guide_and_penalty_arguments():
         KALEGuide(3)
     with pytest.raises(ValueError, match="Expected log_partition_rate > 0; got 0"):
         KALEGuide(energy, log_partition_rate=0)
-    with pytest.raises(ValueError, match="Expected a penalty weight >= 0; got -1"):
+    with pytest.raises(ValueError, match="Expected weight >= 0; got -1"):
         gradient_penalty(-1)
     with pytest.raises(ValueError, match="unknown before training"):
         KALEGuide(energy)(jnp.zeros(2))

@@ -13,7 +13,7 @@ import pytest
 from numpyro.distributions import transforms
 from numpyro_cases import standard_normal
 
-import numpyro_gebm
+import gebm.training
 from numpyro_gebm import GEBM, KALE, KALEGuide, Pushforward, divergences, gradient_penalty, nn
 from numpyro_gebm.training.guide import CLIP, gradient_step, newton_step
 
@@ -144,7 +144,7 @@ def test_runs_are_reproducible():
 
 def test_results_do_not_depend_on_the_chunk(monkeypatch):
     expected = train(networks(), 16)
-    monkeypatch.setattr(numpyro_gebm.training.kale, "CHUNK", 3)
+    monkeypatch.setattr(gebm.training, "MAX_STEPS_PER_LOOK", 3)
     result = train(build(), 16)
     assert same(result.state, expected.state) and same(result.gebm, expected.gebm)
     np.testing.assert_array_equal(result.losses, expected.losses)
@@ -409,7 +409,9 @@ def test_training_that_blows_up_gives_back_the_state_before():
     # Step 1 moves the slope from 0 to about 1e200, so that step 2 meets exp(1e200).
     guide = KALEGuide(Linear(jnp.zeros(())), penalty=None)
     training = KALE(dist.Normal(0.0, 1.0), guide, None, optax.sgd(1e200))
-    with pytest.raises(FloatingPointError, match=r"KALE stopped at base step 11: .* of base step 1\. Lower") as caught:
+    with pytest.raises(
+        FloatingPointError, match=r"Training stopped at base step 11: .* of base step 1\. Lower"
+    ) as caught:
         train(training, 50, np.ones(16))
     assert caught.value.state.base_step == 1
 

@@ -12,7 +12,7 @@ from pyro.distributions import transforms
 from pyro.nn import AutoRegressiveNN
 from pyro_cases import standard_normal
 
-import pyro_gebm.training.kale
+import gebm.training
 from pyro_gebm import GEBM, KALE, KALEGuide, Pushforward, divergences, gradient_penalty, nn
 from pyro_gebm.training.guide import CLIP, decayed_rate, gradient_step, newton_step
 
@@ -175,7 +175,7 @@ def test_results_do_not_depend_on_the_chunk(monkeypatch):
     training, other = networks(), networks()
     pyro.set_rng_seed(1)
     expected = train(training, 16)
-    monkeypatch.setattr(pyro_gebm.training.kale, "CHUNK", 3)
+    monkeypatch.setattr(gebm.training, "MAX_STEPS_PER_LOOK", 3)
     pyro.set_rng_seed(1)
     result = train(other, 16)
     assert same(training.state_dict(), other.state_dict()) and same(expected.losses, result.losses)
@@ -443,7 +443,7 @@ def test_flow_base(flow, rate):
 def test_training_that_blows_up_gives_back_the_state_before():
     # Step 1 moves the slope from 0 to about 1e200, so that step 2 meets exp(1e200).
     training = KALE(dist.Normal(torch.tensor(0.0), 1.0), KALEGuide(Linear(0.0), penalty=None), None, sgd(1e200))
-    expected = r"KALE stopped at base step 11: .* of base step 1, is restored .*Lower"
+    expected = r"Training stopped at base step 11: .* of base step 1, is restored .*Lower"
     with pytest.raises(FloatingPointError, match=expected) as caught:
         train(training, 50, np.ones(16))
     assert training.base_steps_taken == caught.value.state["base_steps_taken"] == 1

@@ -11,6 +11,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from gebm.checkpoint_files import KEEP
 from pyro_cases import standard_normal
 
 from gebm.checkpoint_files import KEEP

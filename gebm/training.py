@@ -1,0 +1,155 @@
+"""A run of training, whatever it trains: its pace, progress bar, checkpoints, and what both packages check."""
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from tqdm import tqdm
+
+from gebm import validation
+
+__all__ = ["drive", "energy_bursts", "find_objective", "number_of_energy_steps", "progress"]
+
+#: Most steps between two looks at the losses, which are about a second apart; results do not depend on it.
+MAX_STEPS_PER_LOOK = 100
+#: Steps in a row with a loss or gradient that is not finite, after which a run stops.
+PATIENCE = 10
+
+
+class Run(Protocol):
+    """What `drive` moves along: a training, its data, and what it has recorded."""
+
+    @property
+    def step(self) -> int:
+        """Steps of this run so far."""
+
+    @property
+    def skipped(self) -> int:
+        """Steps of this run that were not applied."""
+
+    def advance(self, count: int) -> Any:
+        """Take up to `count` steps; their losses, which it records as well."""
+
+    def checkpoint(self) -> Any:
+        """Everything that the run needs to go on."""
+
+
+def drive(
+    run: Run, num_steps: int, checkpoints: Any, describe: Callable[[Any], Mapping[str, str]], *, progress_bar: bool
+) -> None:
+    """Move a run to its `num_steps`-th step, with looks about a second apart.
+
+    Args:
+        run: a `Run`.
+        num_steps: steps of the whole run.
+        checkpoints: when to write one, which `Run.checkpoint` makes.
+        describe: what the progress bar shows of losses.
+        progress_bar: show it.
+    """
+    count = 1
+    with tqdm(total=num_steps, initial=run.step, disable=not progress_bar, desc="Training", unit="step") as bar:
+        while (done := run.step) < num_steps:
+            checkpoints.write_if_due(done, run.checkpoint)
+            start = time.perf_counter()
+            count = min(count, num_steps - done, checkpoints.until_next(done))
+            losses = run.advance(count)
+            bar.update(run.step - done)
+            bar.set_postfix({**describe(losses), **({"skipped": run.skipped} if run.skipped else {})})
+            count = max(1, min(MAX_STEPS_PER_LOOK, 2 * count, int(count / (time.perf_counter() - start))))
+    checkpoints.write(num_steps, run.checkpoint)
+    if run.skipped:
+        message = f"{run.skipped} steps were not applied: their loss or gradient was not finite."
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+def energy_bursts(steps: int = 5, *, initial: int = 100, every: int = 500) -> Callable[[int], int]:
+    """Schedule of energy steps: `steps` per base step, but `initial` at the start and before every `every`-th.
+
+    The defaults are the setting of arXiv:2003.05033.
+
+    Args:
+        steps: energy steps per base step.
+        initial: energy steps of a burst.
+        every: base steps from one burst to the next.
+
+    Returns:
+        A callable from the number of a base step to its number of energy steps.
+
+    Raises:
+        ValueError: if one of them is below 1.
+
+    Example:
+        >>> schedule = energy_bursts(5, initial=100, every=500)
+        >>> [schedule(step) for step in (0, 1, 500)]
+        [100, 5, 100]
+    """
+    steps, initial = validation.integer("steps", steps), validation.integer("initial", initial)
+    every = validation.integer("every", every)
+    return lambda base_step: steps + (initial - steps) * (base_step % every == 0)  # of a traced number too
+
+
+def number_of_energy_steps(schedule: int | Callable[[int], int], base_step: int) -> int:
+    """Energy steps before a base step.
+
+    Args:
+        schedule: a number, or a callable of the base step's number.
+        base_step: that number.
+
+    Returns:
+        At least 1.
+
+    Raises:
+        TypeError: if the schedule returns no integer.
+        ValueError: if it returns one below 1.
+    """
+    return validation.integer(f"energy_steps({base_step})", schedule(base_step)) if callable(schedule) else schedule
+
+
+def find_objective(objective: Any, names: Mapping[str, Callable[[], Any]], base_optim: Any, energy_optim: Any) -> Any:
+    """The objective of a name, or the one given, if it trains what there is an optimiser for.
+
+    Args:
+        objective: one of the names, or an object with a method `energy_loss`, `base_loss`, or both.
+        names: what each name stands for.
+        base_optim: optimiser of the base, or None.
+        energy_optim: optimiser of the energy, or None.
+
+    Returns:
+        The object.
+
+    Raises:
+        TypeError: if it is neither a name nor has one of the two methods.
+        ValueError: if the name is unknown, there is no optimiser, or one for a part without a loss.
+    """
+    if isinstance(objective, str):
+        objective = names[validation.one_of("objective", objective, names)]()
+    losses = {name: getattr(objective, name, None) for name in ("energy_loss", "base_loss")}
+    if not any(map(callable, losses.values())):
+        raise TypeError(
+            f"Expected objective to be one of {tuple(names)} or an object with a method energy_loss or base_loss; got "
+            f"{type(objective).__name__}."
+        )
+    if base_optim is None and energy_optim is None:
+        raise ValueError("Nothing to train: expected base_optim or energy_optim; got None for both.")
+    for part, optim, other in (("energy", energy_optim, "base"), ("base", base_optim, "energy")):
+        if optim is not None and losses[f"{part}_loss"] is None:
+            name = type(objective).__name__
+            raise ValueError(
+                f"Expected {part}_optim=None for {name}, which trains the {other} alone; got an optimiser."
+            )
+    return objective
+
+
+def progress(losses: Any) -> dict[str, str]:
+    """What the progress bar shows of the last step.
+
+    Args:
+        losses: `KALELosses` of curves.
+
+    Returns:
+        Labels and values.
+    """
+    labels = {"kale": "KALE", "log_partition": "A", "penalty": "penalty", "energy_grad_norm": "|dE|"}
+    labels |= {"base_grad_norm": "|dB|"} if losses.base_grad_norm.any() else {}
+    return {label: f"{getattr(losses, name)[-1]:.3g}" for name, label in labels.items()}

@@ -1,0 +1,36 @@
+"""What training returns."""
+
+from typing import NamedTuple
+
+import torch
+
+from pyro_gebm.gebm import GEBM
+from pyro_gebm.training.guide import KALEGuide
+
+__all__ = ["KALELosses", "KALEResult"]
+
+
+class KALELosses(NamedTuple):
+    """KALE (higher is a better energy), penalty, log-partition, and norms of the gradients of energy and base.
+
+    Scalars of a step (`base_grad_norm` is 0 where no base step was due), curves of a run: there one value per base
+    step, the mean over its energy steps.
+    """
+
+    kale: torch.Tensor
+    penalty: torch.Tensor
+    log_partition: torch.Tensor
+    energy_grad_norm: torch.Tensor
+    base_grad_norm: torch.Tensor
+
+
+class KALEResult(NamedTuple):
+    """What `KALE.run` returns.
+
+    `gebm` is a snapshot in evaluation mode with the settled log-partition (`KALE.log_partition` is the raw last
+    value); `guide` is the trained critic.
+    """
+
+    gebm: GEBM
+    losses: KALELosses
+    guide: KALEGuide
