@@ -136,6 +136,12 @@ def test_imports_go_down(package):
     assert not upward
 
 
+@pytest.mark.parametrize("path", ["numpyro_gebm/training/loop.py", "pyro_gebm/training/loop.py", "gebm/training.py"])
+def test_the_training_loop_knows_nothing_of_kale(path):
+    names = {part for module in imports(ROOT / path) for part in module.split(".")}
+    assert not names & {"kale", "KALE", "guide", "objectives", "divergences", "results"}, names
+
+
 def test_the_shared_core_imports_neither_framework():
     modules = python("import json, sys, gebm.findings, gebm.draw_file; print(json.dumps(sorted(sys.modules)))")
     assert not {name.split(".")[0] for name in modules} & set().union(*FOREIGN.values())

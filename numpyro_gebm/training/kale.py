@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from gebm.checkpoint_files import Checkpoints
 from jax import lax, random
 from numpyro.distributions import Distribution
 
 from gebm import validation
 from gebm.batches import check_shape
+from gebm.checkpoint_files import Checkpoints
 from gebm.training import drive, find_objective, number_of_energy_steps, progress
 from numpyro_gebm.base import trained_part, with_trained_part
 from numpyro_gebm.callables import over_batch

@@ -1,4 +1,4 @@
-"""The run of a training in JAX: compiled chunks of steps, steps that are not finite, and going on; not what is trained."""
+"""The run of a training, whatever it trains: compiled chunks of steps, steps that are not finite, checkpoints."""
 
 from collections.abc import Callable
 from typing import Any

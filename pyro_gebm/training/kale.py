@@ -6,11 +6,11 @@ from os import PathLike
 from typing import Any
 
 import torch
-from gebm.checkpoint_files import Checkpoints
 from torch.distributions import Distribution
 
 from gebm import validation
 from gebm.batches import check_shape
+from gebm.checkpoint_files import Checkpoints
 from gebm.training import drive, find_objective, number_of_energy_steps, progress
 from pyro_gebm.base import snapshot, trained_part
 from pyro_gebm.callables import evaluation_mode

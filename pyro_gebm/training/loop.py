@@ -1,4 +1,4 @@
-"""The run of a training in PyTorch: optimisers, steps that are not finite, and going on; not what is trained."""
+"""The run of a training, whatever it trains: optimisers, steps that are not finite, checkpoints."""
 
 import copy
 from collections.abc import Callable

@@ -12,7 +12,6 @@ import numpy as np
 import numpyro.distributions as dist
 import optax
 import pytest
-from gebm.checkpoint_files import KEEP
 from numpyro_cases import standard_normal
 
 from gebm.checkpoint_files import KEEP

@@ -11,7 +11,6 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from gebm.checkpoint_files import KEEP
 from pyro_cases import standard_normal
 
 from gebm.checkpoint_files import KEEP
