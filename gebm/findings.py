@@ -1,10 +1,12 @@
 """What `diagnose` looks at, one function each: numbers, a sentence, and advice where it is needed."""
 
 import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from gebm.modes import modes_visited
+from gebm.modes import Modes, modes_visited
 
 __all__ = ["CHECKS", "Finding", "check_convergence", "check_modes"]
 
@@ -17,12 +19,12 @@ _BLOCK = 64 * 2**20  # bytes read at once
 class Finding:
     """Numbers, the sentence that says what they mean, and what to do if they are bad."""
 
-    numbers: dict
+    numbers: dict[str, Any]
     sentence: str
     advice: str | None = None
 
 
-def _scalars(name, value):
+def _scalars(name: str, value: Any) -> Iterator[tuple[str, np.ndarray]]:
     """Names and arrays (chain, draw) of all scalar quantities of an array (chain, draw, ...)."""
     shape = value.shape[2:]
     if not shape:
@@ -37,7 +39,7 @@ def _scalars(name, value):
             yield f"{name}[{', '.join(map(str, full))}]", np.asarray(block[(..., *index)], float)
 
 
-def _arviz():
+def _arviz() -> Any:
     try:
         import arviz
     except ImportError as error:
@@ -45,11 +47,11 @@ def _arviz():
     return arviz
 
 
-def _ess(draws, method="bulk"):
+def _ess(draws: np.ndarray, method: str = "bulk") -> float:
     return float(_arviz().ess(draws, method=method))
 
 
-def _rhat(draws):
+def _rhat(draws: np.ndarray) -> float:
     num_chains, num_draws = draws.shape
     if num_chains == 1:  # its halves
         draws = draws[:, : num_draws // 2 * 2].reshape(2, -1)
@@ -58,129 +60,136 @@ def _rhat(draws):
     return rhat if np.isfinite(rhat) else np.inf
 
 
-def check_convergence(quantities, step):
+def check_convergence(quantities: Mapping[str, Any], step: int) -> Iterator[Finding]:
     """R-hat and effective sample sizes, the worst of all scalar quantities.
 
     Args:
         quantities: maps names to arrays of shape (chain, draw, ...).
-        step: one draw of how many they are.
+        step: the arrays hold every `step`-th draw of the run.
 
     Yields:
         `Finding`s.
     """
-    num_nonfinite, rows = 0, []
+    num_nonfinite, rows, num_chains = 0, [], 0
     for name, draws in (scalar for item in quantities.items() for scalar in _scalars(*item)):
         nonfinite = int((~np.isfinite(draws)).sum())
-        num_nonfinite += nonfinite
+        num_nonfinite, num_chains = num_nonfinite + nonfinite, len(draws)
         if not nonfinite and draws.min() < draws.max():  # a constant tells nothing
             rows.append((name, _rhat(draws), _ess(draws), _ess(draws, "tail")))
     if num_nonfinite:
         yield Finding(
             {"num_nonfinite": num_nonfinite},
-            f"{num_nonfinite} values are NaN or infinite; the quantities that hold them are left out below.",
-            "Look for them in the draws: the model's density or its energy is not finite there.",
+            f"{num_nonfinite} values are NaN or infinite; the quantities that contain them are left out below.",
+            "Find these draws: the log density or the energy is not finite there.",
         )
     if not rows:
-        yield Finding({}, "No quantity with finite values varies.", "Look at the draws: the chains never moved.")
+        advice = "The chains never moved: reduce the step size and check the initial points."
+        yield Finding({}, "No quantity with finite values varies.", advice)
         return
     rhat, bulk, tail = max(rows, key=lambda r: r[1]), min(rows, key=lambda r: r[2]), min(rows, key=lambda r: r[3])
-    numbers = {"max_rhat": rhat[1], "max_rhat_of": rhat[0]}
-    says = f"R-hat is {rhat[1]:{'.3f' if rhat[1] < 1000 else '.2g'}} at most ({rhat[0]}):"
-    if draws.shape[0] == 1:
-        yield Finding(
+    yield _rhat_finding(rhat[0], rhat[1], num_chains)
+    yield _ess_finding("bulk", bulk[0], bulk[2], step)
+    yield _ess_finding("tail", tail[0], tail[3], step)
+
+
+def _rhat_finding(name: str, rhat: float, num_chains: int) -> Finding:
+    numbers = {"max_rhat": rhat, "max_rhat_of": name}
+    shown, good = f"{rhat:{'.3f' if rhat < 1000 else '.2g'}} ({name})", rhat <= _MAX_RHAT
+    if num_chains == 1:
+        return Finding(
             numbers,
-            f"{says} the halves of the only chain {'agree' if rhat[1] <= _MAX_RHAT else 'differ'}.",
-            "Run at least four chains: one cannot show that it found everything.",
+            f"Largest R-hat is {shown}: the halves of the only chain {'agree' if good else 'disagree'}.",
+            "Run at least four chains: one cannot show what it missed.",
         )
-    elif rhat[1] > _MAX_RHAT:
-        advice = "Do not use the draws as they are: run longer, and if that does not help, look at where chains differ."
-        yield Finding(numbers, f"{says} chains do not agree with each other.", advice)
-    else:
-        yield Finding(numbers, f"{says} chains agree with each other to within {_MAX_RHAT}.")
-    yield _ess_finding("bulk", bulk[0], bulk[2], step, "means")
-    yield _ess_finding("tail", tail[0], tail[3], step, "5 % and 95 % quantiles")
-
-
-def _ess_finding(kind, name, ess, step, what):
-    numbers = {f"min_ess_{kind}": ess, f"min_ess_{kind}_of": name}
-    thinned = f", counted on one draw of {step}" if step > 1 else ""
-    sentence = f"The {kind} effective sample size is {ess:.0f} at least ({name}{thinned}): so many independent draws"
-    if ess >= _MIN_ESS:
-        return Finding(numbers, f"{sentence} would give {what} as well.")
-    factor = max(2, int(np.ceil(_MIN_ESS / max(ess, 1.0))))
+    if good:
+        return Finding(numbers, f"Largest R-hat is {shown}; at most {_MAX_RHAT} is recommended.")
     return Finding(
         numbers,
-        f"{sentence} would give {what} as well, fewer than {_MIN_ESS:.0f}.",
-        f"Run {f'about {factor} times' if factor <= 20 else 'much'} longer, or use a kernel that moves farther.",
+        f"Largest R-hat is {shown}; at most {_MAX_RHAT} is recommended: the chains disagree.",
+        "Do not use these draws. Run longer; if R-hat stays high, look at where the chains differ.",
     )
 
 
-def _divergences(diverging):
+def _ess_finding(kind: str, name: str, ess: float, step: int) -> Finding:
+    numbers = {f"min_ess_{kind}": ess, f"min_ess_{kind}_of": name}
+    thinned = f", from one draw in {step}" if step > 1 else ""
+    sentence = f"Smallest {kind} ESS is {ess:.0f} ({name}{thinned}); at least {_MIN_ESS:.0f} is recommended."
+    if ess >= _MIN_ESS:
+        return Finding(numbers, sentence)
+    factor = max(2, int(np.ceil(_MIN_ESS / max(ess, 1.0))))
+    longer = f"about {factor} times" if factor <= 20 else "much"
+    return Finding(numbers, sentence, f"Run {longer} longer, or use a kernel that mixes faster.")
+
+
+def _divergences(diverging: np.ndarray) -> Finding:
     count = int(diverging.sum())
     numbers = {"num_divergences": count}
     if not count:
-        return Finding(numbers, "No divergences: the integrator followed the density everywhere it went.")
+        return Finding(numbers, "No divergent transitions.")
     return Finding(
         numbers,
-        f"{count} divergence{'s' * (count > 1)} ({100 * diverging.mean():.2g} % of the draws): the integrator failed "
-        "where the density bends most, and draws are missing there.",
-        "Use a smaller step size (a higher target acceptance), or look at where they are.",
+        f"{count} divergent transition{'s' * (count > 1)} ({100 * diverging.mean():.2g}% of the draws): the integrator "
+        "fails where the curvature is high, and the draws miss that region.",
+        "Use a smaller step size (a higher target acceptance rate), or reparametrise the model.",
     )
 
 
-def _bfmi(energy):
+def _bfmi(energy: np.ndarray) -> Finding:
     energy = energy.astype(float)
     variance = energy.var(axis=1)
     bfmi = np.mean(np.diff(energy, axis=1) ** 2, axis=1) / np.where(variance > 0, variance, np.inf)
     numbers = {"bfmi": tuple(bfmi.tolist())}
-    low, says = np.flatnonzero(~(bfmi >= _MIN_BFMI)), f"BFMI is {bfmi.min():.2f} at least:"
+    low, says = np.flatnonzero(~(bfmi >= _MIN_BFMI)), f"Smallest BFMI is {bfmi.min():.2f};"
     if not len(low):
-        return Finding(numbers, f"{says} fresh momenta move the chains freely across energies.")
-    if _ess(energy) >= _MIN_ESS:  # of a kernel with persistent momentum
-        return Finding(numbers, f"{says} energies change slowly from draw to draw, but often enough in all.")
+        return Finding(numbers, f"{says} at least {_MIN_BFMI} is recommended.")
+    ess = _ess(energy)
+    if ess >= _MIN_ESS:  # of a kernel with persistent momentum
+        return Finding(numbers, f"{says} low, but the energies are well explored: their bulk ESS is {ess:.0f}.")
     return Finding(
         numbers,
-        f"{says} in {_chains(low)} momenta are too small to reach the high and low energies.",
+        f"{says} at least {_MIN_BFMI} is recommended: fresh momenta do not reach the tails of the energy in "
+        f"{_chains(low)}.",
         "Reparametrise the model, or run longer.",
     )
 
 
-def _acceptance(rate):
+def _acceptance(rate: np.ndarray) -> Finding:
     mean = float(rate.mean())
-    numbers, says = {"acceptance_rate": mean}, f"The mean acceptance rate is {mean:.2f}:"
+    numbers, says = {"acceptance_rate": mean}, f"Mean acceptance rate is {mean:.2f}"
     if not mean >= _MIN_ACCEPTANCE:
-        return Finding(numbers, f"{says} most moves are wasted.", "Use a smaller step size or a longer warm-up.")
-    return Finding(numbers, f"{says} {'steps could be longer' if mean > 0.98 else 'steps are neither long nor short'}.")
+        sentence = f"{says}; at least {_MIN_ACCEPTANCE} is recommended."
+        return Finding(numbers, sentence, "Use a smaller step size, or a longer warm-up.")
+    return Finding(numbers, f"{says}{'; larger steps would be more efficient' if mean > 0.98 else ''}.")
 
 
-def _temperature(temperature):
+def _temperature(temperature: np.ndarray) -> Finding:
     temperature = temperature.astype(float)
     mean = float(temperature.mean())
     mcse = float(temperature.std(ddof=1) / np.sqrt(max(_ess(temperature, "mean"), 1.0)))
     numbers = {"kinetic_temperature": mean, "kinetic_temperature_mcse": mcse}
-    says = f"The kinetic temperature is {mean:.3f} ± {mcse:.3f}, and 1 without discretisation bias:"
+    says = f"Kinetic temperature is {mean:.3f} ± {mcse:.3f} (exact: 1):"
     if not abs(mean - 1) <= max(4 * mcse, 0.02):
         return Finding(
             numbers,
-            f"{says} steps are too long for a kernel without accept step, and the draws are biased.",
-            "Use a smaller step size, or the adjusted kernel.",
+            f"{says} the draws are biased by the discretisation.",
+            "Use a smaller step size, or the Metropolis-adjusted kernel.",
         )
-    return Finding(numbers, f"{says} no bias is seen.")
+    return Finding(numbers, f"{says} no discretisation bias detected.")
 
 
-def _warmup(converged):
+def _warmup(converged: np.ndarray) -> Finding:
     converged = converged.astype(bool).reshape(len(converged), -1).all(axis=1)
     numbers, failed = {"warmup_converged": tuple(converged.tolist())}, np.flatnonzero(~converged)
     if not len(failed):
-        return Finding(numbers, "The warm-up of every chain stopped because it had converged.")
+        return Finding(numbers, "Warm-up converged in every chain.")
     return Finding(
         numbers,
-        f"The warm-up of {_chains(failed)} had not converged when it ended: step size or energy were still changing.",
+        f"Warm-up did not converge in {_chains(failed)}: the step size or the energy was still drifting at its end.",
         "Run a longer warm-up.",
     )
 
 
-def check_modes(quantities):
+def check_modes(quantities: Mapping[str, Any]) -> Iterator[Finding]:
     """Modes that each chain visited.
 
     Args:
@@ -205,40 +214,41 @@ def check_modes(quantities):
         yield _modes_finding(modes_visited(draws, scalars, _ess))
 
 
-def _modes_finding(found):
+def _modes_finding(found: Modes) -> Finding:
     num_modes = found.shares.shape[1]
     numbers = {"num_modes": num_modes, "modes_along": found.along, "modes_visited": found.visited}
     if num_modes == 1:
-        return Finding(numbers, "One mode is seen, and every chain is in it; modes that no chain found cannot be seen.")
-    says = f"{num_modes} modes are seen (along {found.along});"
+        unseen = "A mode that no chain found cannot be detected."
+        return Finding(numbers, f"One mode found, visited by every chain. {unseen}")
+    says = f"{num_modes} modes found (along {found.along})"
     missing = [chain for chain, modes in enumerate(found.missing) if modes]
     if not missing:
-        return Finding(numbers, f"{says} every chain visits them as often as can be expected.")
-    groups = {}
+        return Finding(numbers, f"{says}; no chain missed one that it should have visited.")
+    groups: dict[tuple[int, ...], list[int]] = {}
     for chain in missing:
         groups.setdefault(found.visited[chain], []).append(chain)
     listed = [
-        f"{_chains(chains)} visit{'s' * (len(chains) == 1)} {_listed('mode', modes) if modes else 'none of them'}"
+        f"{_chains(chains)} visited {_listed('mode', modes) if modes else 'none'}"
         for modes, chains in sorted(groups.items(), key=lambda item: len(item[1]))
     ]
     return Finding(
         numbers,
-        f"{says} not every chain visits all of them: {'; '.join(listed[:8])}. How often a mode is drawn then says "
-        "where chains started, not what it weighs.",
-        "Run a sampler on a ladder of temperatures, which moves between modes, or much longer chains.",
+        f"{says}, not all visited by every chain: {'; '.join(listed[:8])}. The share of draws in a mode reflects where "
+        "the chains started, not its probability.",
+        "Use a tempered sampler (`infer.ReplicaExchange` or `infer.SMC`), or far longer chains.",
     )
 
 
-def _chains(indices):
+def _chains(indices: Sequence[int] | np.ndarray) -> str:
     return _listed("chain", indices)
 
 
-def _listed(noun, indices):
+def _listed(noun: str, indices: Sequence[int] | np.ndarray) -> str:
     listed = ", ".join(str(int(i)) for i in indices[:8]) + (", ..." if len(indices) > 8 else "")
     return f"{noun}{'s' * (len(indices) != 1)} {listed}"
 
 
-CHECKS = {
+CHECKS: dict[str, Callable[[np.ndarray], Finding]] = {
     "warmup_converged": _warmup,
     "diverging": _divergences,
     "energy": _bfmi,

@@ -1,12 +1,18 @@
 """Stored latents to draws of the model, batch by batch."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import jax
 import numpy as np
+
+from gebm.decode import batches_of_rows
+from numpyro_gebm.gebm import GEBM
 
 __all__ = ["decode"]
 
 
-def decode(gebm, z, batch_size=1000):
+def decode(gebm: GEBM, z: Any, batch_size: int = 1000) -> Iterator[jax.Array]:
     """Draws x = B(z) of stored latents, one batch at a time.
 
     Nothing is read or computed before it is asked for: `z` may be larger than the memory. Compiled once, since the
@@ -23,8 +29,8 @@ def decode(gebm, z, batch_size=1000):
         An iterator over arrays of shape `(batch_size,) + event_shape`; the last one may be shorter.
 
     Raises:
-        TypeError: if `z` is not one array.
-        ValueError: if its last axes are not those of a latent, or `batch_size` is not a positive integer.
+        TypeError: if `z` is not one array, or `batch_size` not an integer.
+        ValueError: if the last axes of `z` are not those of a latent, or `batch_size` is below 1.
 
     Example:
         >>> import numpyro.distributions as dist
@@ -34,49 +40,19 @@ def decode(gebm, z, batch_size=1000):
         >>> [x.shape for x in decode(gebm, np.zeros((2, 25, 2)), batch_size=20)]
         [(20, 3), (20, 3), (10, 3)]
     """
-    z = np.asarray(z) if isinstance(z, (jax.Array, list, tuple)) else z
-    event_shape = tuple(gebm.latent.event_shape)
-    batch_shape = _batch_shape(z, event_shape, batch_size)
-    dtype = np.promote_types(z.dtype, np.float16)  # its own, or a floating one for integers
-    return _batches(gebm, z, batch_shape, event_shape, batch_size, dtype)
+    z = np.asarray(z) if isinstance(z, jax.Array) else z
+    return _decoded(gebm, batches_of_rows(z, gebm.latent.event_shape, batch_size))
 
 
-def _batch_shape(z, event_shape, batch_size):
-    shape = getattr(z, "shape", None)
-    if not isinstance(shape, tuple):
-        raise TypeError(f'Expected an array of latents, such as `data["posterior"]["z"]`; got {type(z).__name__}.')
-    split = len(shape) - len(event_shape)
-    if split < 0 or tuple(shape[split:]) != event_shape:
-        raise ValueError(f"Expected latents of shape (..., {', '.join(map(str, event_shape))}); got {tuple(shape)}.")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-        raise ValueError(f"Expected `batch_size` to be a positive integer; got {batch_size!r}.")
-    return tuple(shape[:split])
-
-
-def _batches(gebm, z, batch_shape, event_shape, batch_size, dtype):
-    num_rows = int(np.prod(batch_shape))
-    batch_size = min(batch_size, num_rows)
-    for start in range(0, num_rows, batch_size or 1):
-        stop = min(start + batch_size, num_rows)
-        rows = np.zeros((batch_size, *event_shape), dtype)
-        _read_rows(z, batch_shape, start, stop, rows)
-        yield _decode(gebm, rows)[: stop - start]
-
-
-def _read_rows(z, batch_shape, start, stop, out):
-    """Copy rows `start` to `stop` of the flattened leading axes into `out`, reading no others."""
-    if not batch_shape:
-        out[0] = z[...]
-        return
-    row = start
-    while row < stop:
-        outer, first = divmod(row, batch_shape[-1])
-        last = min(batch_shape[-1], first + stop - row)
-        index = tuple(int(i) for i in np.unravel_index(outer, batch_shape[:-1]))
-        out[row - start : row - start + last - first] = z[(*index, slice(first, last))]
-        row += last - first
+def _decoded(gebm: GEBM, batches: Iterator[np.ndarray]) -> Iterator[jax.Array]:
+    size = 0
+    for rows in batches:
+        size = max(size, len(rows))
+        padded = np.zeros((size, *rows.shape[1:]), np.promote_types(rows.dtype, np.float16))  # a floating dtype
+        padded[: len(rows)] = rows
+        yield _decode(gebm, padded)[: len(rows)]
 
 
 @jax.jit
-def _decode(gebm, z):
+def _decode(gebm: GEBM, z: jax.Array) -> jax.Array:
     return gebm.decode(z)

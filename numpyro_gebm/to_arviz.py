@@ -1,6 +1,8 @@
 """Draws and statistics of a chain as ArviZ data."""
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,7 +10,9 @@ from jax import lax
 from numpyro.infer.mcmc import MCMC
 
 from gebm.arviz_data import from_groups, latent_site
+from gebm.validation import instance
 from numpyro_gebm.callables import over_batch
+from numpyro_gebm.gebm import GEBM
 
 __all__ = ["to_arviz"]
 
@@ -25,7 +29,14 @@ _STATISTICS = {
 }
 
 
-def to_arviz(mcmc, gebm=None, site=None, *, coords=None, dims=None):
+def to_arviz(
+    mcmc: MCMC,
+    gebm: GEBM | None = None,
+    site: str | None = None,
+    *,
+    coords: Mapping[str, Any] | None = None,
+    dims: Mapping[str, Any] | None = None,
+) -> Any:
     """Draws, every statistic the kernel recorded, and E(x), as ArviZ data.
 
     `lp` is the log density in unconstrained space, log-Jacobians included. NumPyro's own kernels record what
@@ -35,7 +46,7 @@ def to_arviz(mcmc, gebm=None, site=None, *, coords=None, dims=None):
     Args:
         mcmc: a `numpyro.infer.MCMC` that has run.
         gebm: adds `energy_x` = E(B(z)) of its latents to the sample statistics.
-        site: name of the site that holds the latents of `gebm`; found by itself where there is only one candidate.
+        site: name of the site that holds the latents of `gebm`; by default the only one that fits.
         coords: coordinates, handed on to ArviZ.
         dims: dimension names, handed on to ArviZ.
 
@@ -59,38 +70,36 @@ def to_arviz(mcmc, gebm=None, site=None, *, coords=None, dims=None):
         >>> sorted(to_arviz(mcmc, gebm)["sample_stats"].data_vars)
         ['diverging', 'energy', 'energy_x']
     """
-    if not isinstance(mcmc, MCMC):
-        raise TypeError(f"Expected a numpyro.infer.MCMC; got {type(mcmc).__name__}.")
+    instance("mcmc", mcmc, MCMC, "numpyro.infer.MCMC")
     draws = mcmc.get_samples(group_by_chain=True)
     posterior = {name: np.asarray(value) for name, value in named_arrays(draws, site or "z").items()}
     statistics = named_statistics(mcmc.get_extra_fields(group_by_chain=True))
     statistics = {name: np.asarray(value) for name, value in statistics.items()}
     if gebm is not None:
-        statistics["energy_x"] = _energy_of_latents(
-            gebm, posterior[latent_site(posterior, gebm.latent.event_shape, site)]
-        )
+        statistics["energy_x"] = energy_of_site(gebm, posterior, site)
     return from_groups(posterior, statistics, coords=coords, dims=dims)
 
 
-def named_arrays(draws, name="z"):
+def named_arrays(draws: Any, name: str = "z") -> dict[str, Any]:
     """The arrays of a pytree of draws by name; a pytree that is not a dict is called `name`."""
     leaves = jax.tree_util.tree_flatten_with_path(draws if isinstance(draws, dict) else {name: draws})[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def named_statistics(fields):
+def named_statistics(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a kernel's state by the names that ArviZ gives them."""
     statistics = {_STATISTICS.get(name, name): value for name, value in fields.items() if hasattr(value, "shape")}
     return statistics | ({"lp": -statistics["lp"]} if "lp" in statistics else {})
 
 
-def _energy_of_latents(gebm, z, batch_size=10_000):
+def energy_of_site(gebm: GEBM, posterior: Mapping[str, Any], site: str | None = None) -> np.ndarray:
+    """E(B(z)) of all draws of the site that holds the latents of a model, 10,000 at once."""
     event_shape = gebm.latent.event_shape
-    batch = z.shape[: z.ndim - len(event_shape)]
+    z = np.asarray(posterior[latent_site(posterior, event_shape, site)])
     flat = z.reshape(-1, *event_shape)
-    return np.asarray(_energy_of_flat(gebm, flat, min(batch_size, len(flat)))).reshape(batch)
+    return np.asarray(_energy_of_flat(gebm, flat, min(10_000, len(flat)))).reshape(z.shape[: z.ndim - len(event_shape)])
 
 
 @partial(jax.jit, static_argnums=2)
-def _energy_of_flat(gebm, flat, batch_size):
+def _energy_of_flat(gebm: GEBM, flat: jax.Array, batch_size: int) -> jax.Array:
     return lax.map(lambda z: over_batch(gebm.energy, gebm.decode(z), gebm.event_dim), flat, batch_size=batch_size)

@@ -1,14 +1,19 @@
 """Stored latents to draws of the model, batch by batch."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import torch
 
+from gebm.decode import batches_of_rows
 from pyro_gebm.callables import draw_quietly
+from pyro_gebm.gebm import GEBM
 
 __all__ = ["decode"]
 
 
-def decode(gebm, z, batch_size=1000):
+def decode(gebm: GEBM, z: Any, batch_size: int = 1000) -> Iterator[torch.Tensor]:
     """Draws x = B(z) of stored latents, one batch at a time.
 
     Nothing is read or computed before it is asked for: `z` may be larger than the memory. Runs without gradient, on
@@ -25,8 +30,8 @@ def decode(gebm, z, batch_size=1000):
         An iterator over tensors of shape `(batch_size,) + event_shape`; the last one may be shorter.
 
     Raises:
-        TypeError: if `z` is not one array.
-        ValueError: if its last axes are not those of a latent, or `batch_size` is not a positive integer.
+        TypeError: if `z` is not one array, or `batch_size` not an integer.
+        ValueError: if the last axes of `z` are not those of a latent, or `batch_size` is below 1.
 
     Example:
         >>> import pyro.distributions as dist
@@ -36,48 +41,13 @@ def decode(gebm, z, batch_size=1000):
         >>> [tuple(x.shape) for x in decode(gebm, np.zeros((2, 25, 2)), batch_size=20)]
         [(20, 3), (20, 3), (10, 3)]
     """
-    z = np.asarray(z) if isinstance(z, (list, tuple)) else z
-    event_shape = tuple(gebm.latent.event_shape)
-    batch_shape = _batch_shape(z, event_shape, batch_size)
-    return _batches(gebm, z, batch_shape, event_shape, batch_size)
+    z = z.detach().cpu().numpy() if isinstance(z, torch.Tensor) else z
+    return _decoded(gebm, batches_of_rows(z, gebm.latent.event_shape, batch_size))
 
 
-def _batch_shape(z, event_shape, batch_size):
-    shape = getattr(z, "shape", None)
-    if not isinstance(shape, tuple):
-        raise TypeError(f'Expected an array of latents, such as `data["posterior"]["z"]`; got {type(z).__name__}.')
-    split = len(shape) - len(event_shape)
-    if split < 0 or tuple(shape[split:]) != event_shape:
-        raise ValueError(f"Expected latents of shape (..., {', '.join(map(str, event_shape))}); got {tuple(shape)}.")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, (int, np.integer)) or batch_size < 1:
-        raise ValueError(f"Expected `batch_size` to be a positive integer; got {batch_size!r}.")
-    return tuple(shape[:split])
-
-
-def _batches(gebm, z, batch_shape, event_shape, batch_size):
-    num_rows, like = int(np.prod(batch_shape)), draw_quietly(gebm.latent_prior, 1)
-    for start in range(0, num_rows, batch_size):
-        stop = min(start + batch_size, num_rows)
-        rows = like.new_empty(stop - start, *event_shape)
+def _decoded(gebm: GEBM, batches: Iterator[np.ndarray]) -> Iterator[torch.Tensor]:
+    like = draw_quietly(gebm.latent_prior, 1)
+    for rows in batches:
         with torch.no_grad():  # not around `yield`: the caller's code would run without gradients
-            _read_rows(z, batch_shape, start, stop, rows)
-            x = gebm.decode(rows)
+            x = gebm.decode(torch.tensor(rows, dtype=like.dtype, device=like.device))
         yield x
-
-
-def _read_rows(z, batch_shape, start, stop, out):
-    """Copy rows `start` to `stop` of the flattened leading axes into `out`, reading no others."""
-    if not batch_shape:
-        out[0] = _tensor(z[...])
-        return
-    row = start
-    while row < stop:
-        outer, first = divmod(row, batch_shape[-1])
-        last = min(batch_shape[-1], first + stop - row)
-        index = tuple(int(i) for i in np.unravel_index(outer, batch_shape[:-1]))
-        out[row - start : row - start + last - first] = _tensor(z[(*index, slice(first, last))])
-        row += last - first
-
-
-def _tensor(rows):
-    return rows if isinstance(rows, torch.Tensor) else torch.tensor(np.asarray(rows))

@@ -1,16 +1,28 @@
 """Draws and statistics of a chain as ArviZ data."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import torch
 from pyro.infer.mcmc.api import AbstractMCMC
 
 from gebm.arviz_data import from_groups, latent_site
+from gebm.validation import instance
 from pyro_gebm.decode import decode
+from pyro_gebm.gebm import GEBM
 
 __all__ = ["to_arviz"]
 
 
-def to_arviz(mcmc, gebm=None, site=None, *, coords=None, dims=None):
+def to_arviz(
+    mcmc: AbstractMCMC,
+    gebm: GEBM | None = None,
+    site: str | None = None,
+    *,
+    coords: Mapping[str, Any] | None = None,
+    dims: Mapping[str, Any] | None = None,
+) -> Any:
     """Draws, every statistic the kernel recorded, and E(x), as ArviZ data.
 
     `lp` is the log density in unconstrained space, log-Jacobians included. Pyro's own kernels record divergences
@@ -19,7 +31,7 @@ def to_arviz(mcmc, gebm=None, site=None, *, coords=None, dims=None):
     Args:
         mcmc: a `pyro.infer.MCMC` that has run.
         gebm: adds `energy_x` = E(B(z)) of its latents to the sample statistics.
-        site: name of the site that holds the latents of `gebm`; found by itself where there is only one candidate.
+        site: name of the site that holds the latents of `gebm`; by default the only one that fits.
         coords: coordinates, handed on to ArviZ.
         dims: dimension names, handed on to ArviZ.
 
@@ -42,18 +54,16 @@ def to_arviz(mcmc, gebm=None, site=None, *, coords=None, dims=None):
         >>> sorted(to_arviz(mcmc, gebm)["sample_stats"].data_vars)
         ['diverging', 'energy_x']
     """
-    if not isinstance(mcmc, AbstractMCMC):
-        raise TypeError(f"Expected a pyro.infer.MCMC; got {type(mcmc).__name__}.")
+    instance("mcmc", mcmc, AbstractMCMC, "pyro.infer.MCMC")
     draws = mcmc.get_samples(group_by_chain=True)
     posterior = {name: value.detach().cpu().numpy() for name, value in draws.items()}
     statistics = _statistics(mcmc._diagnostics, next(iter(posterior.values())).shape[:2])
     if gebm is not None:
-        name = latent_site(posterior, gebm.latent.event_shape, site)
-        statistics["energy_x"] = _energy_of_latents(gebm, draws[name])
+        statistics["energy_x"] = energy_of_site(gebm, posterior, site)
     return from_groups(posterior, statistics, coords=coords, dims=dims)
 
 
-def _statistics(diagnostics, shape):
+def _statistics(diagnostics: list[dict[str, Any]], shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Arrays of shape (chain, draw) from what each chain's kernel reported."""
     chains = [report.get("sample_stats", {}) for report in diagnostics]
     statistics = {name: np.stack([np.asarray(chain[name]) for chain in chains]) for name in chains[0]}
@@ -65,6 +75,9 @@ def _statistics(diagnostics, shape):
 
 
 @torch.no_grad()
-def _energy_of_latents(gebm, z, batch_size=10_000):
-    batch = z.shape[: z.ndim - len(gebm.latent.event_shape)]
-    return torch.cat([gebm.energy(x) for x in decode(gebm, z, batch_size)]).reshape(batch).cpu().numpy()
+def energy_of_site(gebm: GEBM, posterior: Mapping[str, Any], site: str | None = None) -> np.ndarray:
+    """E(B(z)) of all draws of the site that holds the latents of a model, 10,000 at once."""
+    event_shape = gebm.latent.event_shape
+    z = np.asarray(posterior[latent_site(posterior, event_shape, site)])
+    energies = torch.cat([gebm.energy(x) for x in decode(gebm, z, 10_000)])
+    return energies.reshape(z.shape[: z.ndim - len(event_shape)]).cpu().numpy()

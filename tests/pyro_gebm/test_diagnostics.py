@@ -211,16 +211,21 @@ def test_summary_and_file(chain, tmp_path):
 
 @pytest.mark.parametrize("chain", [nuts, kinetic_langevin])
 def test_a_run_is_diagnosed_as_its_data_are(chain):
-    found = diagnose(chain(), gebm=gebm(), print_report=False)
+    found = diagnose(chain(), gebm=gebm())
     assert (found.num_chains, found.num_draws, found.num_divergences) == (2, 30, 0)
-    assert found == diagnose(to_arviz(chain(), gebm()), print_report=False)
-    assert found == diagnose(to_arviz(chain()), gebm=gebm(), print_report=False)
+    assert found == diagnose(to_arviz(chain(), gebm()))
+    assert found == diagnose(to_arviz(chain()), gebm=gebm())
     energy = float(az.ess(energy_by_hand(to_arviz(chain())["posterior"]["z"].values)))
-    assert diagnose(to_arviz(chain()), print_report=False).min_ess_bulk >= found.min_ess_bulk <= energy * (1 + 1e-9)
+    assert diagnose(to_arviz(chain())).min_ess_bulk >= found.min_ess_bulk <= energy * (1 + 1e-9)
+
+
+def test_what_is_no_run_is_not_diagnosed():
+    with pytest.raises(TypeError, match=r"Expected mcmc to be a pyro.infer.MCMC; got dict"):
+        diagnose({"z": np.zeros((4, 100))})
 
 
 def test_the_site_to_diagnose_is_named_like_that_of_to_arviz():
     with pytest.raises(ValueError, match="Pass `site=`"):
         diagnose(to_arviz(several_sites()), gebm=normal_gebm(2))
-    found = diagnose(to_arviz(several_sites()), gebm=normal_gebm(2), site="b_latent", print_report=False)
-    assert found == diagnose(several_sites(), gebm=normal_gebm(2), site="b_latent", print_report=False)
+    found = diagnose(to_arviz(several_sites()), gebm=normal_gebm(2), site="b_latent")
+    assert found == diagnose(several_sites(), gebm=normal_gebm(2), site="b_latent")
