@@ -11,7 +11,9 @@ import pathlib
 import numpy as np
 
 from gebm.arviz_data import from_groups
+from gebm.atomic import replacing
 from gebm.netcdf import allocate, checked_variable, layout, lock, read_count, write
+from gebm.validation import integer
 
 __all__ = ["DrawFile", "read_draws", "refuse_existing"]
 
@@ -70,23 +72,17 @@ class DrawFile:
         Raises:
             FileExistsError: if there is a file at `path`.
             ImportError: without h5netcdf, naming the extra to install.
+            TypeError: for a number that is not an integer.
             ValueError: for a number below one, an unknown group or dtype, or no variable in the group "posterior".
         """
         path = pathlib.Path(path)
         refuse_existing(path)
-        sizes = {"num_chains": num_chains, "num_draws": num_draws}
-        for name, size in sizes.items():
-            if isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1:
-                raise ValueError(f"Expected `{name}` to be a positive integer; got {size!r}.")
+        num_chains, num_draws = integer("num_chains", num_chains), integer("num_draws", num_draws)
         variables = {name: checked_variable(name, *spec) for name, spec in variables.items()}
         if "posterior" not in {group for _, _, group in variables.values()}:
             raise ValueError(f'Expected at least one variable in the group "posterior"; got {variables}.')
-        partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            allocate(partial, num_chains, num_draws, variables)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path) as temporary:
+            allocate(temporary, num_chains, num_draws, variables)
         return cls(path)
 
     @classmethod

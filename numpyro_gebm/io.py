@@ -1,8 +1,8 @@
 """A trained GEBM to and from disk, in a format that both packages read."""
 
-import hashlib
-import json
 import os
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
+from gebm.model_file import PRIORS, LatentPrior, ModelFile, named_class
 from numpyro_gebm import nn
 from numpyro_gebm.base import Pushforward, trained_part, with_trained_part
 from numpyro_gebm.callables import array_name
@@ -17,15 +18,13 @@ from numpyro_gebm.gebm import GEBM
 
 __all__ = ["load", "save"]
 
-FORMAT_VERSION = 1
 
-
-def save(gebm, path):
+def save(gebm: GEBM, path: str | os.PathLike[str]) -> None:
     r"""Write a GEBM to one `.npz` file, without pickle.
 
     The file holds the arrays of base and energy under their PyTorch-style names and a JSON header: format version,
-    architectures (for classes of `nn`), latent prior, $\beta$, $A$, the list of keys, and a SHA-256 of it all. It is
-    written to a temporary file and then moved into place.
+    architectures (for classes of `nn`), latent prior, $\beta$, $A$, the list of keys, and a SHA-256 of it all. It
+    appears whole or not at all.
 
     Args:
         gebm: a `GEBM` whose `log_partition` is None or an array.
@@ -46,33 +45,25 @@ def save(gebm, path):
     """
     if callable(gebm.log_partition):
         raise TypeError("A callable log_partition cannot be saved: pass its value at this inverse temperature.")
-    is_pushforward = isinstance(gebm.base, Pushforward)
-    arrays = {
-        **_named_arrays("base", trained_part(gebm.base)),
-        **_named_arrays("energy", gebm.energy),
-    }
-    latent_prior = None
-    if is_pushforward:
-        latent_prior, parameters = _describe_prior(gebm.base.latent_prior)
-        arrays.update(parameters)
-    header = {
-        "format": "gebm",
-        "format_version": FORMAT_VERSION,
-        "generator": _describe(gebm.base.generator) if is_pushforward else None,
-        "energy": _describe(gebm.energy),
-        "latent_prior": latent_prior,
-        "inverse_temperature": np.asarray(gebm.inverse_temperature).tolist(),
-        "log_partition": None if gebm.log_partition is None else np.asarray(gebm.log_partition).tolist(),
-        "keys": sorted(arrays),
-    }
-    header["sha256"] = _digest(header, arrays)
-    temporary = f"{os.fspath(path)}.tmp"
-    with open(temporary, "wb") as file:
-        np.savez(file, header=np.array(json.dumps(header)), **arrays)
-    os.replace(temporary, path)
+    generator, prior = None, None
+    if isinstance(gebm.base, Pushforward):
+        generator, prior = _describe(gebm.base.generator), _describe_prior(gebm.base.latent_prior)
+    file = ModelFile(
+        arrays={**_named_arrays("base", trained_part(gebm.base)), **_named_arrays("energy", gebm.energy)},
+        generator=generator,
+        energy=_describe(gebm.energy),
+        latent_prior=prior,
+        inverse_temperature=np.asarray(gebm.inverse_temperature).tolist(),
+        log_partition=None if gebm.log_partition is None else np.asarray(gebm.log_partition).tolist(),
+    )
+    file.write(path)
 
 
-def load(path, base=None, energy=None):
+def load(
+    path: str | os.PathLike[str],
+    base: dist.Distribution | None = None,
+    energy: Callable[[jax.Array], jax.Array] | None = None,
+) -> GEBM:
     """Read a GEBM written by `save`, in either package.
 
     Args:
@@ -88,107 +79,62 @@ def load(path, base=None, energy=None):
         ValueError: if the file is truncated, not of this format, or its keys or shapes are not those expected; or if
             `base` or `energy` is needed and not given.
     """
-    header, arrays = _read(path)
+    file = ModelFile.read(path)
     if base is None:
-        if header["generator"] is None or header["latent_prior"] is None:
+        if file.generator is None or file.latent_prior is None:
             raise ValueError(f"{path} was saved with a base that is not built from `nn`: pass `base=`.")
-        base = Pushforward(_build_prior(header["latent_prior"], arrays), _build(header["generator"]))
+        base = Pushforward(_build_prior(file.latent_prior), _build(file.generator))
     if energy is None:
-        if header["energy"] is None:
+        if file.energy is None:
             raise ValueError(f"{path} was saved with an energy that is not from `nn`: pass `energy=`.")
-        energy = _build(header["energy"])
+        energy = _build(file.energy)
     part = trained_part(base)
-    expected = {*_named_arrays("base", part), *_named_arrays("energy", energy)}
-    found = {key for key in arrays if not key.startswith("latent_prior.")}
-    if expected != found:
-        raise ValueError(
-            f"{path} does not fit: missing keys {sorted(expected - found)}, unexpected keys {sorted(found - expected)}."
-        )
-    base = with_trained_part(base, eqx.nn.inference_mode(_filled("base", part, arrays, path)))
+    file.check_fit(path, {**_named_arrays("base", part), **_named_arrays("energy", energy)})
+    base = with_trained_part(base, eqx.nn.inference_mode(_filled("base", part, file.arrays)))
     return GEBM(
         base,
-        eqx.nn.inference_mode(_filled("energy", energy, arrays, path)),
-        inverse_temperature=np.asarray(header["inverse_temperature"]),
-        log_partition=None if header["log_partition"] is None else np.asarray(header["log_partition"]),
+        eqx.nn.inference_mode(_filled("energy", energy, file.arrays)),
+        inverse_temperature=np.asarray(file.inverse_temperature),
+        log_partition=None if file.log_partition is None else np.asarray(file.log_partition),
     )
 
 
-def _read(path):
-    try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-        header = json.loads(str(arrays.pop("header")))
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{path} is not a readable GEBM file (truncated?): {error}") from error
-    if header.get("format") != "gebm" or header.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"Expected a GEBM file of format version {FORMAT_VERSION}; got {header.get('format')!r} "
-            f"{header.get('format_version')!r}. Update the package to read newer files."
-        )
-    if sorted(arrays) != header["keys"] or _digest(header, arrays) != header["sha256"]:
-        raise ValueError(f"{path} is damaged: its keys or its checksum are not those of its header.")
-    return header, arrays
-
-
-def _digest(header, arrays):
-    digest = hashlib.sha256(json.dumps({k: v for k, v in header.items() if k != "sha256"}, sort_keys=True).encode())
-    for key in sorted(arrays):
-        array = np.ascontiguousarray(arrays[key])
-        digest.update(f"{key}:{array.dtype.str}:{array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def _describe(network):
+def _describe(network: Any) -> dict[str, Any] | None:
     name = type(network).__name__
     if nn.ARCHITECTURES.get(name) is not type(network):
         return None
     return {"class": name, "config": network.config}
 
 
-def _build(description):
-    if description["class"] not in nn.ARCHITECTURES:
-        raise ValueError(f"Expected an architecture in {sorted(nn.ARCHITECTURES)}; got {description['class']!r}.")
-    return nn.ARCHITECTURES[description["class"]](**description["config"], rng_key=jax.random.key(0))
+def _build(description: dict[str, Any]) -> eqx.Module:
+    network = named_class(description, nn.ARCHITECTURES, "an architecture")
+    return network(**description["config"], rng_key=jax.random.key(0))
 
 
-def _describe_prior(prior):
-    """Header entry and arrays of a latent prior; `(None, {})` if it is not one that both packages know."""
-    shape = prior.shape()
-    if prior.batch_shape != ():
-        return None, {}
+def _describe_prior(prior: dist.Distribution) -> LatentPrior | None:
+    """A latent prior as a file holds it; None if it is not one that both packages know."""
+    shape, is_batch = prior.shape(), prior.batch_shape != ()
     while isinstance(prior, (dist.Independent, dist.ExpandedDistribution)):
         prior = prior.base_dist
-    for name, parameters in _PRIORS.items():
-        if type(prior) is getattr(dist, name):
+    for name, parameters in PRIORS.items():
+        if type(prior) is getattr(dist, name) and not is_batch:
             values = {p: np.broadcast_to(np.asarray(jnp.asarray(getattr(prior, p))), shape) for p in parameters}
-            return {"class": name, "shape": list(shape)}, {f"latent_prior.{p}": v for p, v in values.items()}
-    return None, {}
+            return LatentPrior(name, values)
+    return None
 
 
-def _build_prior(description, arrays):
-    parameters = {p: jnp.asarray(arrays[f"latent_prior.{p}"]) for p in _PRIORS[description["class"]]}
-    return getattr(dist, description["class"])(**parameters).to_event(len(description["shape"]))
+def _build_prior(prior: LatentPrior) -> dist.Distribution:
+    parameters = {name: jnp.asarray(value) for name, value in prior.parameters.items()}
+    return getattr(dist, prior.name)(**parameters).to_event(len(prior.shape))
 
 
-#: Latent priors that `save` and `load` know by name, with their parameters.
-_PRIORS = {"Normal": ("loc", "scale"), "Uniform": ("low", "high"), "Laplace": ("loc", "scale")}
-
-
-def _named_arrays(prefix, tree):
+def _named_arrays(prefix: str, tree: Any) -> dict[str, np.ndarray]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(eqx.filter(tree, eqx.is_array))
     return {array_name(prefix, path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def _filled(prefix, tree, arrays, file):
-    def fill(path, leaf):
-        if not eqx.is_array(leaf):
-            return leaf
-        key = array_name(prefix, path)
-        if arrays[key].shape != leaf.shape:
-            raise ValueError(f"{file} does not fit: expected {key} of shape {leaf.shape}; got {arrays[key].shape}.")
-        return jnp.asarray(arrays[key])
+def _filled(prefix: str, tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
+    def fill(path: Any, leaf: Any) -> Any:
+        return jnp.asarray(arrays[array_name(prefix, path)]) if eqx.is_array(leaf) else leaf
 
     return jax.tree_util.tree_map_with_path(fill, tree)

@@ -1,29 +1,28 @@
 """A trained GEBM to and from disk, in a format that both packages read."""
 
-import hashlib
-import json
 import os
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution
 
+from gebm.model_file import PRIORS, LatentPrior, ModelFile, named_class
 from pyro_gebm import nn
 from pyro_gebm.base import Pushforward, trained_part
 from pyro_gebm.gebm import GEBM
 
 __all__ = ["load", "save"]
 
-FORMAT_VERSION = 1
 
-
-def save(gebm, path):
+def save(gebm: GEBM, path: str | os.PathLike[str]) -> None:
     r"""Write a GEBM to one `.npz` file, without pickle.
 
     The file holds the arrays of base and energy under their PyTorch-style names and a JSON header: format version,
-    architectures (for classes of `nn`), latent prior, $\beta$, $A$, the list of keys, and a SHA-256 of it all. It is
-    written to a temporary file and then moved into place.
+    architectures (for classes of `nn`), latent prior, $\beta$, $A$, the list of keys, and a SHA-256 of it all. It
+    appears whole or not at all.
 
     Args:
         gebm: a `GEBM` whose `log_partition` is None or a tensor.
@@ -43,33 +42,25 @@ def save(gebm, path):
     """
     if callable(gebm.log_partition):
         raise TypeError("A callable log_partition cannot be saved: pass its value at this inverse temperature.")
-    is_pushforward = isinstance(gebm.base, Pushforward)
-    arrays = {
-        **_named_arrays("base", trained_part(gebm.base)),
-        **_named_arrays("energy", gebm.energy),
-    }
-    latent_prior = None
-    if is_pushforward:
-        latent_prior, parameters = _describe_prior(gebm.base.latent_prior)
-        arrays.update(parameters)
-    header = {
-        "format": "gebm",
-        "format_version": FORMAT_VERSION,
-        "generator": _describe(gebm.base.generator) if is_pushforward else None,
-        "energy": _describe(gebm.energy),
-        "latent_prior": latent_prior,
-        "inverse_temperature": gebm.inverse_temperature.tolist(),
-        "log_partition": None if gebm.log_partition is None else gebm.log_partition.tolist(),
-        "keys": sorted(arrays),
-    }
-    header["sha256"] = _digest(header, arrays)
-    temporary = f"{os.fspath(path)}.tmp"
-    with open(temporary, "wb") as file:
-        np.savez(file, header=np.array(json.dumps(header)), **arrays)
-    os.replace(temporary, path)
+    generator, prior = None, None
+    if isinstance(gebm.base, Pushforward):
+        generator, prior = _describe(gebm.base.generator), _describe_prior(gebm.base.latent_prior)
+    file = ModelFile(
+        arrays={**_named_arrays("base", trained_part(gebm.base)), **_named_arrays("energy", gebm.energy)},
+        generator=generator,
+        energy=_describe(gebm.energy),
+        latent_prior=prior,
+        inverse_temperature=gebm.inverse_temperature.tolist(),
+        log_partition=None if gebm.log_partition is None else gebm.log_partition.tolist(),
+    )
+    file.write(path)
 
 
-def load(path, base=None, energy=None):
+def load(
+    path: str | os.PathLike[str],
+    base: dist.Distribution | None = None,
+    energy: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> GEBM:
     """Read a GEBM written by `save`, in either package.
 
     Args:
@@ -85,120 +76,65 @@ def load(path, base=None, energy=None):
         ValueError: if the file is truncated, not of this format, or its keys or shapes are not those expected; or if
             `base` or `energy` is needed and not given.
     """
-    header, arrays = _read(path)
+    file = ModelFile.read(path)
     if base is None:
-        if header["generator"] is None or header["latent_prior"] is None:
+        if file.generator is None or file.latent_prior is None:
             raise ValueError(f"{path} was saved with a base that is not built from `nn`: pass `base=`.")
-        generator = _build(header["generator"], _dtype("base", arrays))
-        base = Pushforward(_build_prior(header["latent_prior"], arrays), generator)
+        base = Pushforward(_build_prior(file.latent_prior), _build(file.generator, _dtype("base", file.arrays)))
     if energy is None:
-        if header["energy"] is None:
+        if file.energy is None:
             raise ValueError(f"{path} was saved with an energy that is not from `nn`: pass `energy=`.")
-        energy = _build(header["energy"], _dtype("energy", arrays))
+        energy = _build(file.energy, _dtype("energy", file.arrays))
     part = trained_part(base)
-    expected = {*_named_arrays("base", part), *_named_arrays("energy", energy)}
-    found = {key for key in arrays if not key.startswith("latent_prior.")}
-    if expected != found:
-        raise ValueError(
-            f"{path} does not fit: missing keys {sorted(expected - found)}, unexpected keys {sorted(found - expected)}."
-        )
+    file.check_fit(path, {**_named_arrays("base", part), **_named_arrays("energy", energy)})
     for prefix, module in (("base", part), ("energy", energy)):
-        _check_shapes(prefix, module, arrays, path)
-    for prefix, module in (("base", part), ("energy", energy)):
-        _fill(prefix, module, arrays)
-    return GEBM(
-        base,
-        energy,
-        inverse_temperature=header["inverse_temperature"],
-        log_partition=header["log_partition"],
-    )
+        _fill(prefix, module, file.arrays)
+    return GEBM(base, energy, inverse_temperature=file.inverse_temperature, log_partition=file.log_partition)
 
 
-def _read(path):
-    try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-        header = json.loads(str(arrays.pop("header")))
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{path} is not a readable GEBM file (truncated?): {error}") from error
-    if header.get("format") != "gebm" or header.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"Expected a GEBM file of format version {FORMAT_VERSION}; got {header.get('format')!r} "
-            f"{header.get('format_version')!r}. Update the package to read newer files."
-        )
-    if sorted(arrays) != header["keys"] or _digest(header, arrays) != header["sha256"]:
-        raise ValueError(f"{path} is damaged: its keys or its checksum are not those of its header.")
-    return header, arrays
-
-
-def _digest(header, arrays):
-    digest = hashlib.sha256(json.dumps({k: v for k, v in header.items() if k != "sha256"}, sort_keys=True).encode())
-    for key in sorted(arrays):
-        array = np.ascontiguousarray(arrays[key])
-        digest.update(f"{key}:{array.dtype.str}:{array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
-def _describe(network):
+def _describe(network: Any) -> dict[str, Any] | None:
     name = type(network).__name__
     if nn.ARCHITECTURES.get(name) is not type(network):
         return None
     return {"class": name, "config": network.config}
 
 
-def _build(description, dtype):
-    if description["class"] not in nn.ARCHITECTURES:
-        raise ValueError(f"Expected an architecture in {sorted(nn.ARCHITECTURES)}; got {description['class']!r}.")
-    return nn.ARCHITECTURES[description["class"]](**description["config"]).to(dtype)
+def _build(description: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
+    return named_class(description, nn.ARCHITECTURES, "an architecture")(**description["config"]).to(dtype)
 
 
-def _dtype(prefix, arrays):
+def _dtype(prefix: str, arrays: Mapping[str, np.ndarray]) -> torch.dtype:
     return next(_tensor(value).dtype for key, value in arrays.items() if key.startswith(f"{prefix}."))
 
 
-def _describe_prior(prior):
-    """Header entry and arrays of a latent prior; `(None, {})` if it is not one that both packages know."""
-    shape = prior.shape()
-    if prior.batch_shape != ():
-        return None, {}
+def _describe_prior(prior: dist.Distribution) -> LatentPrior | None:
+    """A latent prior as a file holds it; None if it is not one that both packages know."""
+    shape, is_batch = prior.shape(), prior.batch_shape != ()
     while isinstance(prior, (torch.distributions.Independent, ExpandedDistribution)):
         prior = prior.base_dist
-    for name, parameters in _PRIORS.items():
-        if isinstance(prior, getattr(torch.distributions, name)):
+    for name, parameters in PRIORS.items():
+        if isinstance(prior, getattr(torch.distributions, name)) and not is_batch:
             values = {p: np.broadcast_to(getattr(prior, p).detach().cpu().numpy(), shape) for p in parameters}
-            return {"class": name, "shape": list(shape)}, {f"latent_prior.{p}": v for p, v in values.items()}
-    return None, {}
+            return LatentPrior(name, values)
+    return None
 
 
-def _build_prior(description, arrays):
-    parameters = {p: _tensor(arrays[f"latent_prior.{p}"]) for p in _PRIORS[description["class"]]}
-    return getattr(dist, description["class"])(**parameters).to_event(len(description["shape"]))
+def _build_prior(prior: LatentPrior) -> dist.Distribution:
+    parameters = {name: _tensor(value) for name, value in prior.parameters.items()}
+    return getattr(dist, prior.name)(**parameters).to_event(len(prior.shape))
 
 
-#: Latent priors that `save` and `load` know by name, with their parameters.
-_PRIORS = {"Normal": ("loc", "scale"), "Uniform": ("low", "high"), "Laplace": ("loc", "scale")}
-
-
-def _tensor(array):
+def _tensor(array: np.ndarray) -> torch.Tensor:
     return torch.tensor(array, device=torch.get_default_device())
 
 
-def _named_arrays(prefix, module):
+def _named_arrays(prefix: str, module: Any) -> dict[str, np.ndarray]:
     if not isinstance(module, torch.nn.Module):
         return {}
     return {f"{prefix}.{key}": value.detach().cpu().numpy() for key, value in module.state_dict().items()}
 
 
-def _check_shapes(prefix, module, arrays, file):
-    for key, value in _named_arrays(prefix, module).items():
-        if value.shape != arrays[key].shape:
-            raise ValueError(f"{file} does not fit: expected {key} of shape {value.shape}; got {arrays[key].shape}.")
-
-
-def _fill(prefix, module, arrays):
+def _fill(prefix: str, module: Any, arrays: Mapping[str, np.ndarray]) -> None:
     if isinstance(module, torch.nn.Module):
         module.load_state_dict({key: _tensor(arrays[f"{prefix}.{key}"]) for key in module.state_dict()})
         module.eval().requires_grad_(False)

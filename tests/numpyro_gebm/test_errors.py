@@ -251,7 +251,7 @@ def test_to_arviz_arguments():
     gebm = GEBM(PRIOR, energy)
     mcmc = MCMC(KineticLangevin(lambda: numpyro.sample("z", gebm.latent)), num_warmup=1, num_samples=2, progress_bar=0)
     mcmc.run(jax.random.key(0))
-    with pytest.raises(TypeError, match=r"Expected mcmc to be a numpyro.infer.MCMC; got dict"):
+    with pytest.raises(TypeError, match=r"Expected mcmc to be a numpyro.infer.MCMC; got .*dict"):
         to_arviz({})
     with pytest.raises(ValueError, match="at site='y'"):
         to_arviz(mcmc, gebm, site="y")

@@ -343,5 +343,3 @@ def test_twins_take_the_same_arguments(path):
 
 def test_architectures_of_files_are_the_same():
     assert numpyro_gebm.nn.ARCHITECTURES.keys() == pyro_gebm.nn.ARCHITECTURES.keys()
-    assert numpyro_gebm.io.FORMAT_VERSION == pyro_gebm.io.FORMAT_VERSION
-    assert numpyro_gebm.io._PRIORS == pyro_gebm.io._PRIORS

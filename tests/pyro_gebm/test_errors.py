@@ -266,7 +266,7 @@ def test_to_arviz_arguments():
     gebm = GEBM(PRIOR, energy)
     mcmc = MCMC(KineticLangevin(lambda: pyro.sample("z", gebm.latent)), 2, 1, disable_progbar=True)
     mcmc.run()
-    with pytest.raises(TypeError, match=r"Expected mcmc to be a pyro.infer.MCMC; got dict"):
+    with pytest.raises(TypeError, match=r"Expected mcmc to be a pyro.infer.MCMC; got .*dict"):
         to_arviz({})
     with pytest.raises(ValueError, match="at site='y'"):
         to_arviz(mcmc, gebm, site="y")
