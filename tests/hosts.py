@@ -145,9 +145,10 @@ class NumPyro(Host):
 
         return optax.adam(optax.cosine_decay_schedule(rate, decay_steps) if decay_steps else rate, b1=b1)
 
-    def train(self, kale, num_steps, data, seed=0, **kwargs):
-        """`KALE.run` without a progress bar; `evaluate` takes what it returns."""
-        return kale.run(self.jax.random.key(seed), num_steps, data, **{"progress_bar": False} | kwargs)
+    def train(self, kale, num_steps, data, seed=0, after=None, **kwargs):
+        """`KALE.run` without a progress bar, perhaps going on after a result; `evaluate` takes what it returns."""
+        kwargs = {"progress_bar": False, "init_state": after and after.state} | kwargs
+        return kale.run(None if after else self.jax.random.key(seed), num_steps, data, **kwargs)
 
     def evaluate(self, kale, result, data):
         """KALE on data after `train`."""
@@ -241,9 +242,10 @@ class Pyro(Host):
 
         return factory
 
-    def train(self, kale, num_steps, data, seed=0, **kwargs):
-        """`KALE.run` without a progress bar; `evaluate` takes what it returns."""
-        self.ppl.set_rng_seed(seed)
+    def train(self, kale, num_steps, data, seed=0, after=None, **kwargs):
+        """`KALE.run` without a progress bar, perhaps going on after a result; `evaluate` takes what it returns."""
+        if after is None:
+            self.ppl.set_rng_seed(seed)
         return kale.run(num_steps, data, **{"progress_bar": False} | kwargs)
 
     def evaluate(self, kale, result, data):
