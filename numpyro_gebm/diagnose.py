@@ -17,9 +17,6 @@ def diagnose(data: Any, *, gebm: GEBM | None = None, site: str | None = None) ->
     BFMI, acceptance, bias of unadjusted kernels, warm-up, and the modes that each chain visited. A statistic that was
     not recorded is left out.
 
-    Of more than 400,000 draws in all, R-hat and effective sample sizes are those of every k-th (the report says so);
-    modes are looked for in some 8,000.
-
     Args:
         data: an MCMC object that `to_arviz` takes, or what `to_arviz` or `read_draws` returned.
         gebm: adds `energy_x` = E(B(z)), if it is not in the data.
@@ -35,17 +32,16 @@ def diagnose(data: Any, *, gebm: GEBM | None = None, site: str | None = None) ->
         ValueError: if there is no posterior, or fewer than 8 draws of each chain.
 
     Example:
-        >>> import tempfile, numpy as np
-        >>> from numpyro_gebm import DrawFile, read_draws
-        >>> path = tempfile.mkdtemp() + "/draws.nc"
-        >>> with DrawFile.create(path, num_chains=4, num_draws=500, variables={"z": ((), "f8", "posterior")}) as file:
-        ...     file.append({"z": np.random.default_rng(0).normal(size=(4, 500))})
-        >>> print(diagnose(read_draws(path)))
-        4 chains of 500 draws: no problems found.
-        ok Largest R-hat is 1.001 (z); at most 1.01 is recommended.
-        ok Smallest bulk ESS is 2003 (z); at least 400 is recommended.
-        ok Smallest tail ESS is 2056 (z); at least 400 is recommended.
-        ok One mode found, visited by every chain. A mode that no chain found cannot be detected.
+        >>> import jax, numpyro, numpyro.distributions as dist
+        >>> from numpyro.infer import MCMC, NUTS
+        >>> from numpyro_gebm import GEBM
+        >>> gebm = GEBM(dist.Normal(0.0, 1.0), lambda x: 0.5 * x**2)
+        >>> mcmc = MCMC(NUTS(lambda: numpyro.sample("z", gebm.latent)), num_warmup=10, num_samples=20,
+        ...             progress_bar=False)
+        >>> mcmc.run(jax.random.key(0), extra_fields=("energy",))
+        >>> found = diagnose(mcmc, gebm=gebm)  # `print` it
+        >>> found.num_chains, found.num_draws, found.num_divergences
+        (1, 20, 0)
     """
     if not hasattr(data, "groups"):
         data = to_arviz(data, gebm, site)

@@ -1,5 +1,6 @@
 """Generalized energy-based models as Pyro distributions."""
 
+from gebm import __version__
 from gebm.draw_file import DrawFile, read_draws
 from gebm.errors import TrainingDiverged
 from gebm.plotting import plot_losses
@@ -17,36 +18,12 @@ from pyro_gebm.to_arviz import to_arviz
 from pyro_gebm.training.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
 from pyro_gebm.training.kale import KALE
 
-__all__ = [
-    "GEBM",
-    "KALE",
-    "Diagnosis",
-    "DrawFile",
-    "EnergyTiltedPrior",
-    "KALEGuide",
-    "LatentReparam",
-    "LogPartition",
-    "LogPartitionCurve",
-    "Pushforward",
-    "TrainingDiverged",
-    "decode",
-    "diagnose",
-    "divergences",
-    "energy_bursts",
-    "flows",
-    "gradient_penalty",
-    "infer",
-    "l2_penalty",
-    "load",
-    "log_partition",
-    "log_partition_curve",
-    "metrics",
-    "nn",
-    "particle_flows",
-    "plot_losses",
-    "read_draws",
-    "save",
-    "sum_of_penalties",
-    "to_arviz",
-    "training",
-]
+__all__ = [  # noqa: RUF022
+    "__version__",
+    "GEBM", "EnergyTiltedPrior", "LatentReparam", "Pushforward", "load", "save",
+    "KALE", "KALEGuide", "TrainingDiverged", "gradient_penalty", "l2_penalty", "sum_of_penalties",
+    "energy_bursts", "plot_losses",
+    "LogPartition", "LogPartitionCurve", "log_partition", "log_partition_curve",
+    "Diagnosis", "DrawFile", "decode", "diagnose", "read_draws", "to_arviz",
+    "divergences", "flows", "infer", "metrics", "nn", "particle_flows", "training",
+]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib
 import importlib.util
 import json
 import pathlib
@@ -142,14 +143,34 @@ def test_the_training_loop_knows_nothing_of_kale(path):
     assert not names & {"kale", "KALE", "guide", "objectives", "divergences", "results"}, names
 
 
-def test_the_shared_core_imports_neither_framework():
-    modules = python("import json, sys, gebm.findings, gebm.draw_file; print(json.dumps(sorted(sys.modules)))")
-    assert not {name.split(".")[0] for name in modules} & set().union(*FOREIGN.values())
-    frameworks = set().union(*FOREIGN.values())
-    found = {
-        name: set(map(lambda m: m.split(".")[0], imports(path))) & frameworks for name, path in files("gebm").items()
-    }
-    assert not any(found.values()), found
+def test_the_shared_core_imports_neither_framework_nor_an_extra():
+    modules = [f"gebm.{name.removesuffix('.py').replace('/', '.')}" for name in files("gebm")]
+    code = f"import gebm, json, sys, {', '.join(modules)}; gebm.hosts(); print(json.dumps(sorted(sys.modules)))"
+    foreign = set().union(*FOREIGN.values())
+    loaded = set(python(code.replace(".__init__", "")))
+    assert not {name.split(".")[0] for name in loaded} & foreign
+    assert not loaded & (EXTRAS | {"scipy", "h5py", "h5netcdf"})
+    named = {name: {module.split(".")[0] for module in imports(path)} for name, path in files("gebm").items()}
+    assert not {name: modules & foreign for name, modules in named.items() if modules & foreign}
+
+
+def test_hosts_are_found_without_importing_them():
+    """Also where one is missing; the version is that of the distribution, and known without one."""
+    code = """
+import importlib.metadata, importlib.util, json
+find, version = importlib.util.find_spec, importlib.metadata.version
+importlib.util.find_spec = lambda name: None if name == "jax" else object()
+importlib.metadata.version = lambda name: version("no such distribution")
+import gebm
+print(json.dumps([gebm.hosts(), gebm.__version__]))
+"""
+    assert python(code) == [{"numpyro": False, "pyro": True}, "0+unknown"]
+
+
+@pytest.mark.parametrize("package", HOSTS)
+def test_a_package_has_the_version_of_the_distribution(package):
+    pytest.importorskip(HOSTS[package])
+    assert importlib.import_module(package).__version__ == importlib.import_module("gebm").__version__ != ""
 
 
 @pytest.mark.parametrize("package, other", [("numpyro_gebm", "pyro_gebm"), ("pyro_gebm", "numpyro_gebm")])
