@@ -113,6 +113,10 @@ class NumPyro(Host):
         """Gradient of an energy at each of a batch of examples, in NumPy."""
         return self.numpy(self._slope(energy, self.array(x), event_dim))
 
+    def seeded(self, model, seed=0):
+        """A model that can be called without a key."""
+        return self.handlers.seed(model, self.jax.random.key(seed))
+
     def grad(self, fn, *args):
         """Value of a scalar function and its gradients by all of its arguments, in NumPy; compiled once a function."""
         return self.jax.device_get(self._grad(fn, len(args))(*map(self.array, args)))
@@ -145,6 +149,12 @@ class NumPyro(Host):
 
         return optax.adam(optax.cosine_decay_schedule(rate, decay_steps) if decay_steps else rate, b1=b1)
 
+    def sgd(self, rate):
+        """Gradient descent for KALE."""
+        import optax
+
+        return optax.sgd(rate)
+
     def train(self, kale, num_steps, data, seed=0, after=None, **kwargs):
         """`KALE.run` without a progress bar, perhaps going on after a result; `evaluate` takes what it returns."""
         kwargs = {"progress_bar": False, "init_state": after and after.state} | kwargs
@@ -154,7 +164,7 @@ class NumPyro(Host):
         """KALE on data after `train`."""
         return float(kale.evaluate(result.state, data))
 
-    def mcmc(self, kernel, num_warmup, num_samples, num_chains=1, *args, seed=0, start=None):
+    def mcmc(self, kernel, num_warmup, num_samples, num_chains=1, *args, seed=0, start=None, stock=False):
         """A finished run of the host's MCMC; `start` has (chain, ...) by site."""
         MCMC, settings = self.ppl.infer.MCMC, {"chain_method": "vectorized", "progress_bar": False}
         mcmc = MCMC(kernel, num_warmup=num_warmup, num_samples=num_samples, num_chains=num_chains, **settings)
@@ -205,6 +215,10 @@ class Pyro(Host):
         """Gradient of an energy at each of a batch of examples, in NumPy."""
         return self.grad(lambda x: self.apply(energy, x, event_dim).sum(), x)[1][0]
 
+    def seeded(self, model, seed=0):
+        """A model that can be called without a key."""
+        return lambda *args: self.call(model, *args, seed=seed)
+
     def grad(self, fn, *args):
         """Value of a scalar function and its gradients by all of its arguments, in NumPy."""
         args = [self.array(x).clone().requires_grad_(True) for x in args]
@@ -242,6 +256,10 @@ class Pyro(Host):
 
         return factory
 
+    def sgd(self, rate):
+        """Gradient descent for KALE."""
+        return lambda parameters: self.torch.optim.SGD(parameters, rate)
+
     def train(self, kale, num_steps, data, seed=0, after=None, **kwargs):
         """`KALE.run` without a progress bar, perhaps going on after a result; `evaluate` takes what it returns."""
         if after is None:
@@ -252,10 +270,10 @@ class Pyro(Host):
         """KALE on data after `train`."""
         return float(kale.evaluate(data))
 
-    def mcmc(self, kernel, num_warmup, num_samples, num_chains=1, *args, seed=0, start=None):
-        """A finished run of `VectorizedMCMC`, or of MCMC for Pyro's kernels; `start` has (chain, ...) by site."""
+    def mcmc(self, kernel, num_warmup, num_samples, num_chains=1, *args, seed=0, start=None, stock=False):
+        """A finished run of `VectorizedMCMC`, or (`stock`, Pyro's kernels) MCMC; `start` has (chain, ...) by site."""
         self.ppl.set_rng_seed(seed)
-        stock = isinstance(kernel, self.ppl.infer.HMC)
+        stock = stock or isinstance(kernel, self.ppl.infer.HMC)
         MCMC = self.ppl.infer.MCMC if stock else self.infer.VectorizedMCMC
         start = start and {n: self.array(x if num_chains > 1 or not stock else x[0]) for n, x in start.items()}
         settings = {"num_chains": num_chains, "initial_params": start, "disable_progbar": True}
