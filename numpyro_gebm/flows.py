@@ -1,13 +1,18 @@
 """Real NVP as a host distribution: a base with a density, and an energy whose log-partition is known."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import lax, random
+from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 
+from gebm.validation import integer
 from numpyro_gebm.callables import over_batch
 from numpyro_gebm.nn import MLP
 
@@ -39,10 +44,16 @@ class AffineCoupling(Transform):
         True
     """
 
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
+    domain = constraints.real_vector  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]  # as in NumPyro
+    codomain = constraints.real_vector  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]  # as in NumPyro
 
-    def __init__(self, dim, hidden=(100, 100), swap=False, *, rng_key):
+    dim: int
+    hidden: tuple[int, ...]
+    swap: bool
+    shift: MLP
+    log_scale: MLP
+
+    def __init__(self, dim: int, hidden: Sequence[int] = (100, 100), swap: bool = False, *, rng_key: jax.Array):
         self.dim, self.hidden, self.swap = _check_dim(dim), tuple(hidden), bool(swap)
         kept, changed = self._sizes()[:: -1 if swap else 1]
         key_shift, key_log_scale = random.split(rng_key)
@@ -52,31 +63,31 @@ class AffineCoupling(Transform):
     def _sizes(self):
         return self.dim // 2, self.dim - self.dim // 2
 
-    def _split(self, x):
+    def _split(self, x: jax.Array) -> list[jax.Array]:
         """`(kept, changed)`."""
         if jnp.shape(x)[-1] != self.dim:
             raise ValueError(f"Expected a last axis of length {self.dim}; got shape {jnp.shape(x)}.")
         return jnp.split(x, [self.dim // 2], axis=-1)[:: -1 if self.swap else 1]
 
-    def _join(self, kept, changed):
+    def _join(self, kept: jax.Array, changed: jax.Array) -> jax.Array:
         return jnp.concatenate([changed, kept] if self.swap else [kept, changed], axis=-1)
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         return self.call_with_intermediates(x)[0]
 
-    def call_with_intermediates(self, x):
+    def call_with_intermediates(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The image of x, and s."""
         kept, changed = self._split(x)
         log_scale = over_batch(self.log_scale, kept, 1)
         changed = (changed - over_batch(self.shift, kept, 1)) * jnp.exp(-log_scale)
         return self._join(kept, changed), log_scale
 
-    def _inverse(self, y):
+    def _inverse(self, y: jax.Array) -> jax.Array:
         kept, changed = self._split(y)
         scale = jnp.exp(over_batch(self.log_scale, kept, 1))
         return self._join(kept, changed * scale + over_batch(self.shift, kept, 1))
 
-    def log_abs_det_jacobian(self, x, y, intermediates=None):
+    def log_abs_det_jacobian(self, x: jax.Array, y: jax.Array, intermediates: jax.Array | None = None) -> jax.Array:
         """Minus the sum of s: array of shape `x.shape[:-1]`."""
         if intermediates is None:  # of y: what stays is the same in both, and the inverse has evaluated it there
             intermediates = over_batch(self.log_scale, self._split(y)[0], 1)
@@ -87,12 +98,14 @@ class AffineCoupling(Transform):
         static = {"dim": self.dim, "hidden": self.hidden, "swap": self.swap}
         return (self.shift, self.log_scale), (("shift", "log_scale"), static)
 
-    def eq(self, other, static=False):
+    def eq(self, other: object, static: bool = False) -> ArrayLike:
         """Whether the other is a coupling with the same arrays."""
         return isinstance(other, AffineCoupling) and eqx.tree_equal(self, other)
 
 
-def real_nvp(dim, num_couplings=5, hidden=(100, 100), *, rng_key):
+def real_nvp(
+    dim: int, num_couplings: int = 5, hidden: Sequence[int] = (100, 100), *, rng_key: jax.Array
+) -> dist.TransformedDistribution:
     r"""Real NVP: a standard normal through affine couplings that change the two halves of the vector in turn.
 
     .. math:: \log g(x) = \log N(z; 0, I) - \sum_k \log|\det J_k|, \qquad x = T_K \circ \dots \circ T_1(z)
@@ -117,8 +130,7 @@ def real_nvp(dim, num_couplings=5, hidden=(100, 100), *, rng_key):
         >>> round(float(flow.log_prob(jnp.zeros(3))), 4)  # N(0, I) at its mean
         -2.7568
     """
-    if num_couplings < 1:
-        raise ValueError(f"Expected num_couplings >= 1; got {num_couplings}.")
+    integer("num_couplings", num_couplings)
     latent_prior = dist.Normal(0.0, 1.0).expand([_check_dim(dim)]).to_event(1)
     keys = random.split(rng_key, num_couplings)
     couplings = [AffineCoupling(dim, hidden, swap=k % 2 == 1, rng_key=keys[k]) for k in range(num_couplings)]
@@ -150,11 +162,11 @@ class FlowRatioEnergy(eqx.Module):
         True
     """
 
-    flow: list
-    base: list
-    _priors: tuple
+    flow: list[Any]
+    base: list[Any]
+    _priors: tuple[dist.Distribution, dist.Distribution]
 
-    def __init__(self, base, flow=None):
+    def __init__(self, base: dist.TransformedDistribution, flow: dist.TransformedDistribution | None = None):
         flow = base if flow is None else flow
         for name, law in (("base", base), ("flow", flow)):
             if not isinstance(law, dist.TransformedDistribution) or not jax.tree.leaves(law.transforms):
@@ -168,27 +180,25 @@ class FlowRatioEnergy(eqx.Module):
         self._priors = flow.base_dist, base.base_dist
 
     @property
-    def q(self):
+    def q(self) -> dist.TransformedDistribution:
         """The flow that the GEBM is."""
         return dist.TransformedDistribution(lax.stop_gradient(self._priors[0]), self.flow)
 
     @property
-    def log_partition(self):
+    def log_partition(self) -> jax.Array:
         """C, the true A: a scalar, differentiable in the parameters of q."""
         arrays = jax.tree.leaves(eqx.filter(self.flow, eqx.is_inexact_array))
-        return jnp.log(sum(jnp.sum(array**2) for array in arrays))
+        return jnp.log(jnp.stack([jnp.sum(array**2) for array in arrays]).sum())
 
-    def __call__(self, x):
+    def __call__(self, x: jax.Array) -> jax.Array:
         g = dist.TransformedDistribution(*lax.stop_gradient((self._priors[1], self.base)))
         return g.log_prob(x) - self.q.log_prob(x) - self.log_partition
 
 
-def _check_dim(dim):
-    if dim < 2:
-        raise ValueError(f"Expected dim >= 2, so that one part can act on the other; got {dim}.")
-    return dim
+def _check_dim(dim: int) -> int:
+    return integer("dim", dim, minimum=2)  # so that one part can act on the other
 
 
-def _zero_at_start(network):
+def _zero_at_start(network: MLP) -> MLP:
     last = jax.tree.map(jnp.zeros_like, network.layers[-1])
     return eqx.tree_at(lambda network: network.layers[-1], network, last)

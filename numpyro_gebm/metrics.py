@@ -1,11 +1,12 @@
 """How good samples are, in given features."""
 
+import jax
 import jax.numpy as jnp
 
 __all__ = ["frechet_distance"]
 
 
-def frechet_distance(x, y):
+def frechet_distance(x: jax.Array, y: jax.Array) -> jax.Array:
     r"""Fréchet distance between Gaussians fitted to two samples of features.
 
     .. math:: \|\mu_x - \mu_y\|^2 + \mathrm{tr}(\Sigma_x + \Sigma_y - 2 (\Sigma_x \Sigma_y)^{1/2})

@@ -7,6 +7,7 @@ nearby if there is noise (arXiv:1906.04370):
 """
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import equinox as eqx
@@ -14,11 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax, random
+from jax.typing import ArrayLike
 from tqdm import tqdm
 
-from numpyro_gebm.divergences.kernels import fit_kernel
+from gebm.validation import integer, nonnegative, positive
+from numpyro_gebm.divergences.kernels import Kernel, fit_kernel
 from numpyro_gebm.divergences.rkhs import Gram, solve_dual
-from numpyro_gebm.divergences.sums import Witness, as_samples, kernel_matvec
+from numpyro_gebm.divergences.sums import Samples, Witness, as_samples, kernel_matvec
 
 __all__ = ["FlowDiverged", "FlowResult", "kale_flow", "mmd_flow"]
 
@@ -42,18 +45,21 @@ class FlowResult(NamedTuple):
     trajectory: jax.Array | None
 
 
+_Point = tuple[jax.Array, jax.Array | bool, Witness, jax.Array]
+
+
 def mmd_flow(
-    particles,
-    target,
-    kernel=None,
+    particles: Samples,
+    target: Samples,
+    kernel: Kernel | None = None,
     *,
-    num_steps,
-    step_size,
-    noise=0.0,
-    keep_every=None,
-    progress_bar=True,
-    rng_key=None,
-):
+    num_steps: int,
+    step_size: float,
+    noise: float | Callable[[jax.Array], ArrayLike] = 0.0,
+    keep_every: int | None = None,
+    progress_bar: bool = True,
+    rng_key: jax.Array | None = None,
+) -> FlowResult:
     r"""Flow of particles down $\frac12 MMD^2$, whose witness is $\mu_{\text{particles}} - \mu_{\text{target}}$.
 
     Particles far from the target hardly move, and may stay behind: noise helps. Source: arXiv:1906.04370.
@@ -92,18 +98,18 @@ def mmd_flow(
 
 
 def kale_flow(
-    particles,
-    target,
-    kernel=None,
+    particles: Samples,
+    target: Samples,
+    kernel: Kernel | None = None,
     *,
-    regularization=1.0,
-    num_steps,
-    step_size,
-    noise=0.0,
-    keep_every=None,
-    progress_bar=True,
-    rng_key=None,
-):
+    regularization: float = 1.0,
+    num_steps: int,
+    step_size: float,
+    noise: float | Callable[[jax.Array], ArrayLike] = 0.0,
+    keep_every: int | None = None,
+    progress_bar: bool = True,
+    rng_key: jax.Array | None = None,
+) -> FlowResult:
     r"""Flow of particles down KALE over an RKHS, whose witness is $(1 + \lambda) h$.
 
     Between the flows of the KL divergence (lambda to 0) and of the MMD (lambda to infinity). Every step solves the dual
@@ -137,25 +143,24 @@ def kale_flow(
         True
     """
     particles, target = as_samples(particles, target)
-    if not regularization > 0.0:
-        raise ValueError(f"Expected regularization > 0; got {regularization}.")
+    regularization = positive("regularization", regularization)
     kernel = fit_kernel(kernel, particles, target)
     functional = _KALE(kernel, target, Gram.of(kernel, target), jnp.asarray(regularization, target.dtype))
     return _run(functional, particles, num_steps, step_size, noise, keep_every, progress_bar, rng_key)
 
 
-def _mean_weights(points):
+def _mean_weights(points: jax.Array) -> jax.Array:
     return jnp.full(len(points), 1.0 / len(points), points.dtype)
 
 
 class _MMD(eqx.Module):
     """Half the squared MMD of particles to a fixed target; `norm` is that of the target's mean embedding."""
 
-    kernel: object
+    kernel: Kernel
     target: jax.Array
     norm: jax.Array
 
-    def __call__(self, particles, warm):
+    def __call__(self, particles: jax.Array, warm: jax.Array) -> _Point:
         """Value, whether it is solved, the witness, and where to start the next time."""
         centers = jnp.concatenate([particles, self.target])
         ones, minus = _mean_weights(particles), -_mean_weights(self.target)
@@ -167,12 +172,12 @@ class _MMD(eqx.Module):
 class _KALE(eqx.Module):
     """KALE over an RKHS of particles to a fixed target."""
 
-    kernel: object
+    kernel: Kernel
     target: jax.Array
     gram: Gram
     regularization: jax.Array
 
-    def __call__(self, particles, warm):
+    def __call__(self, particles: jax.Array, warm: jax.Array) -> _Point:
         """Value, whether it is solved, the witness, and where to start the next time."""
         ones, lam = _mean_weights(particles), self.regularization
         mean = kernel_matvec(self.kernel, self.target, particles, ones)
@@ -229,14 +234,12 @@ def _advance(functional, rng_key, step_size, noise, state, first, count):
 
 
 def _check(num_steps, step_size, noise, keep_every):
-    if not num_steps >= 1:
-        raise ValueError(f"Expected num_steps >= 1; got {num_steps}.")
-    if not step_size > 0.0:
-        raise ValueError(f"Expected step_size > 0; got {step_size}.")
-    if not callable(noise) and not noise >= 0.0:
-        raise ValueError(f"Expected noise >= 0, or a function of the number of the step; got {noise}.")
-    if keep_every is not None and not keep_every >= 1:
-        raise ValueError(f"Expected keep_every >= 1, or None; got {keep_every}.")
+    integer("num_steps", num_steps)
+    positive("step_size", step_size)
+    if not callable(noise):
+        nonnegative("noise", noise)
+    if keep_every is not None:
+        integer("keep_every", keep_every)
 
 
 def _stop_if_diverged(losses, solved, particles, done):

@@ -1,5 +1,9 @@
 """Effect-handler strategy that moves a GEBM site of a model into its latent space."""
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 from numpyro.infer.reparam import Reparam
@@ -28,13 +32,16 @@ class LatentReparam(Reparam):
         ['x', 'x_latent']
     """
 
-    def __call__(self, name, fn, obs):
+    def __call__(self, name: str, fn: dist.Distribution, obs: Any) -> tuple[None, jax.Array]:
         mask = None
         if isinstance(fn, dist.MaskedDistribution):
             fn, mask = fn.base_dist, fn._mask
         gebm, expand_shape, event_dim = self._unwrap(fn)
         if not isinstance(gebm, GEBM):
-            raise TypeError(f"LatentReparam expects a GEBM at site '{name}'; got {type(gebm).__name__}.")
+            raise TypeError(
+                f"Expected a GEBM at site '{name}' for LatentReparam; got a {type(gebm).__name__}. Name another site "
+                "in `config=`."
+            )
         if obs is not None:
             raise ValueError(
                 f"Site '{name}' is observed: LatentReparam cannot find the latent of a given x. Observe a quantity "
@@ -42,6 +49,6 @@ class LatentReparam(Reparam):
             )
         latent = self._wrap(gebm.latent, expand_shape, event_dim - gebm.event_dim + len(gebm.latent.event_shape))
         if mask is not None:
-            latent = latent.mask(mask)
+            latent = latent.mask(jnp.asarray(mask))
         z = numpyro.sample(f"{name}_latent", latent)
         return None, gebm.decode(z)

@@ -1,11 +1,15 @@
 """Real NVP as a host distribution: a base with a density, and an energy whose log-partition is known."""
 
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from pyro.distributions.torch_transform import TransformModule
 from torch import nn
 
+from gebm.validation import integer
 from pyro_gebm.base import snapshot, trained_part
 from pyro_gebm.callables import over_batch
 from pyro_gebm.nn import MLP
@@ -42,7 +46,7 @@ class AffineCoupling(TransformModule):
     codomain = constraints.real_vector
     bijective = True
 
-    def __init__(self, dim, hidden=(100, 100), swap=False):
+    def __init__(self, dim: int, hidden: Sequence[int] = (100, 100), swap: bool = False):
         super().__init__()
         self.dim, self.hidden, self.swap = _check_dim(dim), tuple(hidden), bool(swap)
         kept, changed = self._sizes()[:: -1 if swap else 1]
@@ -54,54 +58,56 @@ class AffineCoupling(TransformModule):
     __hash__ = TransformModule.__hash__
 
     @property
-    def shift(self):
+    def shift(self) -> MLP:
         """The network t."""
-        return self._modules["0"]
+        return cast(MLP, self._modules["0"])
 
     @property
-    def log_scale(self):
+    def log_scale(self) -> MLP:
         """The network s."""
-        return self._modules["1"]
+        return cast(MLP, self._modules["1"])
 
     def _sizes(self):
         return self.dim // 2, self.dim - self.dim // 2
 
-    def _split(self, x):
+    def _split(self, x: torch.Tensor) -> Sequence[torch.Tensor]:
         """`(kept, changed)`."""
         if x.shape[-1] != self.dim:
             raise ValueError(f"Expected a last axis of length {self.dim}; got shape {tuple(x.shape)}.")
         return x.split(self._sizes(), -1)[:: -1 if self.swap else 1]
 
-    def _join(self, kept, changed):
+    def _join(self, kept: torch.Tensor, changed: torch.Tensor) -> torch.Tensor:
         return torch.cat([changed, kept] if self.swap else [kept, changed], -1)
 
-    def _call(self, x):
+    def _call(self, x: torch.Tensor) -> torch.Tensor:
         kept, changed = self._split(x)
         log_scale = over_batch(self.log_scale, kept, 1)
         return self._join(kept, (changed - over_batch(self.shift, kept, 1)) * (-log_scale).exp())
 
-    def _inverse(self, y):
+    def _inverse(self, y: torch.Tensor) -> torch.Tensor:
         kept, changed = self._split(y)
         log_scale = over_batch(self.log_scale, kept, 1)
         x = self._join(kept, changed * log_scale.exp() + over_batch(self.shift, kept, 1))
         self._last = x, log_scale  # for the call of `log_abs_det_jacobian` that follows in every `log_prob`
         return x
 
-    def log_abs_det_jacobian(self, x, y):
+    def log_abs_det_jacobian(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         """Minus the sum of s: tensor of shape `x.shape[:-1]`."""
         last, self._last = self._last, None
         log_scale = last[1] if last is not None and last[0] is x else over_batch(self.log_scale, self._split(x)[0], 1)
         return -log_scale.sum(-1)
 
-    def with_cache(self, cache_size=1):
+    def with_cache(self, cache_size: int = 1) -> "AffineCoupling":
         """The transform itself: it keeps no cache."""
         return self
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_last": None}
 
 
-def real_nvp(dim, num_couplings=5, hidden=(100, 100)):
+def real_nvp(
+    dim: int, num_couplings: int = 5, hidden: Sequence[int] = (100, 100)
+) -> torch.distributions.TransformedDistribution:
     r"""Real NVP: a standard normal through affine couplings that change the two halves of the vector in turn.
 
     .. math:: \log g(x) = \log N(z; 0, I) - \sum_k \log|\det J_k|, \qquad x = T_K \circ \dots \circ T_1(z)
@@ -126,8 +132,7 @@ def real_nvp(dim, num_couplings=5, hidden=(100, 100)):
         >>> round(flow.log_prob(torch.zeros(3)).item(), 4)  # N(0, I) at its mean
         -2.7568
     """
-    if num_couplings < 1:
-        raise ValueError(f"Expected num_couplings >= 1; got {num_couplings}.")
+    integer("num_couplings", num_couplings)
     latent_prior = dist.Normal(torch.zeros(_check_dim(dim)), torch.ones(dim)).to_event(1)
     couplings = [AffineCoupling(dim, hidden, swap=k % 2 == 1) for k in range(num_couplings)]
     return dist.TransformedDistribution(latent_prior, couplings)
@@ -158,7 +163,11 @@ class FlowRatioEnergy(nn.Module):
         True
     """
 
-    def __init__(self, base, flow=None):
+    def __init__(
+        self,
+        base: torch.distributions.TransformedDistribution,
+        flow: torch.distributions.TransformedDistribution | None = None,
+    ):
         super().__init__()
         flow = base if flow is None else flow
         for name, law in (("base", base), ("flow", flow)):
@@ -172,32 +181,32 @@ class FlowRatioEnergy(nn.Module):
                 f"Expected a flow over events of shape {tuple(base.event_shape)}; got {tuple(flow.event_shape)}."
             )
         self._laws = snapshot(flow), snapshot(base)
-        self.flow = trained_part(self._laws[0]).requires_grad_(True)
-        self.base = trained_part(self._laws[1])
+        self.flow, self.base = (cast(nn.Module, trained_part(law)) for law in self._laws)
+        self.flow.requires_grad_(True)
 
     @property
-    def q(self):
+    def q(self) -> torch.distributions.TransformedDistribution:
         """The flow that the GEBM is."""
         return self._laws[0]
 
     @property
-    def log_partition(self):
+    def log_partition(self) -> torch.Tensor:
         """C, the true A: a scalar, differentiable in the parameters of q."""
-        return sum((parameter**2).sum() for parameter in self.flow.parameters()).log()
+        return torch.stack([(parameter**2).sum() for parameter in self.flow.parameters()]).sum().log()
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "FlowRatioEnergy":
         """Their priors go where the networks go."""
         for law in self._laws:
             _apply_to_tensors(law.base_dist, fn)
         return super()._apply(fn, recurse)
 
-    def forward(self, x):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         q, g = self._laws
         # fresh tensors: flows made of Pyro's own transforms cache by identity
         return g.log_prob(x.clone()) - q.log_prob(x.clone()) - self.log_partition
 
 
-def _apply_to_tensors(law, fn):
+def _apply_to_tensors(law: torch.distributions.Distribution, fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
     for name, value in vars(law).items():
         if isinstance(value, torch.Tensor):
             setattr(law, name, fn(value))
@@ -205,13 +214,11 @@ def _apply_to_tensors(law, fn):
             _apply_to_tensors(value, fn)
 
 
-def _check_dim(dim):
-    if dim < 2:
-        raise ValueError(f"Expected dim >= 2, so that one part can act on the other; got {dim}.")
-    return dim
+def _check_dim(dim: int) -> int:
+    return integer("dim", dim, minimum=2)  # so that one part can act on the other
 
 
-def _zero_at_start(network):
-    nn.init.zeros_(network.layers[-1].weight)
-    nn.init.zeros_(network.layers[-1].bias)
+def _zero_at_start(network: MLP) -> MLP:
+    for parameter in network.layers[-1].parameters():
+        nn.init.zeros_(parameter)
     return network

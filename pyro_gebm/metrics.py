@@ -5,7 +5,7 @@ import torch
 __all__ = ["frechet_distance"]
 
 
-def frechet_distance(x, y):
+def frechet_distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     r"""Fréchet distance between Gaussians fitted to two samples of features.
 
     .. math:: \|\mu_x - \mu_y\|^2 + \mathrm{tr}(\Sigma_x + \Sigma_y - 2 (\Sigma_x \Sigma_y)^{1/2})

@@ -8,14 +8,16 @@ nearby if there is noise (arXiv:1906.04370):
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from pyro_gebm.divergences.kernels import fit_kernel
+from gebm.validation import integer, nonnegative, positive
+from pyro_gebm.divergences.kernels import Kernel, fit_kernel
 from pyro_gebm.divergences.rkhs import Gram, exp, solve_dual
-from pyro_gebm.divergences.sums import Witness, as_samples, kernel_matvec
+from pyro_gebm.divergences.sums import Samples, Witness, as_samples, kernel_matvec
 
 __all__ = ["FlowDiverged", "FlowResult", "kale_flow", "mmd_flow"]
 
@@ -39,17 +41,20 @@ class FlowResult(NamedTuple):
     trajectory: torch.Tensor | None
 
 
+_Point = tuple[torch.Tensor, torch.Tensor | bool, Witness, torch.Tensor]
+
+
 def mmd_flow(
-    particles,
-    target,
-    kernel=None,
+    particles: Samples,
+    target: Samples,
+    kernel: Kernel | None = None,
     *,
-    num_steps,
-    step_size,
-    noise=0.0,
-    keep_every=None,
-    progress_bar=True,
-):
+    num_steps: int,
+    step_size: float,
+    noise: float | Callable[[int], float] = 0.0,
+    keep_every: int | None = None,
+    progress_bar: bool = True,
+) -> FlowResult:
     r"""Flow of particles down $\frac12 MMD^2$, whose witness is $\mu_{\text{particles}} - \mu_{\text{target}}$.
 
     Particles far from the target hardly move, and may stay behind: noise helps. Source: arXiv:1906.04370.
@@ -87,17 +92,17 @@ def mmd_flow(
 
 
 def kale_flow(
-    particles,
-    target,
-    kernel=None,
+    particles: Samples,
+    target: Samples,
+    kernel: Kernel | None = None,
     *,
-    regularization=1.0,
-    num_steps,
-    step_size,
-    noise=0.0,
-    keep_every=None,
-    progress_bar=True,
-):
+    regularization: float = 1.0,
+    num_steps: int,
+    step_size: float,
+    noise: float | Callable[[int], float] = 0.0,
+    keep_every: int | None = None,
+    progress_bar: bool = True,
+) -> FlowResult:
     r"""Flow of particles down KALE over an RKHS, whose witness is $(1 + \lambda) h$.
 
     Between the flows of the KL divergence (lambda to 0) and of the MMD (lambda to infinity). Every step solves the dual
@@ -130,14 +135,13 @@ def kale_flow(
         True
     """
     particles, target = as_samples(particles, target)
-    if not regularization > 0.0:
-        raise ValueError(f"Expected regularization > 0; got {regularization}.")
+    regularization = positive("regularization", regularization)
     kernel = fit_kernel(kernel, particles, target)
     functional = _KALE(kernel, target, Gram.of(kernel, target), torch.as_tensor(regularization).to(target))
     return _run(functional, particles, num_steps, step_size, noise, keep_every, progress_bar)
 
 
-def _mean_weights(points):
+def _mean_weights(points: torch.Tensor) -> torch.Tensor:
     return points.new_full((len(points),), 1.0 / len(points))
 
 
@@ -145,11 +149,11 @@ def _mean_weights(points):
 class _MMD:
     """Half the squared MMD of particles to a fixed target; `norm` is that of the target's mean embedding."""
 
-    kernel: object
+    kernel: Kernel
     target: torch.Tensor
     norm: torch.Tensor
 
-    def __call__(self, particles, warm):
+    def __call__(self, particles: torch.Tensor, warm: torch.Tensor) -> _Point:
         """Value, whether it is solved, the witness, and where to start the next time."""
         centers = torch.cat([particles, self.target])
         ones, minus = _mean_weights(particles), -_mean_weights(self.target)
@@ -162,12 +166,12 @@ class _MMD:
 class _KALE:
     """KALE over an RKHS of particles to a fixed target."""
 
-    kernel: object
+    kernel: Kernel
     target: torch.Tensor
     gram: Gram
     regularization: torch.Tensor
 
-    def __call__(self, particles, warm):
+    def __call__(self, particles: torch.Tensor, warm: torch.Tensor) -> _Point:
         """Value, whether it is solved, the witness, and where to start the next time."""
         ones, lam = _mean_weights(particles), self.regularization
         mean = kernel_matvec(self.kernel, self.target, particles, ones)
@@ -180,14 +184,22 @@ class _KALE:
 
 
 @torch.no_grad()
-def _run(functional, particles, num_steps, step_size, noise, keep_every, progress_bar):
+def _run(
+    functional: _MMD | _KALE,
+    particles: torch.Tensor,
+    num_steps: int,
+    step_size: float,
+    noise: float | Callable[[int], float],
+    keep_every: int | None,
+    progress_bar: bool,
+) -> FlowResult:
     _check(num_steps, step_size, noise, keep_every)
     noisy, warm = callable(noise) or noise > 0.0, particles.new_zeros(len(functional.target))
     done, count, losses, kept = 0, 1, [], []
     with tqdm(total=num_steps, disable=not progress_bar, desc="flow", unit="step") as bar:
         while done < num_steps:
-            start = time.perf_counter()
-            for step in range(done, min(done + count, num_steps)):
+            start, count = time.perf_counter(), min(count, num_steps - done)
+            for step in range(done, done + count):
                 if keep_every and step % keep_every == 0:
                     kept.append(particles)
                 value, solved, witness, warm = functional(particles, warm)
@@ -196,9 +208,9 @@ def _run(functional, particles, num_steps, step_size, noise, keep_every, progres
                 particles = particles - step_size * _gradient(witness, points)
                 losses.append(value)
                 _stop_if_diverged(value, solved, particles, step)
-            bar.update(step + 1 - done)
+            done += count
+            bar.update(count)
             bar.set_postfix(loss=f"{losses[-1]:.3g}")
-            done = step + 1
             # look about once a second
             count = max(1, min(CHUNK, 2 * count, int(count / (time.perf_counter() - start))))
     if keep_every and num_steps % keep_every == 0:
@@ -213,14 +225,12 @@ def _gradient(witness, points):
 
 
 def _check(num_steps, step_size, noise, keep_every):
-    if not num_steps >= 1:
-        raise ValueError(f"Expected num_steps >= 1; got {num_steps}.")
-    if not step_size > 0.0:
-        raise ValueError(f"Expected step_size > 0; got {step_size}.")
-    if not callable(noise) and not noise >= 0.0:
-        raise ValueError(f"Expected noise >= 0, or a function of the number of the step; got {noise}.")
-    if keep_every is not None and not keep_every >= 1:
-        raise ValueError(f"Expected keep_every >= 1, or None; got {keep_every}.")
+    integer("num_steps", num_steps)
+    positive("step_size", step_size)
+    if not callable(noise):
+        nonnegative("noise", noise)
+    if keep_every is not None:
+        integer("keep_every", keep_every)
 
 
 def _stop_if_diverged(value, solved, particles, step):

@@ -3,7 +3,7 @@
 import pyro
 import pyro.distributions as dist
 from pyro.distributions.torch_distribution import MaskedDistribution
-from pyro.infer.reparam.reparam import Reparam
+from pyro.infer.reparam.reparam import Reparam, ReparamMessage, ReparamResult
 
 from pyro_gebm.gebm import GEBM
 
@@ -28,13 +28,16 @@ class LatentReparam(Reparam):
         ['x', 'x_latent']
     """
 
-    def apply(self, msg):
+    def apply(self, msg: ReparamMessage) -> ReparamResult:
         name, fn, mask = msg["name"], msg["fn"], None
         if isinstance(fn, MaskedDistribution):
             fn, mask = fn.base_dist, fn._mask
         gebm, event_dim = self._unwrap(fn)
         if not isinstance(gebm, GEBM):
-            raise TypeError(f"LatentReparam expects a GEBM at site '{name}'; got {type(gebm).__name__}.")
+            raise TypeError(
+                f"Expected a GEBM at site '{name}' for LatentReparam; got a {type(gebm).__name__}. Name another site "
+                "in `config=`."
+            )
         if msg["is_observed"]:
             raise ValueError(
                 f"Site '{name}' is observed: LatentReparam cannot find the latent of a given x. Observe a quantity "

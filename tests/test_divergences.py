@@ -35,7 +35,7 @@ def test_there_are_seven_f_divergences(divergences):
     names = divergences.F_DIVERGENCES.keys()
     assert names == F_DIVERGENCE_VALUES.keys()
     assert all(divergences.f_divergence(name).name == name for name in names)
-    with pytest.raises(ValueError, match="Expected one of kl, reverse_kl.*got 'hellinger'"):
+    with pytest.raises(ValueError, match="Expected name in .*kl.*reverse_kl.*got 'hellinger'"):
         divergences.f_divergence("hellinger")
 
 
@@ -350,7 +350,7 @@ def test_whole_numbers_are_taken(host, divergences):
 def test_bad_arguments_are_refused(host, divergences, gaussian):
     kernels, mmd2 = divergences.kernels, divergences.mmd2
     x, y = two_samples(5, 0.0)
-    with pytest.raises(ValueError, match="unbiased, biased, linear as estimator; got 'quadratic'"):
+    with pytest.raises(ValueError, match="Expected estimator in .*unbiased.*biased.*linear.*got 'quadratic'"):
         mmd2(x, y, estimator="quadratic")
     with pytest.raises(ValueError, match="as many rows in x as in y for the linear estimator; got 5 and 8"):
         mmd2(x, y, estimator="linear")

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from gebm.validation import one_of
+
 __all__ = ["F_DIVERGENCES", "FDivergence", "f_divergence"]
 
 
@@ -35,12 +37,12 @@ class FDivergence:
     """
 
     name: str
-    generator: Callable
-    conjugate: Callable
-    optimal_critic: Callable
-    activation: Callable
+    generator: Callable[[jax.Array], jax.Array]
+    conjugate: Callable[[jax.Array], jax.Array]
+    optimal_critic: Callable[[jax.Array], jax.Array]
+    activation: Callable[[jax.Array], jax.Array]
 
-    def bound(self, critic_p, critic_q):
+    def bound(self, critic_p: jax.Array, critic_q: jax.Array) -> jax.Array:
         r"""The variational lower bound $E_P T - E_Q f^*(T)$ of a critic T, to be maximised in it.
 
         Args:
@@ -130,7 +132,7 @@ F_DIVERGENCES = {
 }
 
 
-def f_divergence(name):
+def f_divergence(name: str) -> FDivergence:
     """The f-divergence of a name.
 
     Args:
@@ -146,6 +148,4 @@ def f_divergence(name):
         >>> float(f_divergence("total_variation").generator(jnp.array(3.0)))
         1.0
     """
-    if name not in F_DIVERGENCES:
-        raise ValueError(f"Expected one of {', '.join(F_DIVERGENCES)}; got {name!r}.")
-    return F_DIVERGENCES[name]
+    return F_DIVERGENCES[one_of("name", name, F_DIVERGENCES)]

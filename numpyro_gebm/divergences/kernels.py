@@ -4,18 +4,28 @@ A kernel is any callable from points x `(M, D)` and y `(N, D)` to their kernel m
 own.
 """
 
+import functools
+import operator
+from collections.abc import Iterable
+from typing import Protocol, Self, runtime_checkable
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax, random
+from jax.typing import ArrayLike
+from numpyro.util import not_jax_tracer
 
 __all__ = [
+    "FiniteRank",
     "Gaussian",
     "InverseMultiquadric",
+    "Kernel",
     "Laplace",
     "Mixture",
     "RandomFeatures",
+    "Spectral",
     "fit_kernel",
     "median_distance",
     "random_features",
@@ -28,7 +38,32 @@ MAX_COORDINATES = 8
 MEDIAN_POINTS = 2000
 
 
-def squared_distances(x, y):
+class Kernel(Protocol):
+    """A callable from points x `(M, D)` and y `(N, D)` to their kernel matrix `(M, N)`."""
+
+    def __call__(self, x: jax.Array, y: jax.Array, /) -> jax.Array: ...
+
+
+@runtime_checkable
+class FiniteRank(Kernel, Protocol):
+    """A kernel that is a product of features: sums over it take time linear in the number of points."""
+
+    def features(self, x: jax.Array, /) -> jax.Array: ...
+
+
+@runtime_checkable
+class Spectral(Kernel, Protocol):
+    """A kernel whose spectral measure can be drawn from."""
+
+    def frequencies(self, num: int, dim: int, *, rng_key: jax.Array) -> jax.Array: ...
+
+
+@runtime_checkable
+class _Unfitted(Kernel, Protocol):
+    def fit(self, *samples: jax.Array) -> Kernel: ...
+
+
+def squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:
     r"""Squared Euclidean distances, $\|x_i - y_j\|^2$; by coordinates, or by a matrix product if they are many.
 
     Args:
@@ -43,14 +78,14 @@ def squared_distances(x, y):
         [[25.0]]
     """
     if x.shape[1] <= MAX_COORDINATES:
-        return sum((x[:, None, d] - y[None, :, d]) ** 2 for d in range(x.shape[1]))
+        return functools.reduce(operator.add, ((x[:, None, d] - y[None, :, d]) ** 2 for d in range(x.shape[1])))
     centre = lax.stop_gradient(y.mean(axis=0))  # far from the origin, the product alone would lose the distances
     x, y = x - centre, y - centre
     product = jnp.matmul(x, y.T, precision=lax.Precision.HIGHEST)
     return jnp.maximum(jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1) - 2.0 * product, 0.0)
 
 
-def median_distance(*samples):
+def median_distance(*samples: jax.Array) -> jax.Array:
     """Median distance between the points of all samples together: a usual bandwidth. A constant to gradients.
 
     Of more than 2,000 points it takes 2,000 at equal intervals. Source: Gretton et al., JMLR 13 (2012).
@@ -76,11 +111,11 @@ def _median_distance(points):
     return jnp.sqrt(jnp.median(squared_distances(points, points)[np.triu_indices(len(points), k=1)]))
 
 
-def _as_bandwidth(bandwidth):
+def _as_bandwidth(bandwidth: ArrayLike | None) -> jax.Array | None:
     if bandwidth is None:
         return None
     bandwidth = jnp.asarray(bandwidth, jnp.result_type(float))
-    if bandwidth.shape != () or (not isinstance(bandwidth, jax.core.Tracer) and not bandwidth > 0):
+    if bandwidth.shape != () or (not_jax_tracer(bandwidth) and not bandwidth > 0):
         raise ValueError(f"Expected a positive scalar as bandwidth; got {bandwidth}. None is the median heuristic.")
     return bandwidth
 
@@ -90,22 +125,29 @@ class _Radial(eqx.Module):
 
     bandwidth: jax.Array | None = eqx.field(default=None, converter=_as_bandwidth)
 
-    def fit(self, *samples):
+    def profile(self, r2: jax.Array) -> jax.Array:
+        """k as a function of r squared."""
+        raise NotImplementedError
+
+    def fit(self, *samples: jax.Array) -> Self:
         """This kernel with the median distance of the samples as bandwidth, if it has none."""
         if self.bandwidth is not None:
             return self
         median = median_distance(*samples)
-        if not isinstance(median, jax.core.Tracer) and not median > 0.0:
+        if not_jax_tracer(median) and not median > 0.0:
             raise ValueError(
                 f"The median distance of the samples is {median}: expected it to be positive. "
                 "Are most of the points equal? Give the kernel a bandwidth."
             )
         return eqx.tree_at(lambda kernel: kernel.bandwidth, self, median, is_leaf=lambda leaf: leaf is None)
 
-    def __call__(self, x, y):
+    def _fitted_bandwidth(self) -> jax.Array:
         if self.bandwidth is None:
             raise ValueError("Expected a kernel with a bandwidth; got None. Call `kernel.fit(x, y)` for the median.")
-        return self.profile(squared_distances(x, y) / self.bandwidth.astype(x.dtype) ** 2)
+        return self.bandwidth
+
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        return self.profile(squared_distances(x, y) / self._fitted_bandwidth().astype(x.dtype) ** 2)
 
 
 class Gaussian(_Radial):
@@ -122,13 +164,13 @@ class Gaussian(_Radial):
         [[1.0, 1.0]]
     """
 
-    def profile(self, r2):
+    def profile(self, r2: jax.Array) -> jax.Array:
         """k as a function of r squared."""
         return jnp.exp(-0.5 * r2)
 
-    def frequencies(self, num, dim, *, rng_key):
+    def frequencies(self, num: int, dim: int, *, rng_key: jax.Array) -> jax.Array:
         """Draws of the spectral measure, shape `(num, dim)`."""
-        return random.normal(rng_key, (num, dim)) / self.bandwidth
+        return random.normal(rng_key, (num, dim)) / self._fitted_bandwidth()
 
 
 class Laplace(_Radial):
@@ -147,14 +189,14 @@ class Laplace(_Radial):
         [[1.0, 1.0]]
     """
 
-    def profile(self, r2):
+    def profile(self, r2: jax.Array) -> jax.Array:
         """k as a function of r squared."""
         return jnp.exp(-jnp.sqrt(jnp.where(r2 > 0.0, r2, 1.0)) * (r2 > 0.0))
 
-    def frequencies(self, num, dim, *, rng_key):
+    def frequencies(self, num: int, dim: int, *, rng_key: jax.Array) -> jax.Array:
         """Draws of the spectral measure, a multivariate Cauchy law, shape `(num, dim)`."""
         keys = random.split(rng_key)
-        return random.normal(keys[0], (num, dim)) / jnp.abs(random.normal(keys[1], (num, 1))) / self.bandwidth
+        return random.normal(keys[0], (num, dim)) / jnp.abs(random.normal(keys[1], (num, 1))) / self._fitted_bandwidth()
 
 
 class InverseMultiquadric(_Radial):
@@ -178,15 +220,15 @@ class InverseMultiquadric(_Radial):
         if not self.power > 0.0:
             raise ValueError(f"Expected power > 0; got {self.power}.")
 
-    def profile(self, r2):
+    def profile(self, r2: jax.Array) -> jax.Array:
         """k as a function of r squared."""
         return (1.0 + r2) ** -self.power
 
-    def frequencies(self, num, dim, *, rng_key):
+    def frequencies(self, num: int, dim: int, *, rng_key: jax.Array) -> jax.Array:
         """Draws of the spectral measure, a Gamma mixture of normal laws, shape `(num, dim)`."""
         keys = random.split(rng_key)
         spread = jnp.sqrt(2.0 * random.gamma(keys[0], self.power, (num, 1)))
-        return random.normal(keys[1], (num, dim)) * spread / self.bandwidth
+        return random.normal(keys[1], (num, dim)) * spread / self._fitted_bandwidth()
 
 
 class Mixture(eqx.Module):
@@ -205,10 +247,10 @@ class Mixture(eqx.Module):
         [[1.0, 1.0]]
     """
 
-    kernels: tuple
-    weights: tuple = eqx.field(static=True)
+    kernels: tuple[Kernel, ...]
+    weights: tuple[float, ...] = eqx.field(static=True)
 
-    def __init__(self, kernels, weights=None):
+    def __init__(self, kernels: Iterable[Kernel], weights: Iterable[float] | None = None):
         self.kernels = tuple(kernels)
         equal = [1.0 / max(len(self.kernels), 1)] * len(self.kernels)
         self.weights = tuple(float(weight) for weight in (equal if weights is None else weights))
@@ -219,17 +261,19 @@ class Mixture(eqx.Module):
         ):
             raise ValueError(f"Expected a weight >= 0 for each of {len(self.kernels)} kernels; got {self.weights}.")
 
-    def fit(self, *samples):
+    def fit(self, *samples: jax.Array) -> "Mixture":
         """This mixture with the median distance of the samples as bandwidth of the kernels that have none."""
         return Mixture([fit_kernel(kernel, *samples) for kernel in self.kernels], self.weights)
 
-    def __call__(self, x, y):
-        return sum(weight * kernel(x, y) for kernel, weight in zip(self.kernels, self.weights))
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        return functools.reduce(operator.add, (w * kernel(x, y) for kernel, w in zip(self.kernels, self.weights)))
 
-    def frequencies(self, num, dim, *, rng_key):
+    def frequencies(self, num: int, dim: int, *, rng_key: jax.Array) -> jax.Array:
         """Draws of the spectral measure, shape `(num, dim)`."""
         key, *keys = random.split(rng_key, 1 + len(self.kernels))
-        draws = jnp.stack([kernel.frequencies(num, dim, rng_key=key) for kernel, key in zip(self.kernels, keys)])
+        draws = jnp.stack(
+            [_spectral(kernel).frequencies(num, dim, rng_key=key) for kernel, key in zip(self.kernels, keys)]
+        )
         return draws[
             random.choice(key, len(keys), (num,), p=jnp.array(self.weights) / sum(self.weights)), jnp.arange(num)
         ]
@@ -251,17 +295,17 @@ class RandomFeatures(eqx.Module):
     directions: jax.Array
     scale: jax.Array = eqx.field(default=1.0, converter=jnp.asarray)
 
-    def features(self, x):
+    def features(self, x: jax.Array) -> jax.Array:
         """phi of points x `(M, D)`, shape `(M, 2 R)`."""
         angles = x @ self.directions.T.astype(x.dtype)
         amplitude = jnp.sqrt(self.scale / len(self.directions)).astype(x.dtype)
         return amplitude * jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
 
-    def __call__(self, x, y):
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
         return self.features(x) @ self.features(y).T
 
 
-def random_features(kernel, dim, num_features, *, rng_key):
+def random_features(kernel: Spectral, dim: int, num_features: int, *, rng_key: jax.Array) -> RandomFeatures:
     r"""Random Fourier features of a kernel of this module: the same kernel up to $O(1 / \sqrt{R})$, of finite rank.
 
     Source: Rahimi, Recht, NIPS 2007.
@@ -284,17 +328,19 @@ def random_features(kernel, dim, num_features, *, rng_key):
         >>> kernel(jnp.zeros((1, 2)), jnp.zeros((1, 2))).round(5).tolist()
         [[1.0]]
     """
-    if not hasattr(kernel, "frequencies"):
-        raise TypeError(
-            f"Expected a kernel of `divergences.kernels`; got {kernel!r}. Give your own a method `features`."
-        )
     origin = jnp.zeros((1, dim))
     return RandomFeatures(
-        scale=kernel(origin, origin)[0, 0], directions=kernel.frequencies(num_features, dim, rng_key=rng_key)
+        scale=kernel(origin, origin)[0, 0], directions=_spectral(kernel).frequencies(num_features, dim, rng_key=rng_key)
     )
 
 
-def fit_kernel(kernel, *samples):
+def _spectral(kernel: Kernel) -> Spectral:
+    if isinstance(kernel, Spectral):
+        return kernel
+    raise TypeError(f"Expected a kernel of `divergences.kernels`; got {kernel!r}. Give your own a method `features`.")
+
+
+def fit_kernel(kernel: Kernel | None, *samples: jax.Array) -> Kernel:
     """A kernel that is ready for use: a Gaussian for None; with the median distance where a bandwidth is missing.
 
     Args:
@@ -314,4 +360,4 @@ def fit_kernel(kernel, *samples):
     kernel = Gaussian() if kernel is None else kernel
     if not callable(kernel):
         raise TypeError(f"Expected a kernel, a callable from (M, D) and (N, D) to (M, N), or None; got {kernel!r}.")
-    return kernel.fit(*samples) if hasattr(kernel, "fit") else kernel
+    return kernel.fit(*samples) if isinstance(kernel, _Unfitted) else kernel

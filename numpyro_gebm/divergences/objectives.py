@@ -1,12 +1,14 @@
 """Variational bounds of the KL divergence, from the values of an energy on samples."""
 
+import jax
 import jax.numpy as jnp
 from jax.scipy.special import logsumexp
+from jax.typing import ArrayLike
 
 __all__ = ["base_loss", "batch_log_partition", "donsker_varadhan", "kale"]
 
 
-def batch_log_partition(energy_base):
+def batch_log_partition(energy_base: jax.Array) -> jax.Array:
     r"""Log-partition of a batch, $\log \frac1N \sum_i \exp(-E_i)$.
 
     Args:
@@ -18,7 +20,7 @@ def batch_log_partition(energy_base):
     return logsumexp(-energy_base) - jnp.log(energy_base.shape[0])
 
 
-def kale(energy_data, energy_base, log_partition):
+def kale(energy_data: jax.Array, energy_base: jax.Array, log_partition: ArrayLike) -> jax.Array:
     r"""KALE objective of an energy and a log-partition, to be maximised in both.
 
     .. math:: F(E, A) = -\mathbb{E}_P[E + A] - \mathbb{E}_G[\exp(-(E + A))] + 1
@@ -41,7 +43,7 @@ def kale(energy_data, energy_base, log_partition):
     return 1.0 - jnp.mean(energy_data) - log_partition - jnp.mean(jnp.exp(-energy_base - log_partition))
 
 
-def donsker_varadhan(energy_data, energy_base):
+def donsker_varadhan(energy_data: jax.Array, energy_base: jax.Array) -> jax.Array:
     r"""Donsker-Varadhan lower bound of $KL(P\|G)$: the generalized log-likelihood of an energy.
 
     .. math:: L(E) = -\mathbb{E}_P[E] - \log \mathbb{E}_G[\exp(-E)]
@@ -56,7 +58,7 @@ def donsker_varadhan(energy_data, energy_base):
     return -jnp.mean(energy_data) - batch_log_partition(energy_base)
 
 
-def base_loss(energy_base):
+def base_loss(energy_base: jax.Array) -> jax.Array:
     r"""The part of KALE that depends on the base, $-\log \frac1N \sum_i \exp(-E(B(z_i)))$, to be minimised.
 
     Its gradient in the base is $\sum_i w_i \nabla E(B(z_i))$ with self-normalised weights

@@ -15,9 +15,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_factor, cho_solve
+from jax.typing import ArrayLike
+from numpyro.util import not_jax_tracer
 
-from numpyro_gebm.divergences.kernels import fit_kernel
-from numpyro_gebm.divergences.sums import Witness, as_samples, kernel_matvec
+from gebm.validation import positive
+from numpyro_gebm.divergences.kernels import FiniteRank, Kernel, fit_kernel
+from numpyro_gebm.divergences.sums import Samples, Witness, as_samples, kernel_matvec
 
 __all__ = ["RKHSKALE", "DualPoint", "Gram", "dual_point", "kale_rkhs", "solve_dual"]
 
@@ -38,7 +41,7 @@ class RKHSKALE(NamedTuple):
     weights: jax.Array
 
 
-def kale_rkhs(x, y, kernel=None, regularization=1.0):
+def kale_rkhs(x: Samples, y: Samples, kernel: Kernel | None = None, regularization: ArrayLike = 1.0) -> RKHSKALE:
     r"""KALE of two samples over an RKHS, solved exactly.
 
     .. math:: (1 + \lambda) \max_h \left\{ 1 + E_P h - E_Q e^h - \frac\lambda2 \|h\|^2 \right\}
@@ -72,8 +75,8 @@ def kale_rkhs(x, y, kernel=None, regularization=1.0):
         1.5441 0.5671
     """
     x, y = as_samples(x, y)
-    if not isinstance(regularization, jax.core.Tracer) and not regularization > 0.0:
-        raise ValueError(f"Expected regularization > 0; got {regularization}.")
+    if not_jax_tracer(regularization):
+        positive("regularization", regularization)
     return _kale_rkhs(fit_kernel(kernel, x, y), x, y, jnp.asarray(regularization, x.dtype))
 
 
@@ -100,17 +103,21 @@ class Gram(NamedTuple):
     features: jax.Array | None
 
     @classmethod
-    def of(cls, kernel, y):
+    def of(cls, kernel: Kernel, y: jax.Array) -> "Gram":
         """That of points y, shape `(N, D)`."""
-        return cls(None, kernel.features(y)) if hasattr(kernel, "features") else cls(kernel(y, y), None)
+        return cls(None, kernel.features(y)) if isinstance(kernel, FiniteRank) else cls(kernel(y, y), None)
 
-    def matvec(self, weights):
+    def matvec(self, weights: jax.Array) -> jax.Array:
         """K times weights of shape `(N,)`."""
-        return self.features @ (weights @ self.features) if self.matrix is None else self.matrix @ weights
+        if self.matrix is not None:
+            return self.matrix @ weights
+        assert self.features is not None
+        return self.features @ (weights @ self.features)
 
-    def newton_direction(self, lam, u, residual):
+    def newton_direction(self, lam: jax.Array, u: jax.Array, residual: jax.Array) -> jax.Array:
         r"""The Newton step of u, $-(I + K A / \lambda)^{-1} F$ with A the diagonal matrix of the weights."""
         if self.matrix is None:
+            assert self.features is not None
             weighted = self.features * (jnp.exp(u) / len(u))[:, None]
             hessian = weighted.T @ self.features + lam * jnp.eye(weighted.shape[1], dtype=u.dtype)
             return self.features @ cho_solve(cho_factor(hessian), residual @ weighted) - residual
@@ -119,7 +126,9 @@ class Gram(NamedTuple):
         return self.matrix @ (root * cho_solve(factor, root * residual)) / lam - residual
 
 
-def solve_dual(gram, mean, norm, lam, u, tolerance=None):
+def solve_dual(
+    gram: Gram, mean: jax.Array, norm: jax.Array, lam: jax.Array, u: jax.Array, tolerance: float | None = None
+) -> "DualPoint":
     r"""Minimise D from u on, by damped Newton steps.
 
     The direction is Newton's in the weights. Weights that are to grow, grow by it; weights that are to shrink, shrink
@@ -137,11 +146,11 @@ def solve_dual(gram, mean, norm, lam, u, tolerance=None):
     Returns:
         `DualPoint` at the optimum.
     """
-    tolerance = jnp.finfo(u.dtype).eps if tolerance is None else tolerance
+    relative = jnp.finfo(u.dtype).eps if tolerance is None else tolerance
 
     def unfinished(state):
         point, count = state
-        return (point.gap > jnp.maximum(tolerance * point.value, point.gap_rounding)) & (count < MAX_STEPS)
+        return (point.gap > jnp.maximum(relative * point.value, point.gap_rounding)) & (count < MAX_STEPS)
 
     def newton_step(state):
         point, count = state
@@ -178,7 +187,7 @@ class DualPoint(NamedTuple):
     gap_rounding: jax.Array
 
 
-def dual_point(gram, mean, norm, lam, u):
+def dual_point(gram: Gram, mean: jax.Array, norm: jax.Array, lam: jax.Array, u: jax.Array) -> DualPoint:
     """`DualPoint` at u, shape `(N,)`."""
     weights = jnp.exp(u) / len(u)
     product = gram.matvec(weights)

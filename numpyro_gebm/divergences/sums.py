@@ -5,14 +5,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
+from numpyro.util import not_jax_tracer
 
-__all__ = ["Witness", "as_samples", "kernel_matvec"]
+from numpyro_gebm.divergences.kernels import FiniteRank, Kernel
 
+__all__ = ["Samples", "Witness", "as_samples", "kernel_matvec"]
+
+#: What samples are given as.
+Samples = ArrayLike
 #: Bytes of a kernel matrix that are in memory at once.
 BLOCK = 16 * 2**20
 
 
-def as_samples(x, y):
+def as_samples(x: Samples, y: Samples) -> tuple[jax.Array, jax.Array]:
     """Two samples as floating-point arrays of one dtype.
 
     Args:
@@ -34,7 +40,7 @@ def as_samples(x, y):
     if x.ndim != 2 or y.ndim != 2 or x.shape[1:] != y.shape[1:] or min(len(x), len(y)) < 2 or x.shape[1] == 0:
         raise ValueError(f"Expected x (M, D) and y (N, D) with M, N >= 2 and D >= 1; got {x.shape} and {y.shape}.")
     for name, z in (("x", x), ("y", y)):
-        if not isinstance(z, jax.core.Tracer) and not np.isfinite(z).all():
+        if not_jax_tracer(z) and not np.isfinite(z).all():
             rows = int((~np.isfinite(z)).any(axis=1).sum())
             raise ValueError(f"Expected finite entries in {name}; got NaN or infinity in {rows} rows. Leave them out.")
     dtype = jnp.result_type(x, y)
@@ -43,7 +49,9 @@ def as_samples(x, y):
 
 
 @eqx.filter_jit
-def kernel_matvec(kernel, x, y, weights, *, exclude_diagonal=False):
+def kernel_matvec(
+    kernel: Kernel, x: jax.Array, y: jax.Array, weights: jax.Array, *, exclude_diagonal: bool = False
+) -> jax.Array:
     r"""Sums $\sum_j k(x_i, y_j) w_j$, in blocks of rows; gradients go through the blocks again.
 
     Args:
@@ -61,7 +69,7 @@ def kernel_matvec(kernel, x, y, weights, *, exclude_diagonal=False):
         >>> kernel_matvec(Gaussian(1.0), jnp.zeros((2, 1)), jnp.zeros((3, 1)), jnp.ones(3)).tolist()
         [3.0, 3.0]
     """
-    if hasattr(kernel, "features"):
+    if isinstance(kernel, FiniteRank):
         left, right = kernel.features(x), kernel.features(y)
         sums = left @ (right.T @ weights)
         return sums - ((left * right).sum(axis=1) * weights.T).T if exclude_diagonal else sums
@@ -95,10 +103,10 @@ class Witness(eqx.Module):
         [0.5, 0.5, 0.5]
     """
 
-    kernel: object
+    kernel: Kernel
     centers: jax.Array
     weights: jax.Array
 
-    def __call__(self, points):
+    def __call__(self, points: jax.Array) -> jax.Array:
         """Values of the function at points of shape `(M, D)`, shape `(M,)`."""
         return kernel_matvec(self.kernel, points, self.centers, self.weights)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
+from gebm.validation import one_of
+
 __all__ = ["F_DIVERGENCES", "FDivergence", "f_divergence"]
 
 
@@ -35,12 +37,12 @@ class FDivergence:
     """
 
     name: str
-    generator: Callable
-    conjugate: Callable
-    optimal_critic: Callable
-    activation: Callable
+    generator: Callable[[torch.Tensor], torch.Tensor]
+    conjugate: Callable[[torch.Tensor], torch.Tensor]
+    optimal_critic: Callable[[torch.Tensor], torch.Tensor]
+    activation: Callable[[torch.Tensor], torch.Tensor]
 
-    def bound(self, critic_p, critic_q):
+    def bound(self, critic_p: torch.Tensor, critic_q: torch.Tensor) -> torch.Tensor:
         r"""The variational lower bound $E_P T - E_Q f^*(T)$ of a critic T, to be maximised in it.
 
         Args:
@@ -130,7 +132,7 @@ F_DIVERGENCES = {
 }
 
 
-def f_divergence(name):
+def f_divergence(name: str) -> FDivergence:
     """The f-divergence of a name.
 
     Args:
@@ -146,6 +148,4 @@ def f_divergence(name):
         >>> float(f_divergence("total_variation").generator(torch.tensor(3.0)))
         1.0
     """
-    if name not in F_DIVERGENCES:
-        raise ValueError(f"Expected one of {', '.join(F_DIVERGENCES)}; got {name!r}.")
-    return F_DIVERGENCES[name]
+    return F_DIVERGENCES[one_of("name", name, F_DIVERGENCES)]

@@ -5,15 +5,22 @@ own.
 """
 
 import dataclasses
+import functools
+import operator
+from collections.abc import Iterable
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 
 __all__ = [
+    "FiniteRank",
     "Gaussian",
     "InverseMultiquadric",
+    "Kernel",
     "Laplace",
     "Mixture",
     "RandomFeatures",
+    "Spectral",
     "fit_kernel",
     "median_distance",
     "random_features",
@@ -26,7 +33,32 @@ MAX_COORDINATES = 8
 MEDIAN_POINTS = 2000
 
 
-def squared_distances(x, y):
+class Kernel(Protocol):
+    """A callable from points x `(M, D)` and y `(N, D)` to their kernel matrix `(M, N)`."""
+
+    def __call__(self, x: torch.Tensor, y: torch.Tensor, /) -> torch.Tensor: ...
+
+
+@runtime_checkable
+class FiniteRank(Kernel, Protocol):
+    """A kernel that is a product of features: sums over it take time linear in the number of points."""
+
+    def features(self, x: torch.Tensor, /) -> torch.Tensor: ...
+
+
+@runtime_checkable
+class Spectral(Kernel, Protocol):
+    """A kernel whose spectral measure can be drawn from."""
+
+    def frequencies(self, num: int, dim: int) -> torch.Tensor: ...
+
+
+@runtime_checkable
+class _Unfitted(Kernel, Protocol):
+    def fit(self, *samples: torch.Tensor) -> Kernel: ...
+
+
+def squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     r"""Squared Euclidean distances, $\|x_i - y_j\|^2$; by coordinates, or by a matrix product if they are many.
 
     Args:
@@ -41,13 +73,13 @@ def squared_distances(x, y):
         [[25.0]]
     """
     if x.shape[1] <= MAX_COORDINATES:
-        return sum((x[:, None, d] - y[None, :, d]) ** 2 for d in range(x.shape[1]))
+        return functools.reduce(operator.add, ((x[:, None, d] - y[None, :, d]) ** 2 for d in range(x.shape[1])))
     centre = y.detach().mean(0)  # far from the origin, the product alone would lose the distances
     x, y = x - centre, y - centre
     return torch.clamp((x**2).sum(1)[:, None] + (y**2).sum(1) - 2.0 * x @ y.T, min=0.0)
 
 
-def median_distance(*samples):
+def median_distance(*samples: torch.Tensor) -> torch.Tensor:
     """Median distance between the points of all samples together: a usual bandwidth. A constant to gradients.
 
     Of more than 2,000 points it takes 2,000 at equal intervals. Source: Gretton et al., JMLR 13 (2012).
@@ -84,10 +116,16 @@ class _Radial:
                 f"Expected a positive scalar as bandwidth; got {self.bandwidth}. None is the median heuristic."
             )
 
-    def _host_bandwidth(self):
-        return torch.as_tensor(self.bandwidth, device="cpu")
+    def _fitted_bandwidth(self) -> torch.Tensor:
+        if self.bandwidth is None:
+            raise ValueError("Expected a kernel with a bandwidth; got None. Call `kernel.fit(x, y)` for the median.")
+        return torch.as_tensor(self.bandwidth)
 
-    def fit(self, *samples):
+    def profile(self, r2: torch.Tensor) -> torch.Tensor:
+        """k as a function of r squared."""
+        raise NotImplementedError
+
+    def fit(self, *samples: torch.Tensor) -> Self:
         """This kernel with the median distance of the samples as bandwidth, if it has none."""
         if self.bandwidth is not None:
             return self
@@ -99,10 +137,8 @@ class _Radial:
             )
         return dataclasses.replace(self, bandwidth=median)
 
-    def __call__(self, x, y):
-        if self.bandwidth is None:
-            raise ValueError("Expected a kernel with a bandwidth; got None. Call `kernel.fit(x, y)` for the median.")
-        return self.profile(squared_distances(x, y) / torch.as_tensor(self.bandwidth).to(x) ** 2)
+    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self.profile(squared_distances(x, y) / self._fitted_bandwidth().to(x) ** 2)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -120,13 +156,13 @@ class Gaussian(_Radial):
         [[1.0, 1.0]]
     """
 
-    def profile(self, r2):
+    def profile(self, r2: torch.Tensor) -> torch.Tensor:
         """k as a function of r squared."""
         return torch.exp(-0.5 * r2)
 
-    def frequencies(self, num, dim):
+    def frequencies(self, num: int, dim: int) -> torch.Tensor:
         """Draws of the spectral measure, shape `(num, dim)`."""
-        return torch.randn(num, dim) / self._host_bandwidth()
+        return torch.randn(num, dim) / self._fitted_bandwidth().cpu()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -146,13 +182,13 @@ class Laplace(_Radial):
         [[1.0, 1.0]]
     """
 
-    def profile(self, r2):
+    def profile(self, r2: torch.Tensor) -> torch.Tensor:
         """k as a function of r squared."""
         return torch.exp(-torch.where(r2 > 0.0, r2, 1.0).sqrt() * (r2 > 0.0))
 
-    def frequencies(self, num, dim):
+    def frequencies(self, num: int, dim: int) -> torch.Tensor:
         """Draws of the spectral measure, a multivariate Cauchy law, shape `(num, dim)`."""
-        return torch.randn(num, dim) / torch.randn(num, 1).abs() / self._host_bandwidth()
+        return torch.randn(num, dim) / torch.randn(num, 1).abs() / self._fitted_bandwidth().cpu()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -178,14 +214,14 @@ class InverseMultiquadric(_Radial):
         if not self.power > 0.0:
             raise ValueError(f"Expected power > 0; got {self.power}.")
 
-    def profile(self, r2):
+    def profile(self, r2: torch.Tensor) -> torch.Tensor:
         """k as a function of r squared."""
         return (1.0 + r2) ** -self.power
 
-    def frequencies(self, num, dim):
+    def frequencies(self, num: int, dim: int) -> torch.Tensor:
         """Draws of the spectral measure, a Gamma mixture of normal laws, shape `(num, dim)`."""
         gamma = torch.distributions.Gamma(torch.tensor(float(self.power)), torch.tensor(1.0))
-        return torch.randn(num, dim) * (2.0 * gamma.sample((num, 1))).sqrt() / self._host_bandwidth()
+        return torch.randn(num, dim) * (2.0 * gamma.sample((num, 1))).sqrt() / self._fitted_bandwidth().cpu()
 
 
 class Mixture:
@@ -204,7 +240,7 @@ class Mixture:
         [[1.0, 1.0]]
     """
 
-    def __init__(self, kernels, weights=None):
+    def __init__(self, kernels: Iterable[Kernel], weights: Iterable[float] | None = None):
         self.kernels = tuple(kernels)
         equal = [1.0 / max(len(self.kernels), 1)] * len(self.kernels)
         self.weights = tuple(float(weight) for weight in (equal if weights is None else weights))
@@ -215,16 +251,16 @@ class Mixture:
         ):
             raise ValueError(f"Expected a weight >= 0 for each of {len(self.kernels)} kernels; got {self.weights}.")
 
-    def fit(self, *samples):
+    def fit(self, *samples: torch.Tensor) -> "Mixture":
         """This mixture with the median distance of the samples as bandwidth of the kernels that have none."""
         return Mixture([fit_kernel(kernel, *samples) for kernel in self.kernels], self.weights)
 
-    def __call__(self, x, y):
-        return sum(weight * kernel(x, y) for kernel, weight in zip(self.kernels, self.weights))
+    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return functools.reduce(operator.add, (w * kernel(x, y) for kernel, w in zip(self.kernels, self.weights)))
 
-    def frequencies(self, num, dim):
+    def frequencies(self, num: int, dim: int) -> torch.Tensor:
         """Draws of the spectral measure, shape `(num, dim)`."""
-        draws = torch.stack([kernel.frequencies(num, dim) for kernel in self.kernels])
+        draws = torch.stack([_spectral(kernel).frequencies(num, dim) for kernel in self.kernels])
         which = torch.multinomial(torch.tensor(self.weights, dtype=torch.float64), num, replacement=True)
         return draws[which, torch.arange(num)]
 
@@ -246,17 +282,17 @@ class RandomFeatures:
     directions: torch.Tensor
     scale: float | torch.Tensor = 1.0
 
-    def features(self, x):
+    def features(self, x: torch.Tensor) -> torch.Tensor:
         """phi of points x `(M, D)`, shape `(M, 2 R)`."""
         angles = x @ self.directions.T.to(x)
         amplitude = (torch.as_tensor(self.scale).to(x) / len(self.directions)).sqrt()
         return amplitude * torch.cat([angles.cos(), angles.sin()], 1)
 
-    def __call__(self, x, y):
+    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return self.features(x) @ self.features(y).T
 
 
-def random_features(kernel, dim, num_features):
+def random_features(kernel: Spectral, dim: int, num_features: int) -> RandomFeatures:
     r"""Random Fourier features of a kernel of this module: the same kernel up to $O(1 / \sqrt{R})$, of finite rank.
 
     Source: Rahimi, Recht, NIPS 2007.
@@ -278,15 +314,19 @@ def random_features(kernel, dim, num_features):
         >>> kernel(torch.zeros((1, 2)), torch.zeros((1, 2))).round(decimals=5).tolist()
         [[1.0]]
     """
-    if not hasattr(kernel, "frequencies"):
-        raise TypeError(
-            f"Expected a kernel of `divergences.kernels`; got {kernel!r}. Give your own a method `features`."
-        )
     origin = torch.zeros((1, dim))
-    return RandomFeatures(scale=kernel(origin, origin)[0, 0], directions=kernel.frequencies(num_features, dim))
+    return RandomFeatures(
+        scale=kernel(origin, origin)[0, 0], directions=_spectral(kernel).frequencies(num_features, dim)
+    )
 
 
-def fit_kernel(kernel, *samples):
+def _spectral(kernel: Kernel) -> Spectral:
+    if isinstance(kernel, Spectral):
+        return kernel
+    raise TypeError(f"Expected a kernel of `divergences.kernels`; got {kernel!r}. Give your own a method `features`.")
+
+
+def fit_kernel(kernel: Kernel | None, *samples: torch.Tensor) -> Kernel:
     """A kernel that is ready for use: a Gaussian for None; with the median distance where a bandwidth is missing.
 
     Args:
@@ -306,4 +346,4 @@ def fit_kernel(kernel, *samples):
     kernel = Gaussian() if kernel is None else kernel
     if not callable(kernel):
         raise TypeError(f"Expected a kernel, a callable from (M, D) and (N, D) to (M, N), or None; got {kernel!r}.")
-    return kernel.fit(*samples) if hasattr(kernel, "fit") else kernel
+    return kernel.fit(*samples) if isinstance(kernel, _Unfitted) else kernel

@@ -4,8 +4,9 @@ from typing import NamedTuple
 
 import torch
 
-from pyro_gebm.divergences.kernels import Gaussian, fit_kernel
-from pyro_gebm.divergences.sums import Witness, as_samples, kernel_matvec
+from gebm.validation import integer, one_of
+from pyro_gebm.divergences.kernels import Gaussian, Kernel, fit_kernel
+from pyro_gebm.divergences.sums import Samples, Witness, as_samples, kernel_matvec
 
 __all__ = ["MMDTest", "mmd2", "mmd_test", "mmd_witness"]
 
@@ -13,7 +14,14 @@ __all__ = ["MMDTest", "mmd2", "mmd_test", "mmd_witness"]
 ESTIMATORS = ("unbiased", "biased", "linear")
 
 
-def mmd2(x, y, bandwidth=None, *, kernel=None, estimator="unbiased"):
+def mmd2(
+    x: Samples,
+    y: Samples,
+    bandwidth: torch.Tensor | float | None = None,
+    *,
+    kernel: Kernel | None = None,
+    estimator: str = "unbiased",
+) -> torch.Tensor:
     r"""Estimate of the squared maximum mean discrepancy, $\|\mu_P - \mu_Q\|^2$ with $\mu_P = E_P k(x, \cdot)$.
 
     .. math:: E k(x, x') + E k(y, y') - 2 E k(x, y)
@@ -44,8 +52,7 @@ def mmd2(x, y, bandwidth=None, *, kernel=None, estimator="unbiased"):
         >>> float(mmd2(x, x, 1.0, estimator="biased"))
         0.0
     """
-    if estimator not in ESTIMATORS:
-        raise ValueError(f"Expected one of {', '.join(ESTIMATORS)} as estimator; got {estimator!r}.")
+    one_of("estimator", estimator, ESTIMATORS)
     x, y = as_samples(x, y)
     if estimator == "linear" and len(x) != len(y):
         raise ValueError(f"Expected as many rows in x as in y for the linear estimator; got {len(x)} and {len(y)}.")
@@ -68,7 +75,9 @@ def _linear(kernel, x, y):
     return (pairs(x, x_other) + pairs(y, y_other) - pairs(x, y_other) - pairs(x_other, y)).mean()
 
 
-def mmd_witness(x, y, bandwidth=None, *, kernel=None):
+def mmd_witness(
+    x: Samples, y: Samples, bandwidth: torch.Tensor | float | None = None, *, kernel: Kernel | None = None
+) -> Witness:
     r"""Witness of the MMD, $f = \mu_P - \mu_Q$: positive where P has more mass, negative where Q has.
 
     Args:
@@ -104,7 +113,14 @@ class MMDTest(NamedTuple):
     null: torch.Tensor
 
 
-def mmd_test(x, y, bandwidth=None, *, kernel=None, num_permutations=199):
+def mmd_test(
+    x: Samples,
+    y: Samples,
+    bandwidth: torch.Tensor | float | None = None,
+    *,
+    kernel: Kernel | None = None,
+    num_permutations: int = 199,
+) -> MMDTest:
     r"""Two-sample test of P = Q: the unbiased MMD² against the same for random splits of the points.
 
     The p-value, $(1 + \#\{\text{null} \ge \text{statistic}\}) / (B + 1)$, is exact: under P = Q it is at most $a$ with
@@ -132,9 +148,7 @@ def mmd_test(x, y, bandwidth=None, *, kernel=None, num_permutations=199):
         0.005
     """
     x, y = as_samples(x, y)
-    kernel = _kernel_of(x, y, bandwidth, kernel)
-    if not num_permutations >= 1:
-        raise ValueError(f"Expected num_permutations >= 1; got {num_permutations}.")
+    kernel, num_permutations = _kernel_of(x, y, bandwidth, kernel), integer("num_permutations", num_permutations)
     return _permutation_test(kernel, x, y, num_permutations)
 
 

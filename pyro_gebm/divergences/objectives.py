@@ -7,7 +7,7 @@ import torch
 __all__ = ["base_loss", "batch_log_partition", "donsker_varadhan", "kale"]
 
 
-def batch_log_partition(energy_base):
+def batch_log_partition(energy_base: torch.Tensor) -> torch.Tensor:
     r"""Log-partition of a batch, $\log \frac1N \sum_i \exp(-E_i)$.
 
     Args:
@@ -19,7 +19,7 @@ def batch_log_partition(energy_base):
     return torch.logsumexp(-energy_base, 0) - math.log(energy_base.shape[0])
 
 
-def kale(energy_data, energy_base, log_partition):
+def kale(energy_data: torch.Tensor, energy_base: torch.Tensor, log_partition: torch.Tensor | float) -> torch.Tensor:
     r"""KALE objective of an energy and a log-partition, to be maximised in both.
 
     .. math:: F(E, A) = -\mathbb{E}_P[E + A] - \mathbb{E}_G[\exp(-(E + A))] + 1
@@ -42,7 +42,7 @@ def kale(energy_data, energy_base, log_partition):
     return 1.0 - energy_data.mean() - log_partition - torch.exp(-energy_base - log_partition).mean()
 
 
-def donsker_varadhan(energy_data, energy_base):
+def donsker_varadhan(energy_data: torch.Tensor, energy_base: torch.Tensor) -> torch.Tensor:
     r"""Donsker-Varadhan lower bound of $KL(P\|G)$: the generalized log-likelihood of an energy.
 
     .. math:: L(E) = -\mathbb{E}_P[E] - \log \mathbb{E}_G[\exp(-E)]
@@ -57,7 +57,7 @@ def donsker_varadhan(energy_data, energy_base):
     return -energy_data.mean() - batch_log_partition(energy_base)
 
 
-def base_loss(energy_base):
+def base_loss(energy_base: torch.Tensor) -> torch.Tensor:
     r"""The part of KALE that depends on the base, $-\log \frac1N \sum_i \exp(-E(B(z_i)))$, to be minimised.
 
     Its gradient in the base is $\sum_i w_i \nabla E(B(z_i))$ with self-normalised weights

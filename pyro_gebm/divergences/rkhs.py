@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import torch
 
-from pyro_gebm.divergences.kernels import fit_kernel
-from pyro_gebm.divergences.sums import Witness, as_samples, kernel_matvec
+from gebm.validation import positive
+from pyro_gebm.divergences.kernels import FiniteRank, Kernel, fit_kernel
+from pyro_gebm.divergences.sums import Samples, Witness, as_samples, kernel_matvec
 
 __all__ = ["RKHSKALE", "DualPoint", "Gram", "dual_point", "exp", "kale_rkhs", "solve_dual"]
 
@@ -35,7 +36,9 @@ class RKHSKALE(NamedTuple):
     weights: torch.Tensor
 
 
-def kale_rkhs(x, y, kernel=None, regularization=1.0):
+def kale_rkhs(
+    x: Samples, y: Samples, kernel: Kernel | None = None, regularization: torch.Tensor | float = 1.0
+) -> RKHSKALE:
     r"""KALE of two samples over an RKHS, solved exactly.
 
     .. math:: (1 + \lambda) \max_h \left\{ 1 + E_P h - E_Q e^h - \frac\lambda2 \|h\|^2 \right\}
@@ -69,9 +72,9 @@ def kale_rkhs(x, y, kernel=None, regularization=1.0):
         1.5441 0.5671
     """
     x, y = as_samples(x, y)
-    if not regularization > 0.0:
-        raise ValueError(f"Expected regularization > 0; got {regularization}.")
-    return _kale_rkhs(fit_kernel(kernel, x, y), x, y, torch.as_tensor(regularization).to(x))
+    lam = torch.as_tensor(regularization).to(x)
+    positive("regularization", lam.detach())
+    return _kale_rkhs(fit_kernel(kernel, x, y), x, y, lam)
 
 
 def _kale_rkhs(kernel, x, y, lam):
@@ -96,21 +99,25 @@ class Gram(NamedTuple):
     features: torch.Tensor | None
 
     @classmethod
-    def of(cls, kernel, y):
+    def of(cls, kernel: Kernel, y: torch.Tensor) -> "Gram":
         """That of points y, shape `(N, D)`."""
-        return cls(None, kernel.features(y)) if hasattr(kernel, "features") else cls(kernel(y, y), None)
+        return cls(None, kernel.features(y)) if isinstance(kernel, FiniteRank) else cls(kernel(y, y), None)
 
-    def detach(self):
+    def detach(self) -> "Gram":
         """The same, constant to gradients."""
         return Gram(*(part if part is None else part.detach() for part in self))
 
-    def matvec(self, weights):
+    def matvec(self, weights: torch.Tensor) -> torch.Tensor:
         """K times weights of shape `(N,)`."""
-        return self.features @ (weights @ self.features) if self.matrix is None else self.matrix @ weights
+        if self.matrix is not None:
+            return self.matrix @ weights
+        assert self.features is not None
+        return self.features @ (weights @ self.features)
 
-    def newton_direction(self, lam, u, residual):
+    def newton_direction(self, lam: torch.Tensor, u: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         r"""The Newton step of u, $-(I + K A / \lambda)^{-1} F$ with A the diagonal matrix of the weights."""
         if self.matrix is None:
+            assert self.features is not None
             weighted = self.features * (exp(u) / len(u))[:, None]
             hessian = weighted.T @ self.features
             hessian.diagonal().add_(lam)
@@ -122,7 +129,14 @@ class Gram(NamedTuple):
 
 
 @torch.no_grad()
-def solve_dual(gram, mean, norm, lam, u, tolerance=None):
+def solve_dual(
+    gram: Gram,
+    mean: torch.Tensor,
+    norm: torch.Tensor,
+    lam: torch.Tensor,
+    u: torch.Tensor,
+    tolerance: float | None = None,
+) -> "DualPoint":
     r"""Minimise D from u on, by damped Newton steps.
 
     The direction is Newton's in the weights. Weights that are to grow, grow by it; weights that are to shrink, shrink
@@ -174,12 +188,12 @@ class DualPoint(NamedTuple):
     gap_rounding: torch.Tensor
 
 
-def exp(u):
+def exp(u: torch.Tensor) -> torch.Tensor:
     """The exponential of u, with 0 for what rounding would swallow: PyTorch is slow on the subnormal numbers beyond."""
     return torch.where(u > 2.0 * math.log(torch.finfo(u.dtype).eps), u.exp(), 0.0)
 
 
-def dual_point(gram, mean, norm, lam, u):
+def dual_point(gram: Gram, mean: torch.Tensor, norm: torch.Tensor, lam: torch.Tensor, u: torch.Tensor) -> DualPoint:
     """`DualPoint` at u, shape `(N,)`."""
     weights = exp(u) / len(u)
     product = gram.matvec(weights)

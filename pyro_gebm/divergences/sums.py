@@ -2,17 +2,22 @@
 
 import dataclasses
 
+import numpy as np
 import torch
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["Witness", "as_samples", "kernel_matvec"]
+from pyro_gebm.divergences.kernels import FiniteRank, Kernel
 
+__all__ = ["Samples", "Witness", "as_samples", "kernel_matvec"]
+
+#: What samples are given as.
+Samples = torch.Tensor | np.ndarray
 #: Bytes of a kernel matrix that are in memory at once. Over 32 MB: blocks of that size go back to the system as soon as
 #: they are free, smaller ones stay behind in glibc's heap, which grew to 1.2 GB for 10,000 by 10,000 points.
 BLOCK = 40 * 2**20
 
 
-def as_samples(x, y):
+def as_samples(x: Samples, y: Samples) -> tuple[torch.Tensor, torch.Tensor]:
     """Two samples as floating-point arrays of one dtype.
 
     Args:
@@ -44,7 +49,9 @@ def as_samples(x, y):
     return x.to(dtype), y.to(dtype)
 
 
-def kernel_matvec(kernel, x, y, weights, *, exclude_diagonal=False):
+def kernel_matvec(
+    kernel: Kernel, x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, *, exclude_diagonal: bool = False
+) -> torch.Tensor:
     r"""Sums $\sum_j k(x_i, y_j) w_j$, in blocks of rows; gradients go through the blocks again.
 
     Args:
@@ -62,7 +69,7 @@ def kernel_matvec(kernel, x, y, weights, *, exclude_diagonal=False):
         >>> kernel_matvec(Gaussian(1.0), torch.zeros(2, 1), torch.zeros(3, 1), torch.ones(3)).tolist()
         [3.0, 3.0]
     """
-    if hasattr(kernel, "features"):
+    if isinstance(kernel, FiniteRank):
         left, right = kernel.features(x), kernel.features(y)
         sums = left @ (right.T @ weights)
         return sums - ((left * right).sum(1) * weights.T).T if exclude_diagonal else sums
@@ -98,11 +105,11 @@ class Witness:
         [0.5, 0.5, 0.5]
     """
 
-    kernel: object
+    kernel: Kernel
     centers: torch.Tensor
     weights: torch.Tensor
 
-    def __call__(self, points):
+    def __call__(self, points: Samples) -> torch.Tensor:
         """Values of the function at points of shape `(M, D)`, shape `(M,)`."""
         points = torch.as_tensor(points).to(self.centers)
         return kernel_matvec(self.kernel, points, self.centers, self.weights)
