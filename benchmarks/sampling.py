@@ -88,7 +88,7 @@ def numpyro_kernel(kernel):
     def make(gebm, z):
         chain = kernel(lambda: numpyro.sample("z", gebm.latent))
         start = chain.init(jax.random.split(jax.random.key(0), len(z)), 0, {"z": z})
-        steps = int(getattr(chain, "_num_steps", 1))
+        steps = chain.num_steps
 
         @jax.jit
         def loop(state, num):
@@ -118,7 +118,7 @@ def pyro_kernel(kernel):
     def make(gebm, z):
         chain = kernel(lambda: pyro.sample("z", gebm.latent))
         chain.setup_chains(0, len(z), {"z": z})
-        steps = chain._num_steps
+        steps = chain.num_steps
 
         def run(num):
             for _ in range(num // steps):

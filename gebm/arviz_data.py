@@ -1,8 +1,19 @@
 """Draws and statistics as ArviZ data, for ArviZ 0.23 and 1.x."""
 
 import warnings
+from collections.abc import Mapping
+from typing import Any, Final
 
-__all__ = ["from_groups", "latent_site"]
+__all__ = ["from_groups", "latent_site", "named_statistics"]
+
+#: Fields of the state of a kernel, as NumPyro names them, and what ArviZ calls them.
+STATISTICS: Final = {
+    "accept_prob": "acceptance_rate",
+    "adapt_state.step_size": "step_size",
+    "adapt_state.warmup_converged": "warmup_converged",
+    "num_steps": "n_steps",
+    "potential_energy": "lp",
+}
 
 
 def from_groups(posterior, sample_stats=None, *, coords=None, dims=None):
@@ -55,3 +66,21 @@ def latent_site(posterior, event_shape, site=None):
     if site is not None and site not in fits:
         raise ValueError(f"Expected a site with latents of shape {shape} at site={site!r}; got sites {sorted(fits)}.")
     return fits[0] if site is None else site
+
+
+def named_statistics(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of the state of a kernel by the names that ArviZ gives them; `lp` is minus the potential.
+
+    Args:
+        fields: maps paths in the state to arrays; what is no array is left out.
+
+    Returns:
+        The arrays by name.
+
+    Example:
+        >>> import numpy as np
+        >>> named_statistics({"potential_energy": np.array([1.5]), "num_steps": np.array([10])})
+        {'lp': array([-1.5]), 'n_steps': array([10])}
+    """
+    statistics = {STATISTICS.get(name, name): value for name, value in fields.items() if hasattr(value, "shape")}
+    return statistics | ({"lp": -statistics["lp"]} if "lp" in statistics else {})

@@ -9,24 +9,12 @@ import numpy as np
 from jax import lax
 from numpyro.infer.mcmc import MCMC
 
-from gebm.arviz_data import from_groups, latent_site
+from gebm.arviz_data import from_groups, latent_site, named_statistics
 from gebm.validation import instance
 from numpyro_gebm.callables import over_batch
 from numpyro_gebm.gebm import GEBM
 
 __all__ = ["to_arviz"]
-
-#: NumPyro's names of what a kernel recorded, and ArviZ's.
-_STATISTICS = {
-    "accept_prob": "acceptance_rate",
-    "adapt_state.step_size": "step_size",
-    "adapt_state.warmup_converged": "warmup_converged",
-    "diverging": "diverging",
-    "energy": "energy",
-    "num_steps": "n_steps",
-    "potential_energy": "lp",
-    "step_size": "step_size",
-}
 
 
 def to_arviz(
@@ -84,12 +72,6 @@ def named_arrays(draws: Any, name: str = "z") -> dict[str, Any]:
     """The arrays of a pytree of draws by name; a pytree that is not a dict is called `name`."""
     leaves = jax.tree_util.tree_flatten_with_path(draws if isinstance(draws, dict) else {name: draws})[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
-
-
-def named_statistics(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of a kernel's state by the names that ArviZ gives them."""
-    statistics = {_STATISTICS.get(name, name): value for name, value in fields.items() if hasattr(value, "shape")}
-    return statistics | ({"lp": -statistics["lp"]} if "lp" in statistics else {})
 
 
 def energy_of_site(gebm: GEBM, posterior: Mapping[str, Any], site: str | None = None) -> np.ndarray:

@@ -39,6 +39,7 @@ __all__ = [
     "kinetic_step",
     "leapfrog_step",
     "overdamped_move",
+    "overdamped_step",
     "refreshed",
     "reverse_noise",
     "trajectory",
@@ -224,6 +225,33 @@ def energy_error(
     move = end.grad_point - start.grad_point
     inner = 0.25 * _over_chains(step_size) ** 2 * (scale**2 * (end.z_grad - start.z_grad)) - move
     return end.potential_energy - start.potential_energy + 0.5 * jnp.sum(total * inner, -1)
+
+
+def overdamped_step(
+    rng_key: jax.Array,
+    start: KineticState,
+    potential_and_grad: PotentialAndGrad,
+    step_size: PerChain,
+    scale: float | jax.Array = 1.0,
+) -> tuple[KineticState, jax.Array]:
+    r"""One overdamped Langevin step and its energy error, before a Metropolis test; the velocity stays.
+
+    Args:
+        rng_key: a JAX random key, or one a chain (shape `chains`).
+        start: `KineticState` of shape `chains`, its gradient taken at its position.
+        potential_and_grad: callable from positions to potentials (shape `chains`) and their gradients.
+        step_size: h, in units of $z / \sigma$; a scalar or shape `chains`.
+        scale: as in `kinetic_step`.
+
+    Returns:
+        The next `KineticState`, and minus the log acceptance ratio, shape `chains`.
+    """
+    h, noise = _over_chains(step_size), standard_normal(rng_key, start.z)
+    z = overdamped_move(start.z, start.z_grad, noise, h, scale)
+    potential_energy, z_grad = potential_and_grad(z)
+    back = reverse_noise(start.z_grad, z_grad, noise, h, scale)
+    error = potential_energy - start.potential_energy + kinetic_energy(back) - kinetic_energy(noise)
+    return KineticState(z, start.v, z, potential_energy, z_grad), error
 
 
 def overdamped_move(

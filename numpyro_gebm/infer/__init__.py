@@ -1,8 +1,10 @@
 """How a GEBM is sampled."""
 
 from numpyro_gebm.dynamics.annealed_mala import AnnealedMALA
+from numpyro_gebm.infer.chain_kernel import ChainKernel
 from numpyro_gebm.infer.ghmc import GHMC
 from numpyro_gebm.infer.initialization import init_to_prior
+from numpyro_gebm.infer.kernel import LangevinKernel
 from numpyro_gebm.infer.kinetic_langevin import KineticLangevin
 from numpyro_gebm.infer.ladder.replica_exchange import ReplicaExchange
 from numpyro_gebm.infer.ladder.smc import SMC
@@ -18,7 +20,9 @@ __all__ = [
     "SMC",
     "ULA",
     "AnnealedMALA",
+    "ChainKernel",
     "KineticLangevin",
+    "LangevinKernel",
     "ReplicaExchange",
     "init_to_prior",
     "stream_draws",

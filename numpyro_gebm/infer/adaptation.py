@@ -10,6 +10,7 @@ trajectory length follow from it. Time is cut into windows that grow; at the end
 draws alone, the dual averaging starts again, and the warm-up is over once a window changed next to nothing.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -19,7 +20,17 @@ from numpyro.infer.hmc_util import dual_averaging
 
 from gebm.langevin import ACCEPT_TOLERANCE, GAMMA, GROWTH, LOG_TOLERANCE, NUM_PROBES, POTENTIAL_TOLERANCE
 
-__all__ = ["AdaptState", "Window", "adapt", "finish", "init_adaptation", "moments", "start_window", "update_window"]
+__all__ = [
+    "AdaptState",
+    "Window",
+    "adapt",
+    "finish",
+    "init_adaptation",
+    "moments",
+    "on_chain_axis",
+    "start_window",
+    "update_window",
+]
 
 _init_dual_averaging, _update_dual_averaging = dual_averaging(gamma=GAMMA)
 
@@ -43,8 +54,9 @@ class Window(NamedTuple):
 
 
 class AdaptState(NamedTuple):
-    """State of the warm-up; the first three have the shape of the chains, and all chains have the same.
+    """State of the warm-up, the same for all chains.
 
+    `step_size`, `length_scale` and `warmup_converged` have the axis of the chains, as they are reported of each.
     `scale` is the square root of the diagonal of the inverse mass, of shape `(d,)`; `window_end` the step at which the
     window ends; `before` the log step size, log length scale and mean potential of the window before;
     `num_warmup_steps` the steps that the warm-up took.
@@ -62,14 +74,25 @@ class AdaptState(NamedTuple):
     num_warmup_steps: jax.Array
 
 
-def start_window(z, potential_energy, probes):
+def on_chain_axis(fn: Callable[[jax.Array], jax.Array], state: AdaptState) -> AdaptState:
+    """Apply a function to what has the axis of the chains."""
+    return state._replace(
+        step_size=fn(state.step_size),
+        length_scale=fn(state.length_scale),
+        warmup_converged=fn(state.warmup_converged),
+    )
+
+
+def start_window(z: jax.Array, potential_energy: jax.Array, probes: jax.Array) -> Window:
     """An empty `Window`, centred at positions of shape `(N, d)` and their potentials."""
     zero, zeros = jnp.zeros((), z.dtype), jnp.zeros(z.shape[1], z.dtype)
     center, potential_center = z.mean(0), potential_energy.mean().astype(z.dtype)
     return Window(center, potential_center, probes, zero, zeros, zeros, jnp.zeros_like(probes), zero, zero, zero)
 
 
-def update_window(window, z, potential_energy, accept_prob, scale):
+def update_window(
+    window: Window, z: jax.Array, potential_energy: jax.Array, accept_prob: jax.Array, scale: jax.Array
+) -> Window:
     """Add positions of shape `(N, d)`, potentials and acceptance probabilities of shape `(N,)` to a `Window`."""
     y, potential = (z - window.center) / scale, potential_energy - window.potential_center
     return window._replace(
@@ -83,7 +106,7 @@ def update_window(window, z, potential_energy, accept_prob, scale):
     )
 
 
-def moments(window):
+def moments(window: Window) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Of a window: length scale s, variances of y of shape `(d,)`, mean and standard deviation of the potential.
 
     The trace of the squared covariance is estimated from the covariance applied to the probes (Hutchinson).
@@ -97,7 +120,7 @@ def moments(window):
     return scale, variance, window.potential_center + potential, deviation
 
 
-def init_adaptation(z, potential_energy, step_size, first_window):
+def init_adaptation(z: jax.Array, potential_energy: jax.Array, step_size: float, first_window: int) -> AdaptState:
     """State of the warm-up before the first step.
 
     Args:
@@ -125,7 +148,16 @@ def init_adaptation(z, potential_energy, step_size, first_window):
     )
 
 
-def adapt(state, z, potential_energy, accept_prob, target_accept_prob, *, step_size=True, mass=False):
+def adapt(
+    state: AdaptState,
+    z: jax.Array,
+    potential_energy: jax.Array,
+    accept_prob: jax.Array,
+    target_accept_prob: float,
+    *,
+    step_size: bool = True,
+    mass: bool = False,
+) -> AdaptState:
     """One update of the warm-up after a step.
 
     Args:
@@ -152,7 +184,7 @@ def adapt(state, z, potential_energy, accept_prob, target_accept_prob, *, step_s
     return lax.cond(ended, lambda s: _end_window(s, z, potential_energy, target, mass), lambda s: s, state)
 
 
-def finish(state):
+def finish(state: AdaptState) -> AdaptState:
     """The averaged step size, for when the warm-up's budget ends before it has converged."""
     averaging = state.dual_averaging
     step_size = jnp.where(averaging[3] > 0, jnp.exp(averaging[1]), state.step_size)

@@ -1,11 +1,15 @@
 """Generalized Hamiltonian Monte Carlo as a NumPyro kernel."""
 
+from dataclasses import dataclass
+from typing import Annotated
+
 import jax.numpy as jnp
 
+from gebm.validation import integer, nonnegative, optional
 from numpyro_gebm.dynamics.metropolis import choose, diverges
-from numpyro_gebm.dynamics.steps import KineticState, energy_error, leapfrog_step, refreshed, update_slice
-from numpyro_gebm.infer.initialization import init_to_prior
-from numpyro_gebm.infer.kernel import LangevinKernel, StepInfo
+from numpyro_gebm.dynamics.steps import energy_error, leapfrog_step, refreshed, update_slice
+from numpyro_gebm.infer.kernel import LangevinKernel
+from numpyro_gebm.infer.state import Chains, StepInfo
 
 __all__ = ["GHMC"]
 
@@ -13,6 +17,7 @@ __all__ = ["GHMC"]
 FRICTION = 0.7
 
 
+@dataclass(kw_only=True, eq=False)
 class GHMC(LangevinKernel):
     r"""Generalized Hamiltonian Monte Carlo: kinetic Langevin steps with a Metropolis test each.
 
@@ -52,41 +57,17 @@ class GHMC(LangevinKernel):
         (20,)
     """
 
-    def __init__(
-        self,
-        model=None,
-        potential_fn=None,
-        *,
-        step_size=0.1,
-        friction=None,
-        num_steps=10,
-        adapt_step_size=True,
-        target_accept_prob=0.8,
-        adapt_mass_matrix=False,
-        init_strategy=init_to_prior,
-    ):
-        super().__init__(
-            model,
-            potential_fn,
-            step_size=step_size,
-            adapt_step_size=adapt_step_size,
-            target_accept_prob=target_accept_prob,
-            adapt_mass_matrix=adapt_mass_matrix,
-            num_steps=num_steps,
-            init_strategy=init_strategy,
-        )
-        if friction is not None and not friction >= 0:
-            raise ValueError(f"Expected friction >= 0 or None; got {friction}.")
-        self._friction = friction
+    friction: Annotated[float | None, optional(nonnegative)] = None
+    num_steps: Annotated[int, integer] = 10
 
-    def _step(self, rng_key, chains, potential_and_grad, step_size, adapt_state):
-        friction = FRICTION / adapt_state.length_scale if self._friction is None else self._friction
+    default_fields = (*LangevinKernel.default_fields, "kinetic_temperature")
+
+    def step(self, rng_key, chains, potential_and_grad, step_size, adapt_state):
+        friction = FRICTION / adapt_state.length_scale if self.friction is None else self.friction
         persistence = jnp.exp(-friction * step_size)
-        v = refreshed(rng_key, chains.v, persistence)
-        start = KineticState(chains.z, v, chains.z, chains.potential_energy, chains.z_grad)
+        start = chains.kinetic._replace(v=refreshed(rng_key, chains.kinetic.v, persistence))
         end = leapfrog_step(start, potential_and_grad, step_size, adapt_state.scale)
         error = energy_error(start, end, step_size, adapt_state.scale)
         accept, u = update_slice(chains.slice, error, persistence)
-        stay = chains._replace(v=-v, slice=u)
-        info = StepInfo(error, diverges(error), jnp.ones(len(error), int))
-        return choose(accept, chains._replace(**end._asdict(), slice=u), stay), info
+        stay = start._replace(v=-start.v)
+        return choose(accept, Chains(end, u), Chains(stay, u)), StepInfo(error, diverges(error))

@@ -1,18 +1,19 @@
 """Metropolis-adjusted Langevin algorithm as a NumPyro kernel."""
 
-import jax
-import jax.numpy as jnp
-from jax import random
+from dataclasses import dataclass
+from typing import Annotated
 
-from numpyro_gebm.dynamics.keys import standard_normal
-from numpyro_gebm.dynamics.metropolis import choose, diverges
-from numpyro_gebm.dynamics.steps import kinetic_energy, overdamped_move, reverse_noise
-from numpyro_gebm.infer.initialization import init_to_prior
-from numpyro_gebm.infer.kernel import LangevinKernel, StepInfo
+from gebm.validation import integer, probability
+from numpyro_gebm.dynamics.keys import fold_in
+from numpyro_gebm.dynamics.metropolis import accepts, choose, diverges
+from numpyro_gebm.dynamics.steps import overdamped_step
+from numpyro_gebm.infer.kernel import LangevinKernel
+from numpyro_gebm.infer.state import StepInfo
 
-__all__ = ["MALA", "overdamped_step"]
+__all__ = ["MALA"]
 
 
+@dataclass(kw_only=True, eq=False)
 class MALA(LangevinKernel):
     r"""Metropolis-adjusted (overdamped) Langevin algorithm, for `numpyro.infer.MCMC`.
 
@@ -51,54 +52,10 @@ class MALA(LangevinKernel):
         (20,)
     """
 
-    default_fields = tuple(name for name in LangevinKernel.default_fields if name != "kinetic_temperature")
+    target_accept_prob: Annotated[float, probability] = 0.574
+    num_steps: Annotated[int, integer] = 1
 
-    def __init__(
-        self,
-        model=None,
-        potential_fn=None,
-        *,
-        step_size=0.1,
-        adapt_step_size=True,
-        target_accept_prob=0.574,
-        adapt_mass_matrix=False,
-        num_steps=1,
-        init_strategy=init_to_prior,
-    ):
-        super().__init__(
-            model,
-            potential_fn,
-            step_size=step_size,
-            adapt_step_size=adapt_step_size,
-            target_accept_prob=target_accept_prob,
-            adapt_mass_matrix=adapt_mass_matrix,
-            num_steps=num_steps,
-            init_strategy=init_strategy,
-        )
-
-    def _step(self, rng_key, chains, potential_and_grad, step_size, adapt_state):
-        proposal, info = overdamped_step(rng_key, chains, potential_and_grad, step_size, adapt_state.scale)
-        uniform = jax.vmap(lambda key: random.uniform(random.fold_in(key, 1), (), step_size.dtype))(rng_key)
-        return choose(jnp.log(uniform) < -info.energy_error, proposal, chains), info
-
-
-def overdamped_step(rng_key, chains, potential_and_grad, step_size, scale):
-    """One overdamped Langevin step and its Metropolis test, not yet carried out.
-
-    Args:
-        rng_key: random keys, shape `(N,)`.
-        chains: `Chains`.
-        potential_and_grad: callable from positions to potentials and their gradients.
-        step_size: h, shape `(N,)`.
-        scale: square root of the diagonal of the inverse mass matrix.
-
-    Returns:
-        `(Chains, StepInfo)`; the energy error is minus the log acceptance ratio.
-    """
-    h, noise = step_size[:, None], standard_normal(rng_key, chains.z)
-    z = overdamped_move(chains.z, chains.z_grad, noise, h, scale)
-    potential_energy, z_grad = potential_and_grad(z)
-    back = reverse_noise(chains.z_grad, z_grad, noise, h, scale)
-    error = potential_energy - chains.potential_energy + kinetic_energy(back) - kinetic_energy(noise)
-    proposal = chains._replace(z=z, grad_point=z, potential_energy=potential_energy, z_grad=z_grad)
-    return proposal, StepInfo(error, diverges(error), jnp.ones(len(z), int))
+    def step(self, rng_key, chains, potential_and_grad, step_size, adapt_state):
+        end, error = overdamped_step(rng_key, chains.kinetic, potential_and_grad, step_size, adapt_state.scale)
+        kinetic = choose(accepts(fold_in(rng_key, 1), error), end, chains.kinetic)
+        return chains._replace(kinetic=kinetic), StepInfo(error, diverges(error))

@@ -1,14 +1,16 @@
 """Metropolis-adjusted Langevin trajectories as a NumPyro kernel."""
 
-import jax
-import jax.numpy as jnp
-from jax import random
+from dataclasses import dataclass
+from typing import Annotated
 
-from numpyro_gebm.dynamics.keys import standard_normal
-from numpyro_gebm.dynamics.metropolis import choose, diverges
-from numpyro_gebm.dynamics.steps import KineticState, trajectory
-from numpyro_gebm.infer.initialization import init_to_prior
-from numpyro_gebm.infer.kernel import LangevinKernel, StepInfo
+import jax.numpy as jnp
+
+from gebm.validation import nonnegative, optional, positive, probability
+from numpyro_gebm.dynamics.keys import fold_in, standard_normal
+from numpyro_gebm.dynamics.metropolis import accepts, choose, diverges
+from numpyro_gebm.dynamics.steps import trajectory
+from numpyro_gebm.infer.kernel import LangevinKernel
+from numpyro_gebm.infer.state import StepInfo
 
 __all__ = ["MALT"]
 
@@ -18,6 +20,7 @@ FRICTION, TRAJECTORY_LENGTH = 0.5, 1.57
 MAX_STEPS, MAX_STEPS_AT_FIRST = 1000, 16
 
 
+@dataclass(kw_only=True, eq=False)
 class MALT(LangevinKernel):
     r"""Metropolis-adjusted Langevin trajectories, for `numpyro.infer.MCMC`.
 
@@ -59,53 +62,24 @@ class MALT(LangevinKernel):
         (20,)
     """
 
-    _first_window = 30
+    target_accept_prob: Annotated[float, probability] = 0.65
+    friction: Annotated[float | None, optional(nonnegative)] = None
+    trajectory_length: Annotated[float | None, optional(positive)] = None
 
-    def __init__(
-        self,
-        model=None,
-        potential_fn=None,
-        *,
-        step_size=0.1,
-        friction=None,
-        trajectory_length=None,
-        adapt_step_size=True,
-        target_accept_prob=0.65,
-        adapt_mass_matrix=False,
-        init_strategy=init_to_prior,
-    ):
-        super().__init__(
-            model,
-            potential_fn,
-            step_size=step_size,
-            adapt_step_size=adapt_step_size,
-            target_accept_prob=target_accept_prob,
-            adapt_mass_matrix=adapt_mass_matrix,
-            num_steps=1,
-            init_strategy=init_strategy,
-        )
-        if friction is not None and not friction >= 0:
-            raise ValueError(f"Expected friction >= 0 or None; got {friction}.")
-        self._friction = friction
-        if trajectory_length is not None and not trajectory_length > 0:
-            raise ValueError(f"Expected trajectory_length > 0 or None; got {trajectory_length}.")
-        self._trajectory_length = trajectory_length
+    default_fields = (*LangevinKernel.default_fields, "kinetic_temperature")
+    first_window = 30
 
-    def _step(self, rng_key, chains, potential_and_grad, step_size, adapt_state):
-        scale, known = adapt_state.length_scale[0], adapt_state.num_warmup_steps >= self._first_window
-        friction = FRICTION / scale if self._friction is None else self._friction
-        length = TRAJECTORY_LENGTH * scale if self._trajectory_length is None else self._trajectory_length
+    def step(self, rng_key, chains, potential_and_grad, step_size, adapt_state):
+        length_scale, known = adapt_state.length_scale[0], adapt_state.num_warmup_steps >= self.first_window
+        friction = FRICTION / length_scale if self.friction is None else self.friction
+        length = TRAJECTORY_LENGTH * length_scale if self.trajectory_length is None else self.trajectory_length
         num_steps = jnp.clip(jnp.ceil(length / step_size[0]), 1, MAX_STEPS)
-        if self._trajectory_length is None:
+        if self.trajectory_length is None:
             num_steps = jnp.where(known, num_steps, jnp.minimum(num_steps, MAX_STEPS_AT_FIRST))
             length = jnp.where(known, length, num_steps * step_size[0])
-        h = length / num_steps
-
-        keys_v, keys_test, keys = (jax.vmap(lambda key, i=i: random.fold_in(key, i))(rng_key) for i in range(3))
-        start = KineticState(
-            chains.z, standard_normal(keys_v, chains.v), chains.z, chains.potential_energy, chains.z_grad
-        )
-        end, error = trajectory(keys, start, potential_and_grad, h, friction, num_steps.astype(int), adapt_state.scale)
-        uniform = jax.vmap(lambda key: random.uniform(key, (), error.dtype))(keys_test)
-        info = StepInfo(error, diverges(error), jnp.full(len(error), num_steps, int))
-        return choose(jnp.log(uniform) < -error, chains._replace(**end._asdict()), chains._replace(v=start.v)), info
+        h, num_steps = length / num_steps, num_steps.astype(int)
+        keys_v, keys_test, keys = (fold_in(rng_key, i) for i in range(3))
+        start = chains.kinetic._replace(v=standard_normal(keys_v, chains.kinetic.v))
+        end, error = trajectory(keys, start, potential_and_grad, h, friction, num_steps, adapt_state.scale)
+        kinetic = choose(accepts(keys_test, error), end, start)
+        return chains._replace(kinetic=kinetic), StepInfo(error, diverges(error), num_steps)

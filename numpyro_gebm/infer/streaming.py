@@ -1,6 +1,9 @@
 """Long runs: draws to a file while sampling."""
 
+import os
 import pathlib
+from operator import attrgetter
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,10 +12,11 @@ from numpyro.infer import MCMC
 from numpyro.util import is_prng_key
 from tqdm import tqdm
 
+from gebm.arviz_data import named_statistics
 from gebm.draw_file import DrawFile, read_draws, refuse_existing
-from numpyro_gebm.infer.kernel import LangevinKernel
-from numpyro_gebm.infer.ladder.replica_exchange import ReplicaExchange
-from numpyro_gebm.to_arviz import named_arrays, named_statistics
+from gebm.validation import instance, integer
+from numpyro_gebm.infer.chain_kernel import ChainKernel
+from numpyro_gebm.to_arviz import named_arrays
 from numpyro_gebm.training.checkpoints import delete_checkpoints, read_latest_checkpoint, write_checkpoint
 
 __all__ = ["stream_draws"]
@@ -22,18 +26,18 @@ WARMUP_CHUNK = 100
 
 
 def stream_draws(
-    mcmc,
-    path,
-    model_args=(),
-    model_kwargs=None,
+    mcmc: MCMC,
+    path: str | os.PathLike[str],
+    model_args: tuple = (),
+    model_kwargs: dict[str, Any] | None = None,
     *,
-    rng_key,
-    init_params=None,
-    chunk_size=1000,
-    resume=False,
-    progress_bar=True,
-):
-    """Run a kernel of `infer` and write its draws to a NetCDF file as they come, at constant memory.
+    rng_key: jax.Array,
+    init_params: Any = None,
+    chunk_size: int = 1000,
+    resume: bool = False,
+    progress_bar: bool = True,
+) -> Any:
+    """Run a kernel and write its draws to a NetCDF file as they come, at constant memory.
 
     Only the latent sites are kept (no deterministic ones: `decode` makes x of z), with every statistic. After each
     chunk the state of the chains (positions, velocities, adaptation, random state) is written beside the file, to
@@ -41,7 +45,7 @@ def stream_draws(
     of an uninterrupted one.
 
     Args:
-        mcmc: a `numpyro.infer.MCMC` with a kernel of `infer`; its chains are run together.
+        mcmc: a `numpyro.infer.MCMC` with a kernel of `infer` or another `infer.ChainKernel`; its chains run together.
         path: the file.
         model_args: arguments of the model.
         model_kwargs: its keyword arguments.
@@ -57,7 +61,7 @@ def stream_draws(
     Raises:
         FileExistsError: if there is a file at `path`, without `resume`.
         ImportError: without h5netcdf, naming the extra to install.
-        TypeError: if `mcmc` is no NumPyro `MCMC` with a kernel of `infer`.
+        TypeError: if `mcmc` is no NumPyro `MCMC`, or its kernel no `ChainKernel`.
         ValueError: for a chunk size below 1, or a file that does not fit the run.
 
     Example:
@@ -72,11 +76,9 @@ def stream_draws(
         >>> draws["posterior"]["z"].shape
         (4, 40)
     """
-    kernel = mcmc.sampler if isinstance(mcmc, MCMC) else None
-    if not isinstance(kernel, (LangevinKernel, ReplicaExchange)):
-        raise TypeError(f"Expected a numpyro.infer.MCMC with a kernel of `numpyro_gebm.infer`; got {mcmc!r}.")
-    if not chunk_size >= 1:
-        raise ValueError(f"Expected chunk_size >= 1; got {chunk_size}.")
+    kernel: Any = instance("mcmc", mcmc, MCMC, "numpyro.infer.MCMC").sampler
+    instance("the kernel of mcmc", kernel, ChainKernel, hint="Use a kernel of `infer`, or see `infer.ChainKernel`.")
+    chunk_size = integer("chunk_size", chunk_size)
     path, model_kwargs = pathlib.Path(path), {} if model_kwargs is None else model_kwargs
     folder, resume = path.with_name(f"{path.name}.state"), resume and path.exists()
     if not resume:
@@ -88,10 +90,12 @@ def stream_draws(
     total, num_draws = mcmc.num_samples // mcmc.thinning, 0
     with tqdm(total=total, disable=not progress_bar, unit="draw") as bar:
         if resume:
-            state, num_draws = read_latest_checkpoint(folder, (state, np.zeros((), int)))
+            saved, num_draws = read_latest_checkpoint(folder, (kernel.save(state), np.zeros((), int)))
+            state = kernel.restore(saved)
         else:
-            state = _warmed_up(state, kernel, mcmc.num_warmup, warm, bar)
-            write_checkpoint(folder, 0, (state, np.zeros((), int)))
+            bar.set_description("Warmup")
+            state = _warmed_up(state, kernel, mcmc.num_warmup, warm)
+            write_checkpoint(folder, 0, (kernel.save(state), np.zeros((), int)))
         with DrawFile.open(path) if resume else _create(path, mcmc.num_chains, total, draw, state) as file:
             file.rewind(int(num_draws))
             bar.set_description("Sample")
@@ -100,18 +104,18 @@ def stream_draws(
                 state, draws = draw(state, min(chunk_size, left))
                 groups = [{name: np.swapaxes(value, 0, 1) for name, value in group.items()} for group in draws]
                 file.append(*groups)
-                write_checkpoint(folder, file.num_draws_written, (state, np.asarray(file.num_draws_written)))
+                num_draws = file.num_draws_written
+                write_checkpoint(folder, num_draws, (kernel.save(state), np.asarray(num_draws)))
                 bar.update(min(chunk_size, left))
     return read_draws(path)
 
 
-def _warmed_up(state, kernel, num_warmup, warm, bar):
-    bar.set_description("Warmup")
+def _warmed_up(state, kernel, num_warmup, warm):
     for start in range(0, num_warmup, WARMUP_CHUNK):
         state = warm(state, min(WARMUP_CHUNK, num_warmup - start))
         if kernel.warmup_converged(state):
-            return state._replace(i=jax.numpy.full_like(state.i, num_warmup))
-    return state
+            break
+    return kernel.end_warmup(state)
 
 
 def _compiled(mcmc, kernel, args, kwargs):
@@ -120,27 +124,20 @@ def _compiled(mcmc, kernel, args, kwargs):
     def step(i, state):
         return kernel.sample(state, args, kwargs)
 
+    statistics = [name for name in kernel.default_fields if name != kernel.sample_field]
+
     def collect(state, _):
         state = lax.fori_loop(0, mcmc.thinning, step, state)
-        values = jax.vmap(kernel.postprocess_fn(args, kwargs))(state.z)
-        if isinstance(state.z, dict):
-            values = {name: values[name] for name in state.z}
-        return state, (named_arrays(values), named_statistics(_fields(state, kernel.default_fields)))
+        z = attrgetter(kernel.sample_field)(state)
+        values = jax.vmap(kernel.postprocess_fn(args, kwargs))(z)
+        if isinstance(z, dict):
+            values = {name: values[name] for name in z}
+        fields = {name: attrgetter(name)(state) for name in statistics}
+        return state, (named_arrays(values), named_statistics(fields))
 
     warm = jax.jit(lambda state, num: lax.fori_loop(0, num, step, state))
     draw = jax.jit(lambda state, num: lax.scan(collect, state, length=num), static_argnums=1)
     return warm, draw
-
-
-def _fields(state, names):
-    values = {}
-    for name in names:
-        if name == "z":
-            continue
-        values[name] = state
-        for part in name.split("."):
-            values[name] = getattr(values[name], part)
-    return values
 
 
 def _create(path, num_chains, num_draws, draw, state):

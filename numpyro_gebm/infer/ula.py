@@ -1,15 +1,22 @@
 """Unadjusted Langevin algorithm as a NumPyro kernel."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+import jax
 import jax.numpy as jnp
 
-from numpyro_gebm.dynamics.metropolis import choose
-from numpyro_gebm.infer.initialization import init_to_prior
+from gebm.validation import callable_or_none, integer, probability
+from numpyro_gebm.dynamics.metropolis import choose, diverges
+from numpyro_gebm.dynamics.steps import overdamped_step
 from numpyro_gebm.infer.kernel import LangevinKernel
-from numpyro_gebm.infer.mala import overdamped_step
+from numpyro_gebm.infer.state import StepInfo
 
 __all__ = ["ULA"]
 
 
+@dataclass(kw_only=True, eq=False)
 class ULA(LangevinKernel):
     r"""Unadjusted (overdamped) Langevin algorithm, for `numpyro.infer.MCMC`.
 
@@ -49,34 +56,13 @@ class ULA(LangevinKernel):
         (20,)
     """
 
-    default_fields = tuple(name for name in LangevinKernel.default_fields if name != "kinetic_temperature")
-    _max_step = 0.3
+    target_accept_prob: Annotated[float, probability] = 0.95
+    num_steps: Annotated[int, integer] = 1
+    step_size_schedule: Annotated[Callable[[jax.Array], jax.Array] | None, callable_or_none] = None
 
-    def __init__(
-        self,
-        model=None,
-        potential_fn=None,
-        *,
-        step_size=0.1,
-        adapt_step_size=True,
-        target_accept_prob=0.95,
-        adapt_mass_matrix=False,
-        num_steps=1,
-        step_size_schedule=None,
-        init_strategy=init_to_prior,
-    ):
-        super().__init__(
-            model,
-            potential_fn,
-            step_size=step_size,
-            adapt_step_size=adapt_step_size,
-            target_accept_prob=target_accept_prob,
-            adapt_mass_matrix=adapt_mass_matrix,
-            num_steps=num_steps,
-            step_size_schedule=step_size_schedule,
-            init_strategy=init_strategy,
-        )
+    max_step = 0.3
 
-    def _step(self, rng_key, chains, potential_and_grad, step_size, adapt_state):
-        proposal, info = overdamped_step(rng_key, chains, potential_and_grad, step_size, adapt_state.scale)
-        return choose(proposal.potential_energy < jnp.inf, proposal, chains), info
+    def step(self, rng_key, chains, potential_and_grad, step_size, adapt_state):
+        end, error = overdamped_step(rng_key, chains.kinetic, potential_and_grad, step_size, adapt_state.scale)
+        kinetic = choose(end.potential_energy < jnp.inf, end, chains.kinetic)
+        return chains._replace(kinetic=kinetic), StepInfo(error, diverges(error))

@@ -37,6 +37,7 @@ __all__ = [
     "kinetic_step",
     "leapfrog_step",
     "overdamped_move",
+    "overdamped_step",
     "refreshed",
     "reverse_noise",
     "trajectory",
@@ -214,6 +215,28 @@ def energy_error(start: KineticState, end: KineticState, step_size: Scalar, scal
     move = end.grad_point - start.grad_point
     inner = _plus(-move, 0.25 * step_size**2, _scaled(end.z_grad - start.z_grad, scale**2))
     return end.potential_energy - start.potential_energy + 0.5 * _dot(total, inner)
+
+
+def overdamped_step(
+    start: KineticState, potential_and_grad: PotentialAndGrad, step_size: Scalar, scale: Scalar = 1.0
+) -> tuple[KineticState, torch.Tensor]:
+    r"""One overdamped Langevin step and its energy error, before a Metropolis test; the velocity stays.
+
+    Args:
+        start: `KineticState` of shape `chains`, its gradient taken at its position.
+        potential_and_grad: callable from positions to potentials (shape `chains`) and their gradients.
+        step_size: h, in units of $z / \sigma$; a number or a scalar.
+        scale: as in `kinetic_step`.
+
+    Returns:
+        The next `KineticState`, and minus the log acceptance ratio, shape `chains`.
+    """
+    noise = torch.randn_like(start.z)
+    z = overdamped_move(start.z, start.z_grad, noise, step_size, scale)
+    potential_energy, z_grad = potential_and_grad(z)
+    back = reverse_noise(start.z_grad, z_grad, noise, step_size, scale)
+    error = potential_energy - start.potential_energy + kinetic_energy(back) - kinetic_energy(noise)
+    return KineticState(z, start.v, z, potential_energy, z_grad), error
 
 
 def overdamped_move(

@@ -1,8 +1,10 @@
 """How a GEBM is sampled."""
 
 from pyro_gebm.dynamics.annealed_mala import AnnealedMALA
+from pyro_gebm.infer.chain_kernel import ChainKernel
 from pyro_gebm.infer.ghmc import GHMC
 from pyro_gebm.infer.initialization import init_to_prior
+from pyro_gebm.infer.kernel import LangevinKernel
 from pyro_gebm.infer.kinetic_langevin import KineticLangevin
 from pyro_gebm.infer.ladder.replica_exchange import ReplicaExchange
 from pyro_gebm.infer.ladder.smc import SMC
@@ -19,7 +21,9 @@ __all__ = [
     "SMC",
     "ULA",
     "AnnealedMALA",
+    "ChainKernel",
     "KineticLangevin",
+    "LangevinKernel",
     "ReplicaExchange",
     "VectorizedMCMC",
     "init_to_prior",

@@ -48,10 +48,10 @@ class AdaptState(NamedTuple):
     log length scale and mean potential of the window before; `num_warmup_steps` the steps that the warm-up took.
     """
 
-    step_size: object
+    step_size: float | torch.Tensor
     length_scale: float
     warmup_converged: bool
-    scale: object
+    scale: float | torch.Tensor
     dual_averaging: DualAveraging
     window: Window
     window_length: int
@@ -60,7 +60,7 @@ class AdaptState(NamedTuple):
     num_warmup_steps: int
 
 
-def start_window(z, potential_energy, probes):
+def start_window(z: torch.Tensor, potential_energy: torch.Tensor, probes: torch.Tensor) -> Window:
     """An empty `Window`, centred at positions of shape `(N, d)` and their potentials."""
     zero, zeros = torch.zeros_like(potential_energy[0]), torch.zeros_like(z[0])
     return Window(
@@ -68,7 +68,13 @@ def start_window(z, potential_energy, probes):
     )
 
 
-def update_window(window, z, potential_energy, accept_prob, scale):
+def update_window(
+    window: Window,
+    z: torch.Tensor,
+    potential_energy: torch.Tensor,
+    accept_prob: torch.Tensor,
+    scale: float | torch.Tensor,
+) -> Window:
     """Add positions of shape `(N, d)`, potentials and acceptance probabilities of shape `(N,)` to a `Window`."""
     y, potential = (z - window.center) / scale, potential_energy - window.potential_center
     return window._replace(
@@ -82,7 +88,7 @@ def update_window(window, z, potential_energy, accept_prob, scale):
     )
 
 
-def moments(window):
+def moments(window: Window) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of a window: length scale s, variances of y of shape `(d,)`, mean and standard deviation of the potential.
 
     The trace of the squared covariance is estimated from the covariance applied to the probes (Hutchinson).
@@ -96,7 +102,7 @@ def moments(window):
     return scale, variance, window.potential_center + potential, deviation
 
 
-def init_adaptation(z, potential_energy, step_size, first_window):
+def init_adaptation(z: torch.Tensor, potential_energy: torch.Tensor, step_size: float, first_window: int) -> AdaptState:
     """State of the warm-up before the first step.
 
     Args:
@@ -124,7 +130,16 @@ def init_adaptation(z, potential_energy, step_size, first_window):
     )
 
 
-def adapt(state, z, potential_energy, accept_prob, target_accept_prob, *, step_size=True, mass=False):
+def adapt(
+    state: AdaptState,
+    z: torch.Tensor,
+    potential_energy: torch.Tensor,
+    accept_prob: torch.Tensor,
+    target_accept_prob: float,
+    *,
+    step_size: bool = True,
+    mass: bool = False,
+) -> AdaptState:
     """One update of the warm-up after a step.
 
     Args:
@@ -151,7 +166,7 @@ def adapt(state, z, potential_energy, accept_prob, target_accept_prob, *, step_s
     return _end_window(state, z, potential_energy, target_accept_prob if step_size else None, mass)
 
 
-def finish(state):
+def finish(state: AdaptState) -> AdaptState:
     """The averaged step size, for when the warm-up's budget ends before it has converged."""
     if state.dual_averaging._t == 0:
         return state

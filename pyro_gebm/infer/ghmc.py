@@ -1,13 +1,16 @@
 """Generalized Hamiltonian Monte Carlo as a Pyro kernel."""
 
 import math
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
+from gebm.validation import integer, nonnegative, optional
 from pyro_gebm.dynamics.metropolis import choose, diverges
-from pyro_gebm.dynamics.steps import KineticState, energy_error, leapfrog_step, refreshed, update_slice
-from pyro_gebm.infer.initialization import init_to_prior
-from pyro_gebm.infer.kernel import Chains, LangevinKernel, StepInfo
+from pyro_gebm.dynamics.steps import energy_error, leapfrog_step, refreshed, update_slice
+from pyro_gebm.infer.kernel import LangevinKernel
+from pyro_gebm.infer.state import Chains, StepInfo
 
 __all__ = ["GHMC"]
 
@@ -15,6 +18,7 @@ __all__ = ["GHMC"]
 FRICTION = 0.7
 
 
+@dataclass(kw_only=True, eq=False)
 class GHMC(LangevinKernel):
     r"""Generalized Hamiltonian Monte Carlo: kinetic Langevin steps with a Metropolis test each.
 
@@ -56,43 +60,18 @@ class GHMC(LangevinKernel):
         (20,)
     """
 
-    def __init__(
-        self,
-        model=None,
-        potential_fn=None,
-        *,
-        step_size=0.1,
-        friction=None,
-        num_steps=10,
-        adapt_step_size=True,
-        target_accept_prob=0.8,
-        adapt_mass_matrix=False,
-        init_strategy=init_to_prior,
-        transforms=None,
-    ):
-        super().__init__(
-            model,
-            potential_fn,
-            step_size=step_size,
-            adapt_step_size=adapt_step_size,
-            target_accept_prob=target_accept_prob,
-            adapt_mass_matrix=adapt_mass_matrix,
-            num_steps=num_steps,
-            init_strategy=init_strategy,
-            transforms=transforms,
-        )
-        if friction is not None and not friction >= 0:
-            raise ValueError(f"Expected friction >= 0 or None; got {friction}.")
-        self._friction = friction
+    friction: Annotated[float | None, optional(nonnegative)] = None
+    num_steps: Annotated[int, integer] = 10
 
-    def _step(self, chains, potential_and_grad, step_size, adapt_state, last):
-        friction = FRICTION / adapt_state.length_scale if self._friction is None else self._friction
+    default_fields = (*LangevinKernel.default_fields, "kinetic_temperature")
+
+    def step(self, chains, potential_and_grad, step_size, adapt_state, last):
+        friction = FRICTION / adapt_state.length_scale if self.friction is None else self.friction
         rate = -friction * step_size
         persistence = rate.exp() if isinstance(rate, torch.Tensor) else math.exp(rate)
-        v = refreshed(chains.v, persistence)
-        start = KineticState(chains.z, v, chains.z, chains.potential_energy, chains.z_grad)
+        start = chains.kinetic._replace(v=refreshed(chains.kinetic.v, persistence))
         end = leapfrog_step(start, potential_and_grad, step_size, adapt_state.scale)
         error = energy_error(start, end, step_size, adapt_state.scale)
         accept, u = update_slice(chains.slice, error, persistence)
-        new = Chains(end.z, end.v, u, end.grad_point, end.potential_energy, end.z_grad)
-        return choose(accept, new, chains._replace(v=-v, slice=u)), StepInfo(error, diverges(error), 1)
+        stay = start._replace(v=-start.v)
+        return choose(accept, Chains(end, u), Chains(stay, u)), StepInfo(error, diverges(error))

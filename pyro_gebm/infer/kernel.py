@@ -1,80 +1,34 @@
 """What the Langevin kernels share: the shell that makes a step a Pyro kernel, of one chain or of many."""
 
+import math
+from abc import abstractmethod
 from collections import OrderedDict
-from typing import NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from operator import attrgetter
+from typing import Annotated, Any
 
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 
-from gebm.langevin import PATIENCE
+from gebm.arviz_data import named_statistics
+from gebm.langevin import PATIENCE, STATISTICS
+from gebm.validation import callable_or_none, check_fields, positive, probability
 from pyro_gebm.dynamics.metropolis import accept_probability
-from pyro_gebm.dynamics.steps import kinetic_energy
+from pyro_gebm.dynamics.steps import KineticState, PotentialAndGrad
 from pyro_gebm.infer.adaptation import AdaptState, adapt, finish, init_adaptation
 from pyro_gebm.infer.initialization import init_to_prior
 from pyro_gebm.infer.potential import initialize_chains
+from pyro_gebm.infer.state import Chains, LangevinState, StepInfo
 from pyro_gebm.training.checkpoints import get_rng_state, set_rng_state
 
-__all__ = ["Chains", "LangevinKernel", "LangevinState", "StepInfo"]
+__all__ = ["LangevinKernel"]
 
 #: What of the adaptation counts after the warm-up.
 _KEPT = ("step_size", "length_scale", "warmup_converged", "scale", "num_warmup_steps")
 
 
-class Chains(NamedTuple):
-    """Positions of N chains and what a kernel keeps beside them.
-
-    `z`, `v`, `grad_point` and `z_grad` have shape `(N, d)`, `potential_energy` and `slice` `(N,)`. `grad_point` is
-    where potential and gradient were taken: `z` itself, but for the mid-point splittings.
-    """
-
-    z: torch.Tensor
-    v: torch.Tensor
-    slice: torch.Tensor
-    grad_point: torch.Tensor
-    potential_energy: torch.Tensor
-    z_grad: torch.Tensor
-
-
-class StepInfo(NamedTuple):
-    """What a step reports, in shape `(N,)`; `num_steps` counts gradients.
-
-    `energy_error` is None for a step of an unadjusted kernel that is not the last of its draw.
-    """
-
-    energy_error: torch.Tensor | None
-    diverging: torch.Tensor
-    num_steps: int
-
-
-class LangevinState(NamedTuple):
-    """State of a kernel of `infer`, of N chains; fields are named as in NumPyro's HMC.
-
-    Args:
-        i: iterations so far, warm-up included.
-        chains: `Chains`, on flat positions.
-        accept_prob: acceptance probability of the last step of the draw; of an unadjusted kernel that which a
-            Metropolis test would have had.
-        energy_error: energy error of its deterministic part.
-        kinetic_temperature: `|v|^2 / d`; its expectation is 1 without discretisation bias.
-        diverging: whether a step led to a potential that is not finite, or to an energy error above 1000.
-        num_steps: gradients spent on the draw.
-        step_size: step size of the draw.
-        num_nan: draws in a row whose last step led into NaN.
-        adapt_state: `AdaptState` of the warm-up, with `step_size`, `length_scale` and `warmup_converged`.
-    """
-
-    i: int
-    chains: Chains
-    accept_prob: torch.Tensor
-    energy_error: torch.Tensor
-    kinetic_temperature: torch.Tensor
-    diverging: torch.Tensor
-    num_steps: int
-    step_size: object
-    num_nan: torch.Tensor
-    adapt_state: AdaptState
-
-
+@dataclass(kw_only=True, eq=False)
 class LangevinKernel(MCMCKernel):
     """Base of the kernels: start, warm-up, statistics and many chains around the step of a subclass.
 
@@ -82,52 +36,76 @@ class LangevinKernel(MCMCKernel):
     and adapted, together. During the warm-up an iteration is one step, so that the chains adapt often; afterwards a
     draw is `num_steps` of them. Once the warm-up has converged, what is left of it costs nothing.
 
-    A subclass defines `_step`, one step of all chains, in which a step that fails is already turned down, and
-    `_max_step`, the largest step size in units of the length scale.
+    A subclass defines `step`. It may declare fields, as a dataclass does (`name: Annotated[type, check]` with a check
+    of `gebm.validation`), `num_steps` and `step_size_schedule` among them, and set the attributes below.
+
+    Args:
+        model: a Pyro model; exactly one of `model` and `potential_fn` is given.
+        potential_fn: callable from a dict of unconstrained tensors (one chain) to a scalar; needs `initial_params`.
+        step_size: initial step size.
+        adapt_step_size: whether the warm-up adapts it.
+        target_accept_prob: mean acceptance probability it is adapted to.
+        adapt_mass_matrix: whether the warm-up adapts a diagonal mass.
+        init_strategy: where chains start; a draw of every site's base prior by default.
+        transforms: transforms of constrained sites, as for Pyro's HMC; found automatically where None.
+
+    Attributes:
+        default_fields: paths in `LangevinState` to what is recorded of every draw.
+        first_window: steps in the first window of the warm-up.
+        max_step: the largest step size, in units of the length scale of the law.
+        state: `LangevinState` of the run; None before it.
     """
 
-    _first_window = 50
-    _max_step = float("inf")
-    _has_velocity = True
+    model: Annotated[Callable[..., Any] | None, callable_or_none] = field(default=None, kw_only=False)
+    potential_fn: Annotated[Callable[[dict[str, torch.Tensor]], torch.Tensor] | None, callable_or_none] = field(
+        default=None, kw_only=False
+    )
+    step_size: Annotated[float, positive] = 0.1
+    adapt_step_size: bool = True
+    target_accept_prob: Annotated[float, probability] = 0.8
+    adapt_mass_matrix: bool = False
+    init_strategy: Callable[..., Any] = init_to_prior
+    transforms: dict[str, Any] | None = None
 
-    def __init__(
-        self,
-        model=None,
-        potential_fn=None,
-        *,
-        step_size,
-        adapt_step_size,
-        target_accept_prob,
-        adapt_mass_matrix,
-        num_steps,
-        step_size_schedule=None,
-        init_strategy=init_to_prior,
-        transforms=None,
-    ):
-        if (model is None) == (potential_fn is None):
+    default_fields = STATISTICS
+    first_window = 50
+    max_step = math.inf
+    num_steps = 1
+    step_size_schedule = None
+
+    def __post_init__(self):
+        if (self.model is None) == (self.potential_fn is None):
             raise ValueError("Only one of `model` or `potential_fn` must be specified.")
-        if not step_size > 0:
-            raise ValueError(f"Expected step_size > 0; got {step_size}.")
-        if not 0 < target_accept_prob < 1:
-            raise ValueError(f"Expected target_accept_prob in (0, 1); got {target_accept_prob}.")
-        if not num_steps >= 1:
-            raise ValueError(f"Expected num_steps >= 1; got {num_steps}.")
-        self.model, self.potential_fn = model, potential_fn
-        self.transforms = self._transforms = transforms
-        self._step_size, self._adapt_step_size = step_size, adapt_step_size
-        self._target_accept_prob, self._adapt_mass_matrix = target_accept_prob, adapt_mass_matrix
-        self._num_steps, self._step_size_schedule = num_steps, step_size_schedule
-        self._init_strategy = init_strategy
+        check_fields(self)
+        self._transforms = self.transforms  # `setup` puts those that it finds in their place
         self._reset()
 
     def _reset(self):
         self._initial_params = self._potential = self._shapes = None
-        self.state = None
+        self.state: LangevinState | None = None
         self._statistics = []
 
-    def _step(self, chains, potential_and_grad, step_size, adapt_state, last):
-        """`Chains`, a potential, a step size, and whether it is the last of the draw, to `(Chains, StepInfo)`."""
-        raise NotImplementedError
+    @abstractmethod
+    def step(
+        self,
+        chains: Chains,
+        potential_and_grad: PotentialAndGrad,
+        step_size: float | torch.Tensor,
+        adapt_state: AdaptState,
+        last: bool,
+    ) -> tuple[Chains, StepInfo]:
+        """One step of all chains, in which a step that fails is already turned down.
+
+        Args:
+            chains: `Chains`.
+            potential_and_grad: callable from positions, shape `(N, d)`, to potentials and their gradients.
+            step_size: step size, a number or a scalar.
+            adapt_state: `AdaptState`, with `scale`, the square root of the inverse mass, and `length_scale`.
+            last: whether it is the last step of the draw; of others no energy error is needed.
+
+        Returns:
+            `(Chains, StepInfo)`.
+        """
 
     @property
     def initial_params(self):
@@ -157,7 +135,7 @@ class LangevinKernel(MCMCKernel):
         self._warmup_steps, self._statistics = warmup_steps, []
         if self.model is not None:
             initial_params, self._potential, self.transforms = initialize_chains(
-                self.model, args, kwargs, num_chains, self._init_strategy, self._transforms, initial_params
+                self.model, args, kwargs, num_chains, self.init_strategy, self._transforms, initial_params
             )
         else:
             if initial_params is None:
@@ -173,7 +151,7 @@ class LangevinKernel(MCMCKernel):
 
     def positions(self):
         """Positions of all chains: dict of unconstrained tensors with a leading axis of N."""
-        return self._unflattened(self.state.chains.z)
+        return self._unflattened(self.state.chains.kinetic.z)
 
     def _unflattened(self, flat):
         if len(self._shapes) == 1:
@@ -198,44 +176,41 @@ class LangevinKernel(MCMCKernel):
             )
         zero = torch.zeros_like(potential_energy)
         uniform = 2 * torch.rand_like(potential_energy) - 1
-        v = torch.randn_like(flat)
+        kinetic = KineticState(flat, torch.randn_like(flat), flat, potential_energy, z_grad)
         return LangevinState(
             i=0,
-            chains=Chains(flat, v, uniform, flat, potential_energy, z_grad),
+            chains=Chains(kinetic, uniform),
             accept_prob=zero,
             energy_error=zero,
-            kinetic_temperature=zero,
             diverging=torch.zeros_like(zero, dtype=torch.bool),
             num_steps=0,
-            step_size=float(self._step_size),
+            step_size=float(self.step_size),
             num_nan=torch.zeros_like(zero, dtype=torch.long),
-            adapt_state=init_adaptation(flat, potential_energy, self._step_size, self._first_window),
+            adapt_state=init_adaptation(flat, potential_energy, self.step_size, self.first_window),
         )
 
-    @property
-    def warming(self):
-        """Whether the next iteration is one of the warm-up."""
-        return self.state.i < self._warmup_steps
-
-    @property
-    def warmup_converged(self):
+    def warmup_converged(self) -> bool:
         """Whether the warm-up has met its rule, and the rest of it can be skipped."""
         return self.state.adapt_state.warmup_converged
+
+    def end_warmup(self) -> None:
+        """The next step gives the first draw."""
+        self.state = self.state._replace(i=max(self.state.i, self._warmup_steps))
 
     @torch.no_grad()
     def advance(self):
         """The next draw of all chains, or one step of their warm-up."""
-        state, warming = self.state, self.warming
-        if warming and self.warmup_converged:
+        state, warming = self.state, self.state.i < self._warmup_steps
+        if warming and self.warmup_converged():
             self.state = state._replace(i=state.i + 1)
             return
         step_size = state.adapt_state.step_size
-        if self._step_size_schedule is not None and not warming:
-            step_size = step_size * self._step_size_schedule(state.i - self._warmup_steps)
+        if self.step_size_schedule is not None and not warming:
+            step_size = step_size * self.step_size_schedule(state.i - self._warmup_steps)
         chains, diverging, num_steps = state.chains, False, 0
-        num = 1 if warming else self._num_steps
+        num = 1 if warming else self.num_steps
         for i in range(num):
-            chains, info = self._step(chains, self._potential_and_grad, step_size, state.adapt_state, i == num - 1)
+            chains, info = self.step(chains, self._potential_and_grad, step_size, state.adapt_state, i == num - 1)
             diverging, num_steps = info.diverging | diverging, num_steps + info.num_steps
         error = info.energy_error
         accept_prob = accept_probability(error)
@@ -244,7 +219,6 @@ class LangevinKernel(MCMCKernel):
             chains=chains,
             accept_prob=accept_prob,
             energy_error=error.nan_to_num(0.0, 0.0, 0.0),
-            kinetic_temperature=chains.v.square().mean(1) if self._has_velocity else None,
             diverging=diverging,
             num_steps=num_steps,
             step_size=step_size,
@@ -255,18 +229,18 @@ class LangevinKernel(MCMCKernel):
     def _adapted(self, state, chains, accept_prob):
         new = adapt(
             state.adapt_state,
-            chains.z,
-            chains.potential_energy,
+            chains.kinetic.z,
+            chains.kinetic.potential_energy,
             accept_prob,
-            self._target_accept_prob,
-            step_size=self._adapt_step_size,
-            mass=self._adapt_mass_matrix,
+            self.target_accept_prob,
+            step_size=self.adapt_step_size,
+            mass=self.adapt_mass_matrix,
         )
-        if not self._adapt_step_size:
+        if not self.adapt_step_size:
             return new
         if state.i + 1 == self._warmup_steps:
             new = finish(new)
-        return new._replace(step_size=_at_most(new.step_size, self._max_step * new.length_scale))
+        return new._replace(step_size=_at_most(new.step_size, self.max_step * new.length_scale))
 
     def check(self):
         """Stop a run whose potential has turned NaN; reads a number off the device.
@@ -282,28 +256,15 @@ class LangevinKernel(MCMCKernel):
 
     def statistics(self):
         """Statistics of the last draw: dict of tensors of shape `(N,)`, named as in ArviZ."""
-        state = self.state
-        like = state.accept_prob
-        statistics = {
-            "lp": -state.chains.potential_energy,
-            "energy": state.chains.potential_energy + kinetic_energy(state.chains.v),
-            "acceptance_rate": state.accept_prob,
-            "energy_error": state.energy_error,
-            "diverging": state.diverging,
-            "step_size": torch.full_like(like, state.step_size),
-            "n_steps": torch.full_like(like, state.num_steps, dtype=torch.long),
-            "warmup_converged": torch.full_like(like, state.adapt_state.warmup_converged, dtype=torch.bool),
-        }
-        if self._has_velocity:
-            statistics["kinetic_temperature"] = state.kinetic_temperature
-        return statistics
+        like = self.state.accept_prob
+        return named_statistics({name: _of_each(attrgetter(name)(self.state), like) for name in self.default_fields})
 
     def state_dict(self):
         """State after the warm-up, the random state included: nested dictionaries of tensors and numbers."""
         state, adapt_state = self.state, self.state.adapt_state
         return {
             "i": state.i,
-            "chains": state.chains._asdict(),
+            "chains": {**state.chains.kinetic._asdict(), "slice": state.chains.slice},
             "num_nan": state.num_nan,
             "adapt_state": {name: getattr(adapt_state, name) for name in _KEPT},
             "rng": get_rng_state(state.num_nan.device),
@@ -318,19 +279,21 @@ class LangevinKernel(MCMCKernel):
         Raises:
             ValueError: if it is of chains of another shape.
         """
-        chains = Chains(**saved["chains"])
-        if chains.z.shape != self.state.chains.z.shape:
+        kinetic = dict(saved["chains"])
+        chains = Chains(slice=kinetic.pop("slice"), kinetic=KineticState(**kinetic))
+        shape, expected = tuple(chains.kinetic.z.shape), tuple(self.state.chains.kinetic.z.shape)
+        if shape != expected:
             raise ValueError(
-                f"Expected a state of chains of shape {tuple(self.state.chains.z.shape)}; got "
-                f"{tuple(chains.z.shape)}. Resume with the same model and number of chains."
+                f"Expected a state of chains of shape {expected}; got {shape}. Resume with the same model and number "
+                "of chains."
             )
         adapt_state = self.state.adapt_state._replace(**saved["adapt_state"])
         self.state = self.state._replace(i=saved["i"], chains=chains, num_nan=saved["num_nan"], adapt_state=adapt_state)
-        set_rng_state(saved["rng"], chains.z.device)
+        set_rng_state(saved["rng"], chains.slice.device)
 
     def sample(self, params):
         """One iteration of a single chain, as Pyro's `MCMC` asks for."""
-        warming = self.warming
+        warming = self.state.i < self._warmup_steps
         self.advance()
         if not warming:
             self._statistics.append({name: value[0] for name, value in self.statistics().items()})
@@ -345,7 +308,7 @@ class LangevinKernel(MCMCKernel):
             [
                 ("step size", f"{float(state.step_size):.2e}"),
                 ("acc. prob", f"{float(state.accept_prob.mean()):.3f}"),
-                ("potential", f"{float(state.chains.potential_energy.mean()):.2f}"),
+                ("potential", f"{float(state.potential_energy.mean()):.2f}"),
             ]
         )
 
@@ -371,3 +334,10 @@ def _of_one(potential_fn):
 
 def _at_most(x, bound):
     return x.clamp(max=bound) if isinstance(x, torch.Tensor) else min(x, bound)
+
+
+def _of_each(value, like):
+    """A statistic as a tensor of shape `(N,)`, also where all chains have the same."""
+    if isinstance(value, torch.Tensor):
+        return value if value.dim() else value.expand_as(like)
+    return torch.full_like(like, value, dtype={bool: torch.bool, int: torch.long}.get(type(value)))

@@ -1,12 +1,18 @@
 """Kinetic Langevin dynamics as a Pyro kernel."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
+
 import torch
 
 from gebm.langevin import SPLITTINGS
+from gebm.validation import callable_or_none, integer, nonnegative, one_of, optional, probability
 from pyro_gebm.dynamics.metropolis import choose, diverges
-from pyro_gebm.dynamics.steps import KineticState, energy_error, kinetic_step
-from pyro_gebm.infer.initialization import init_to_prior
-from pyro_gebm.infer.kernel import Chains, LangevinKernel, StepInfo
+from pyro_gebm.dynamics.steps import energy_error, kinetic_step
+from pyro_gebm.infer.kernel import LangevinKernel
+from pyro_gebm.infer.state import StepInfo
 
 __all__ = ["KineticLangevin"]
 
@@ -14,6 +20,7 @@ __all__ = ["KineticLangevin"]
 FRICTION = 1.0
 
 
+@dataclass(kw_only=True, eq=False)
 class KineticLangevin(LangevinKernel):
     r"""Unadjusted kinetic (underdamped) Langevin dynamics, for `pyro.infer.MCMC` and `infer.VectorizedMCMC`.
 
@@ -63,49 +70,20 @@ class KineticLangevin(LangevinKernel):
         (20,)
     """
 
-    _max_step = 0.5
+    target_accept_prob: Annotated[float, probability] = 0.9
+    friction: Annotated[float | None, optional(nonnegative)] = None
+    num_steps: Annotated[int, integer] = 10
+    integrator: Annotated[str, partial(one_of, choices=SPLITTINGS)] = "BAOAB"
+    step_size_schedule: Annotated[Callable[[int], float] | None, callable_or_none] = None
 
-    def __init__(
-        self,
-        model=None,
-        potential_fn=None,
-        *,
-        step_size=0.1,
-        friction=None,
-        num_steps=10,
-        integrator="BAOAB",
-        adapt_step_size=True,
-        target_accept_prob=0.9,
-        adapt_mass_matrix=False,
-        step_size_schedule=None,
-        init_strategy=init_to_prior,
-        transforms=None,
-    ):
-        super().__init__(
-            model,
-            potential_fn,
-            step_size=step_size,
-            adapt_step_size=adapt_step_size,
-            target_accept_prob=target_accept_prob,
-            adapt_mass_matrix=adapt_mass_matrix,
-            num_steps=num_steps,
-            step_size_schedule=step_size_schedule,
-            init_strategy=init_strategy,
-            transforms=transforms,
-        )
-        if friction is not None and not friction >= 0:
-            raise ValueError(f"Expected friction >= 0 or None; got {friction}.")
-        self._friction = friction
-        if integrator not in SPLITTINGS:
-            raise ValueError(f"Expected integrator in {tuple(SPLITTINGS)}; got {integrator!r}.")
-        self._integrator = integrator
+    default_fields = (*LangevinKernel.default_fields, "kinetic_temperature")
+    max_step = 0.5
 
-    def _step(self, chains, potential_and_grad, step_size, adapt_state, last):
-        friction = FRICTION / adapt_state.length_scale if self._friction is None else self._friction
-        start = KineticState(chains.z, chains.v, chains.grad_point, chains.potential_energy, chains.z_grad)
-        end = kinetic_step(start, potential_and_grad, step_size, friction, self._integrator, adapt_state.scale)
+    def step(self, chains, potential_and_grad, step_size, adapt_state, last):
+        friction = FRICTION / adapt_state.length_scale if self.friction is None else self.friction
+        start, scale = chains.kinetic, adapt_state.scale
+        end = kinetic_step(start, potential_and_grad, step_size, friction, self.integrator, scale)
         finite = end.potential_energy < torch.inf
-        error = energy_error(start, end, step_size, adapt_state.scale) if last else None
-        info = StepInfo(error, diverges(error) if last else ~finite, 1)
-        new = Chains(end.z, end.v, chains.slice, end.grad_point, end.potential_energy, end.z_grad)
-        return choose(finite, new, chains._replace(v=-chains.v)), info
+        error = energy_error(start, end, step_size, scale) if last else None
+        kinetic = choose(finite, end, start._replace(v=-start.v))
+        return chains._replace(kinetic=kinetic), StepInfo(error, ~finite if error is None else diverges(error))

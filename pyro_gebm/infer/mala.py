@@ -1,15 +1,18 @@
 """Metropolis-adjusted Langevin algorithm as a Pyro kernel."""
 
-import torch
+from dataclasses import dataclass
+from typing import Annotated
 
-from pyro_gebm.dynamics.metropolis import choose, diverges
-from pyro_gebm.dynamics.steps import kinetic_energy, overdamped_move, reverse_noise
-from pyro_gebm.infer.initialization import init_to_prior
-from pyro_gebm.infer.kernel import LangevinKernel, StepInfo
+from gebm.validation import integer, probability
+from pyro_gebm.dynamics.metropolis import accepts, choose, diverges
+from pyro_gebm.dynamics.steps import overdamped_step
+from pyro_gebm.infer.kernel import LangevinKernel
+from pyro_gebm.infer.state import StepInfo
 
-__all__ = ["MALA", "overdamped_step"]
+__all__ = ["MALA"]
 
 
+@dataclass(kw_only=True, eq=False)
 class MALA(LangevinKernel):
     r"""Metropolis-adjusted (overdamped) Langevin algorithm, for `pyro.infer.MCMC` and `infer.VectorizedMCMC`.
 
@@ -50,55 +53,10 @@ class MALA(LangevinKernel):
         (20,)
     """
 
-    _has_velocity = False
+    target_accept_prob: Annotated[float, probability] = 0.574
+    num_steps: Annotated[int, integer] = 1
 
-    def __init__(
-        self,
-        model=None,
-        potential_fn=None,
-        *,
-        step_size=0.1,
-        adapt_step_size=True,
-        target_accept_prob=0.574,
-        adapt_mass_matrix=False,
-        num_steps=1,
-        init_strategy=init_to_prior,
-        transforms=None,
-    ):
-        super().__init__(
-            model,
-            potential_fn,
-            step_size=step_size,
-            adapt_step_size=adapt_step_size,
-            target_accept_prob=target_accept_prob,
-            adapt_mass_matrix=adapt_mass_matrix,
-            num_steps=num_steps,
-            init_strategy=init_strategy,
-            transforms=transforms,
-        )
-
-    def _step(self, chains, potential_and_grad, step_size, adapt_state, last):
-        proposal, info = overdamped_step(chains, potential_and_grad, step_size, adapt_state.scale)
-        accept = torch.rand_like(info.energy_error).log() < -info.energy_error
-        return choose(accept, proposal, chains), info
-
-
-def overdamped_step(chains, potential_and_grad, step_size, scale):
-    """One overdamped Langevin step and its Metropolis test, not yet carried out.
-
-    Args:
-        chains: `Chains`.
-        potential_and_grad: callable from positions to potentials and their gradients.
-        step_size: h, a number or a scalar.
-        scale: square root of the diagonal of the inverse mass matrix.
-
-    Returns:
-        `(Chains, StepInfo)`; the energy error is minus the log acceptance ratio.
-    """
-    noise = torch.randn_like(chains.z)
-    z = overdamped_move(chains.z, chains.z_grad, noise, step_size, scale)
-    potential_energy, z_grad = potential_and_grad(z)
-    back = reverse_noise(chains.z_grad, z_grad, noise, step_size, scale)
-    error = potential_energy - chains.potential_energy + kinetic_energy(back) - kinetic_energy(noise)
-    proposal = chains._replace(z=z, grad_point=z, potential_energy=potential_energy, z_grad=z_grad)
-    return proposal, StepInfo(error, diverges(error), 1)
+    def step(self, chains, potential_and_grad, step_size, adapt_state, last):
+        end, error = overdamped_step(chains.kinetic, potential_and_grad, step_size, adapt_state.scale)
+        kinetic = choose(accepts(error), end, chains.kinetic)
+        return chains._replace(kinetic=kinetic), StepInfo(error, diverges(error))

@@ -1,13 +1,16 @@
 """Metropolis-adjusted Langevin trajectories as a Pyro kernel."""
 
 import math
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 
-from pyro_gebm.dynamics.metropolis import choose, diverges
-from pyro_gebm.dynamics.steps import KineticState, trajectory
-from pyro_gebm.infer.initialization import init_to_prior
-from pyro_gebm.infer.kernel import LangevinKernel, StepInfo
+from gebm.validation import nonnegative, optional, positive, probability
+from pyro_gebm.dynamics.metropolis import accepts, choose, diverges
+from pyro_gebm.dynamics.steps import trajectory
+from pyro_gebm.infer.kernel import LangevinKernel
+from pyro_gebm.infer.state import StepInfo
 
 __all__ = ["MALT"]
 
@@ -17,6 +20,7 @@ FRICTION, TRAJECTORY_LENGTH = 0.5, 1.57
 MAX_STEPS, MAX_STEPS_AT_FIRST = 1000, 16
 
 
+@dataclass(kw_only=True, eq=False)
 class MALT(LangevinKernel):
     r"""Metropolis-adjusted Langevin trajectories, for `pyro.infer.MCMC` and `infer.VectorizedMCMC`.
 
@@ -60,51 +64,23 @@ class MALT(LangevinKernel):
         (20,)
     """
 
-    _first_window = 30
+    target_accept_prob: Annotated[float, probability] = 0.65
+    friction: Annotated[float | None, optional(nonnegative)] = None
+    trajectory_length: Annotated[float | None, optional(positive)] = None
 
-    def __init__(
-        self,
-        model=None,
-        potential_fn=None,
-        *,
-        step_size=0.1,
-        friction=None,
-        trajectory_length=None,
-        adapt_step_size=True,
-        target_accept_prob=0.65,
-        adapt_mass_matrix=False,
-        init_strategy=init_to_prior,
-        transforms=None,
-    ):
-        super().__init__(
-            model,
-            potential_fn,
-            step_size=step_size,
-            adapt_step_size=adapt_step_size,
-            target_accept_prob=target_accept_prob,
-            adapt_mass_matrix=adapt_mass_matrix,
-            num_steps=1,
-            init_strategy=init_strategy,
-            transforms=transforms,
-        )
-        if friction is not None and not friction >= 0:
-            raise ValueError(f"Expected friction >= 0 or None; got {friction}.")
-        self._friction = friction
-        if trajectory_length is not None and not trajectory_length > 0:
-            raise ValueError(f"Expected trajectory_length > 0 or None; got {trajectory_length}.")
-        self._trajectory_length = trajectory_length
+    default_fields = (*LangevinKernel.default_fields, "kinetic_temperature")
+    first_window = 30
 
-    def _step(self, chains, potential_and_grad, step_size, adapt_state, last):
-        step_size, scale = float(step_size), adapt_state.length_scale
-        friction = FRICTION / scale if self._friction is None else self._friction
-        length = TRAJECTORY_LENGTH * scale if self._trajectory_length is None else self._trajectory_length
+    def step(self, chains, potential_and_grad, step_size, adapt_state, last):
+        step_size, length_scale = float(step_size), adapt_state.length_scale
+        friction = FRICTION / length_scale if self.friction is None else self.friction
+        length = TRAJECTORY_LENGTH * length_scale if self.trajectory_length is None else self.trajectory_length
         num_steps = min(max(1, math.ceil(length / step_size)), MAX_STEPS)
-        if self._trajectory_length is None and adapt_state.num_warmup_steps < self._first_window:
+        if self.trajectory_length is None and adapt_state.num_warmup_steps < self.first_window:
             num_steps = min(num_steps, MAX_STEPS_AT_FIRST)
             length = num_steps * step_size
         h = length / num_steps
-        start = KineticState(chains.z, torch.randn_like(chains.v), chains.z, chains.potential_energy, chains.z_grad)
+        start = chains.kinetic._replace(v=torch.randn_like(chains.kinetic.v))
         end, error = trajectory(start, potential_and_grad, h, friction, num_steps, adapt_state.scale)
-        accept = torch.rand_like(error).log() < -error
-        info = StepInfo(error, diverges(error), num_steps)
-        return choose(accept, chains._replace(**end._asdict()), chains._replace(v=start.v)), info
+        kinetic = choose(accepts(error), end, start)
+        return chains._replace(kinetic=kinetic), StepInfo(error, diverges(error), num_steps)

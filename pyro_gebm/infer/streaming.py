@@ -1,19 +1,31 @@
 """Long runs: draws to a file while sampling."""
 
+import os
 import pathlib
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from gebm.draw_file import DrawFile, read_draws, refuse_existing
+from gebm.validation import instance, integer
 from pyro_gebm.infer.vectorized import VectorizedMCMC
 from pyro_gebm.training.checkpoints import delete_checkpoints, read_latest_checkpoint, write_checkpoint
 
 __all__ = ["stream_draws"]
 
 
-def stream_draws(mcmc, path, model_args=(), model_kwargs=None, *, chunk_size=1000, resume=False, progress_bar=True):
-    """Run a kernel of `infer` and write its draws to a NetCDF file as they come, at constant memory.
+def stream_draws(
+    mcmc: VectorizedMCMC,
+    path: str | os.PathLike[str],
+    model_args: tuple = (),
+    model_kwargs: dict[str, Any] | None = None,
+    *,
+    chunk_size: int = 1000,
+    resume: bool = False,
+    progress_bar: bool = True,
+) -> Any:
+    """Run a kernel and write its draws to a NetCDF file as they come, at constant memory.
 
     Only the latent sites are kept (`decode` makes x of z), with every statistic. After each
     chunk the state of the chains (positions, velocities, adaptation, random state) is written beside the file, to
@@ -50,10 +62,8 @@ def stream_draws(mcmc, path, model_args=(), model_kwargs=None, *, chunk_size=100
         >>> draws["posterior"]["z"].shape
         (4, 40)
     """
-    if not isinstance(mcmc, VectorizedMCMC):
-        raise TypeError(f"Expected a pyro_gebm.infer.VectorizedMCMC; got {type(mcmc).__name__}.")
-    if not chunk_size >= 1:
-        raise ValueError(f"Expected chunk_size >= 1; got {chunk_size}.")
+    instance("mcmc", mcmc, VectorizedMCMC)
+    chunk_size = integer("chunk_size", chunk_size)
     path, model_kwargs = pathlib.Path(path), {} if model_kwargs is None else model_kwargs
     folder, resume = path.with_name(f"{path.name}.state"), resume and path.exists()
     if not resume:

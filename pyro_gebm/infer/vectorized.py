@@ -6,8 +6,8 @@ from pyro.infer.mcmc.api import AbstractMCMC
 from pyro.infer.mcmc.util import diagnostics, print_summary, select_samples
 from tqdm import tqdm
 
-from pyro_gebm.infer.kernel import LangevinKernel
-from pyro_gebm.infer.ladder.replica_exchange import ReplicaExchange
+from gebm.validation import instance, integer
+from pyro_gebm.infer.chain_kernel import ChainKernel
 
 __all__ = ["VectorizedMCMC"]
 
@@ -16,14 +16,14 @@ CHUNK = 100
 
 
 class VectorizedMCMC(AbstractMCMC):
-    """Run the chains of a kernel of `infer` together, as one tensor: hundreds for a few times the cost of one.
+    """Run the chains of a kernel together, as one tensor: hundreds for a few times the cost of one.
 
     The API is that of Pyro's `MCMC`. The chains are adapted together. Draws are moved to the host in chunks; between
     them nothing is read off the device.
 
     Args:
-        kernel: a kernel of `infer`, on a model or a `potential_fn` (which is written for one chain; it is batched by
-            `torch.func.vmap`).
+        kernel: a kernel of `infer` or another `infer.ChainKernel`, on a model or a `potential_fn` (which is written for
+            one chain; it is batched by `torch.func.vmap`).
         num_samples: draws a chain.
         warmup_steps: steps of the warm-up, at most; it ends early once it has converged, so be generous.
             `num_samples` where None.
@@ -33,7 +33,7 @@ class VectorizedMCMC(AbstractMCMC):
         disable_progbar: show no progress bar.
 
     Raises:
-        TypeError: if the kernel is not one of `infer`.
+        TypeError: if the kernel is no `ChainKernel`.
         ValueError: for numbers out of range, `initial_params` of another number of chains, or a model with discrete
             latent sites or subsampling.
         RuntimeError: while running, if the potential is NaN 100 draws in a row.
@@ -61,17 +61,12 @@ class VectorizedMCMC(AbstractMCMC):
         initial_params=None,
         disable_progbar=False,
     ):
-        if not isinstance(kernel, (LangevinKernel, ReplicaExchange)):
-            raise TypeError(
-                f"Expected a kernel of `pyro_gebm.infer`; got {type(kernel).__name__}. Use Pyro's `MCMC` for it."
-            )
-        for name, value in (("num_samples", num_samples), ("num_chains", num_chains), ("thinning", thinning)):
-            if not value >= 1:
-                raise ValueError(f"Expected {name} >= 1; got {value}.")
+        hint = "Use Pyro's `MCMC` for it, or see `infer.ChainKernel`."
+        instance("kernel", kernel, ChainKernel, "kernel of `pyro_gebm.infer` or another ChainKernel", hint)
+        self.num_samples, num_chains = integer("num_samples", num_samples), integer("num_chains", num_chains)
+        self.thinning = integer("thinning", thinning)
         super().__init__(kernel, num_chains, None)
-        self.num_samples = num_samples
-        self.warmup_steps = num_samples if warmup_steps is None else warmup_steps
-        self.thinning = thinning
+        self.warmup_steps = num_samples if warmup_steps is None else integer("warmup_steps", warmup_steps, minimum=0)
         self.disable_progbar = disable_progbar
         self._initial_params = initial_params
         self._samples, self._diagnostics = None, None
@@ -115,14 +110,16 @@ class VectorizedMCMC(AbstractMCMC):
             bar: a progress bar to move.
         """
         kernel = self.kernel
-        while kernel.warming and not kernel.warmup_converged:
+        for i in range(1, self.warmup_steps + 1):
+            if kernel.warmup_converged():
+                break
             kernel.advance()
-            if kernel.state.i % CHUNK == 0:
+            if i % CHUNK == 0:
                 kernel.check()
                 if bar is not None:
-                    bar.update(kernel.state.i - bar.n)
+                    bar.update(i - bar.n)
                     bar.set_postfix(kernel.logging())
-        kernel.state = kernel.state._replace(i=self.warmup_steps)
+        kernel.end_warmup()
         if bar is not None:
             bar.update(self.warmup_steps - bar.n)
 

@@ -20,7 +20,8 @@ from numpyro.infer import MCMC
 from numpyro_cases import CASE, linear_gaussian_gebm, standard_normal
 
 from numpyro_gebm import GEBM, LatentReparam, to_arviz
-from numpyro_gebm.infer import GHMC, MALA, MALT, ULA, KineticLangevin, mala
+from numpyro_gebm.dynamics import steps
+from numpyro_gebm.infer import GHMC, MALA, MALT, ULA, KineticLangevin
 
 KERNELS = {kernel.__name__: kernel for kernel in (ULA, MALA, KineticLangevin, MALT, GHMC)}
 ADJUSTED = ("MALA", "MALT", "GHMC")
@@ -197,7 +198,7 @@ def test_the_latent_law_of_a_linear_gaussian_gebm(name):
 def test_the_statistical_test_sees_a_wrong_acceptance_ratio(monkeypatch):
     """The authors' MALA has gamma / 4 for 1 / (4 gamma), gamma = h^2 / 2: the second moments give it away."""
     h = 1.0
-    monkeypatch.setattr(mala, "kinetic_energy", lambda v: (h**2 / 2) ** 2 * 0.5 * jnp.sum(v**2, -1))
+    monkeypatch.setattr(steps, "kinetic_energy", lambda v: (h**2 / 2) ** 2 * 0.5 * jnp.sum(v**2, -1))
     kernel = MALA(potential_fn=lambda z: 0.5 * jnp.sum(z**2), step_size=h, adapt_step_size=False)
     draws = run(kernel, 400, 100, 64, init_params=jnp.zeros((64, 5))).get_samples(group_by_chain=True)
     with pytest.raises(AssertionError, match="standard errors"):

@@ -11,6 +11,7 @@ from numpyro.util import identity, is_prng_key
 
 from numpyro_gebm.dynamics.keys import as_given, typed
 from numpyro_gebm.gebm import EnergyTiltedPrior
+from numpyro_gebm.infer.chain_kernel import ChainKernel
 from numpyro_gebm.infer.ladder.pilot import pilot, spaced_evenly
 from numpyro_gebm.infer.ladder.tempering import Ladder, Points, move, potential_at
 
@@ -50,7 +51,7 @@ class ReplicaExchangeState(NamedTuple):
     rng_key: jax.Array
 
 
-class ReplicaExchange(MCMCKernel):
+class ReplicaExchange(MCMCKernel, ChainKernel):
     r"""Replica exchange: R replicas on a ladder from the base to the tilted law, which swap places.
 
     Every iteration draws the replica on the first rung afresh from the prior, moves the others by a Metropolis-adjusted
@@ -164,10 +165,6 @@ class ReplicaExchange(MCMCKernel):
 
     def sample(self, state, model_args, model_kwargs):
         return self._sample_fn(state)
-
-    def warmup_converged(self, state):
-        """False: the warm-up runs to its end."""
-        return False
 
     def _advance(self, state):
         ladder, num_rungs = Ladder(self._latent), len(self._t)

@@ -7,6 +7,7 @@ import torch
 from torch.distributions import biject_to
 
 from pyro_gebm.gebm import EnergyTiltedPrior
+from pyro_gebm.infer.chain_kernel import ChainKernel
 from pyro_gebm.infer.ladder.pilot import pilot, spaced_evenly
 from pyro_gebm.infer.ladder.tempering import Ladder, Points, move, potential_at
 from pyro_gebm.training.checkpoints import get_rng_state, set_rng_state
@@ -41,7 +42,7 @@ class ReplicaExchangeState(NamedTuple):
     diverging: torch.Tensor
 
 
-class ReplicaExchange:
+class ReplicaExchange(ChainKernel):
     r"""Replica exchange: R replicas on a ladder from the base to the tilted law, which swap places.
 
     Every iteration draws the replica on the first rung afresh from the prior, moves the others by a Metropolis-adjusted
@@ -83,9 +84,6 @@ class ReplicaExchange:
         torch.Size([100])
     """
 
-    #: The warm-up runs to its end.
-    warmup_converged = False
-
     def __init__(self, latent, *, num_rungs=None, num_moves=1, site="z"):
         if not isinstance(latent, EnergyTiltedPrior):
             raise TypeError(f"Expected the latent law of a GEBM, `gebm.latent`; got {type(latent).__name__}.")
@@ -123,7 +121,6 @@ class ReplicaExchange:
         """
         if args or kwargs:
             raise TypeError("Expected no arguments: ReplicaExchange works on a GEBM, not on a model.")
-        self._warmup_steps = warmup_steps
         points, shape = self._ladder.start(len(self._t) * num_chains), (len(self._t), num_chains)
         if initial_params is not None:
             given = self._ladder.evaluate(initial_params[self._site].detach().reshape(num_chains, -1))
@@ -142,11 +139,6 @@ class ReplicaExchange:
             num_steps=0,
             diverging=torch.zeros_like(zero, dtype=torch.bool),
         )
-
-    @property
-    def warming(self):
-        """Whether the next iteration is one of the warm-up."""
-        return self.state.i < self._warmup_steps
 
     @torch.no_grad()
     def advance(self):
@@ -231,9 +223,6 @@ class ReplicaExchange:
         kept = {name: saved[name] for name in ("i", "rising", "round_trips")}
         self.state = self.state._replace(points=points, **kept)
         set_rng_state(saved["rng"], self._t.device)
-
-    def check(self):
-        """Nothing: steps and swaps into NaN are turned down, whatever comes."""
 
     def logging(self):
         """What the progress bar shows."""
