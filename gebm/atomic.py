@@ -1,4 +1,4 @@
-"""The one way in which files are written: whole or not at all."""
+"""Atomic writes: a file is written whole or not at all."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ __all__ = ["replacing"]
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """A temporary file beside `path` that takes its place when the block ends without an error.
+    """A temporary file beside `path` that replaces it if the block ends without an error.
 
     The content reaches the disk before the name does: a process that is killed, or a machine that stops, leaves the
     old file or the new one. After an error the old file is as it was and the temporary one is gone. Processes that

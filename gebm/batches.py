@@ -1,4 +1,4 @@
-"""Checks of data and their batches that both packages share."""
+"""Checks of data and of batches."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -33,7 +33,7 @@ def check_rows(name: str, finite: np.ndarray) -> None:
 
 
 def find_batch_size(batch_size: int | None, num_data: int) -> int:
-    """Data points a step.
+    """Batch size: data points per step.
 
     Args:
         batch_size: as asked for; None takes `min(128, num_data)`.
@@ -53,12 +53,12 @@ def find_batch_size(batch_size: int | None, num_data: int) -> int:
     if batch_size is None:
         return min(BATCH_SIZE, num_data)
     if validation.integer("batch_size", batch_size) > num_data:
-        raise ValueError(f"Expected 1 <= batch_size <= {num_data} (the number of data); got {batch_size}.")
+        raise ValueError(f"Expected 1 <= batch_size <= {num_data} (the number of data points); got {batch_size}.")
     return batch_size
 
 
 def without_labels(batch: Any) -> Any:
-    """What a loader yields: of `(data, label)` the data."""
+    """The data in an item of a loader: the first entry of a tuple `(data, label)`."""
     return batch[0] if isinstance(batch, (tuple, list)) else batch
 
 

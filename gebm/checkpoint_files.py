@@ -1,4 +1,4 @@
-"""Folders of checkpoints: written atomically, the newest few kept, read back from the newest that is whole."""
+"""Folders of checkpoints: written atomically; the newest few are kept, and the newest undamaged one is read."""
 
 import math
 import os
@@ -103,7 +103,7 @@ def write_checkpoint(directory: StrPath, step: int, suffix: str, write: Callable
 
 
 def read_latest_checkpoint(path: StrPath, suffix: str, read: Callable[[BinaryIO], State]) -> tuple[pathlib.Path, State]:
-    """Read the newest checkpoint that is whole; damaged ones are passed over with a warning.
+    """Read the newest undamaged checkpoint; damaged ones are skipped with a warning.
 
     Args:
         path: a folder of checkpoints, or one checkpoint.
@@ -126,12 +126,12 @@ def read_latest_checkpoint(path: StrPath, suffix: str, read: Callable[[BinaryIO]
             with open(candidate, "rb") as file:
                 return candidate, read(file)
         except DamagedCheckpoint:
-            warnings.warn(f"The checkpoint {candidate} is damaged; falling back to the one before.", stacklevel=3)
-    raise ValueError(f"Every checkpoint at {path} is damaged.")
+            warnings.warn(f"Checkpoint {candidate} is damaged; falling back to the one before.", stacklevel=3)
+    raise ValueError(f"Every checkpoint at {path} is damaged. Start the run anew, without them.")
 
 
 def delete_checkpoints(directory: StrPath, suffix: str) -> None:
-    """Delete the checkpoints of a folder, such as a run that was given up has left.
+    """Delete the checkpoints of a folder, such as those of an abandoned run.
 
     Args:
         directory: folder; it need not be there.

@@ -1,4 +1,4 @@
-"""Draws in a NetCDF file that is written while sampling, and survives being killed.
+"""Draws in a NetCDF file that is written while sampling, and stays readable if the process is killed.
 
 The HDF5 library makes the file once, with its final shape and every variable contiguous, and is then closed. From there
 on only the values change, written to where the library says they lie: nothing that it needs to open the file is ever
@@ -58,7 +58,7 @@ class DrawFile:
 
     @classmethod
     def create(cls, path, num_chains, num_draws, variables):
-        """Make a file without draws, of its final size (most systems use disk space only as it fills).
+        """Create an empty file of its final size (on most systems it takes disk space only as it fills).
 
         Args:
             path: where; nothing may be there yet.
@@ -103,7 +103,7 @@ class DrawFile:
         return cls(path)
 
     def append(self, posterior, sample_stats=None):
-        """Write the next draws; they count once they are on the disk.
+        """Write the next draws; they count once they are on disk.
 
         Args:
             posterior: maps the name of a site to an array of shape `(num_chains, draws) + shape of one draw`.
@@ -129,7 +129,7 @@ class DrawFile:
         self.num_draws_written = count
 
     def rewind(self, num_draws):
-        """Drop the draws after the first `num_draws` of each chain; the next `append` writes over them.
+        """Drop the draws after the first `num_draws` of each chain; the next `append` overwrites them.
 
         Args:
             num_draws: draws that stay.
@@ -184,7 +184,7 @@ class DrawFile:
 
 
 def refuse_existing(path):
-    """Stop before a file of draws is written over.
+    """Raise an error if a file of draws would be overwritten.
 
     Args:
         path: where it is to be.
@@ -199,7 +199,7 @@ def refuse_existing(path):
 
 
 def read_draws(path):
-    """The complete draws of a `DrawFile`, in what `to_arviz` returns; also while another process writes them.
+    """The complete draws of a `DrawFile`, as `to_arviz` returns them; also while another process is writing.
 
     Values are mapped from the file, and read from the disk when they are used.
 

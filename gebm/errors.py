@@ -4,7 +4,7 @@ __all__ = ["TrainingDiverged"]
 
 
 class TrainingDiverged(FloatingPointError):
-    """Losses or gradients were not finite, several steps in a row.
+    """Losses or gradients were not finite in several steps in a row.
 
     Args:
         message: what happened.

@@ -1,4 +1,4 @@
-"""What `diagnose` looks at, one function each: numbers, a sentence, and advice where it is needed."""
+"""The checks of `diagnose`, one function each: numbers, a sentence, and advice if it is needed."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -80,7 +80,7 @@ def check_convergence(quantities: Mapping[str, Any], step: int) -> Iterator[Find
         yield Finding(
             {"num_nonfinite": num_nonfinite},
             f"{num_nonfinite} values are NaN or infinite; the quantities that contain them are left out below.",
-            "Find these draws: the log density or the energy is not finite there.",
+            "Look at these draws: the log density or the energy is not finite there.",
         )
     if not rows:
         advice = "The chains never moved: reduce the step size and check the initial points."

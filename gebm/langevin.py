@@ -1,4 +1,4 @@
-"""Numbers that the Langevin samplers of both packages share: splittings, statistics, limits, rule of the warm-up."""
+"""Constants of the Langevin samplers: splittings, recorded statistics, limits, and the rule that ends the warm-up."""
 
 from typing import Final
 
@@ -37,18 +37,18 @@ STATISTICS: Final = (
 )
 #: Energy error above which a step is reported as divergent, as in NumPyro's HMC.
 MAX_ENERGY_ERROR: Final = 1000.0
-#: Draws in a row that end in a step into NaN, after which a run stops.
+#: A run stops after this many draws in a row whose last step led to a NaN potential.
 PATIENCE: Final = 100
 
-#: Each window of the warm-up is that much longer than the one before.
+#: Each window of the warm-up is this many times as long as the one before.
 GROWTH: Final = 1.5
 #: Gain of the dual averaging, 1 / (GAMMA sqrt(t)); a fifth of Stan's, as the mean over chains is less noisy.
 GAMMA: Final = 0.25
 #: Random directions along which the covariance is applied, to estimate the trace of its square.
 NUM_PROBES: Final = 16
-#: The warm-up stops when the log of step size and of length scale moved less than that from window to window, ...
+#: The warm-up ends once, from one window to the next, the logs of step size and length scale changed by less, ...
 LOG_TOLERANCE: Final = 0.2
-#: ... the mean potential moved less than that, in standard deviations of the potential, ...
+#: ... the mean potential changed by less than this many standard deviations of the potential, ...
 POTENTIAL_TOLERANCE: Final = 0.2
-#: ... and the mean acceptance probability of the window was that close to its target.
+#: ... and the mean acceptance probability of the window was this close to its target.
 ACCEPT_TOLERANCE: Final = 0.1

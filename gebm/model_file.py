@@ -111,7 +111,7 @@ class ModelFile:
         return cls(arrays, latent_prior=prior, **fields)
 
     def check_fit(self, path: str | os.PathLike[str], expected: Mapping[str, np.ndarray]) -> None:
-        """Compare the arrays with those that are to be filled.
+        """Check that the arrays fit those that they are to fill.
 
         Args:
             path: the file, for the message.
@@ -131,7 +131,7 @@ class ModelFile:
 
 
 def named_class(description: Mapping[str, Any], known: Mapping[str, Any], what: str) -> Any:
-    """What the class in a description stands for.
+    """The class that a description names.
 
     Args:
         description: entry of a header, with a "class".
@@ -165,7 +165,7 @@ def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.nd
             "read newer files."
         )
     if sorted(arrays) != header.get("keys") or _digest(header, arrays) != header.get("sha256"):
-        raise ValueError(f"{path} is damaged: its keys or its checksum are not those of its header.")
+        raise ValueError(f"{path} is damaged: its keys or its checksum differ from those in its header.")
     return header, arrays
 
 

@@ -9,7 +9,7 @@ __all__ = ["Modes", "cuts_between_modes", "modes_visited"]
 
 
 class Modes(NamedTuple):
-    """Modes along the direction that tells most about the chains.
+    """Modes along the direction that says most about the chains.
 
     Attributes:
         along: name of the direction.
@@ -25,7 +25,7 @@ class Modes(NamedTuple):
 
 
 def modes_visited(draws, scalars, ess):
-    """Which modes each chain visited, along the direction where chains differ, or else where most modes are seen.
+    """Which modes each chain visited, along the direction in which most are missed, or else the one with most modes.
 
     Directions are the three leading principal components, up to three directions between the means of the chains,
     and the scalars. A mean direction is found on the first half of the draws and its modes on the second, so that in

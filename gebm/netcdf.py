@@ -19,7 +19,7 @@ _DTYPES = {np.dtype(name) for name in ("bool", "i1", "i2", "i4", "i8", "u1", "u2
 
 
 class Slab(NamedTuple):
-    """Where the values of a variable lie in a file: C-ordered, `offset` bytes after its beginning."""
+    """Where the values of a variable lie in a file: C-ordered, `offset` bytes from its beginning."""
 
     offset: int
     shape: tuple  # (chain, draw) + shape of one draw
@@ -41,7 +41,7 @@ def checked_variable(name, shape, dtype, group):
     except TypeError:
         numpy_dtype = None
     if numpy_dtype not in _DTYPES:
-        raise ValueError(f"Expected {name!r} of a dtype among {sorted(map(str, _DTYPES))}; got {dtype}.")
+        raise ValueError(f"Expected {name!r} with a dtype in {sorted(map(str, _DTYPES))}; got {dtype}.")
     if any(size < 1 for size in shape):
         raise ValueError(f"Expected {name!r} with axes of at least one; got shape {tuple(shape)}.")
     return tuple(map(int, shape)), numpy_dtype, group
@@ -111,8 +111,7 @@ def lock(file, path):
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise BlockingIOError(
-            f"Expected {path} to have one user while it is written; another process or handle has it open. Close that "
-            "one first."
+            f"Expected {path} not to be in use; another process or handle is writing it. Close that one first."
         ) from error
     except OSError:  # a file system without locks
         return

@@ -1,4 +1,4 @@
-"""What the networks of both packages have in common and needs no framework: sizes, settings, slopes of activations."""
+"""What the networks of both packages share without a framework: sizes, settings, slopes of activations."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -40,7 +40,7 @@ def shape_of(name: str, value: Iterable[int]) -> tuple[int, ...]:
 
 
 def check_bounds(lipschitz: float | None, lower_bound: float | None, output_shape: Sequence[int]) -> None:
-    """Check what an energy is asked to keep to.
+    """Check the Lipschitz constant and the lower bound asked of a network.
 
     Args:
         lipschitz: Lipschitz constant, positive; None for no bound.
@@ -60,7 +60,7 @@ def check_bounds(lipschitz: float | None, lower_bound: float | None, output_shap
 
 
 def coarse_size(event_shape: Sequence[int], halvings: int) -> tuple[int, int]:
-    """Height and width of an image after some halvings.
+    """Height and width of an image that is halved several times.
 
     Args:
         event_shape: `(C, H, W)`.

@@ -27,7 +27,7 @@ __all__ = [
 
 
 def integer(name, value, *, minimum=1):
-    """An integer of at least `minimum`; booleans and floats are none.
+    """An integer of at least `minimum`; booleans and floats are not accepted.
 
     Args:
         name: of the argument, for the message.
@@ -125,7 +125,7 @@ def nonnegative(name, value):
 
 
 def probability(name, value, *, zero=False, one=False):
-    """A number in (0, 1), or with its ends.
+    """A number in (0, 1), or an end of it that is allowed.
 
     Args:
         name: of the argument, for the message.

@@ -1,4 +1,4 @@
-r"""Estimates of a log-partition from importance weights, with what says whether they can be trusted."""
+r"""Estimates of a log-partition from importance weights, and whether they can be trusted."""
 
 import math
 from typing import NamedTuple
@@ -27,8 +27,8 @@ class LogPartition(NamedTuple):
         value: of A = log Z.
         std_error: its Monte Carlo standard error.
         ess: effective sample size of the weights behind it.
-        pareto_k: shape of the Pareto tail of the weights; above 0.7 mean and standard error mislead. NaN where there
-            are fewer than 100 weights.
+        pareto_k: shape of the Pareto tail of the weights; above 0.7, mean and standard error mislead. NaN if there are
+            fewer than 100 weights.
         warnings: what is wrong, in words; empty if nothing is.
     """
 
@@ -61,7 +61,7 @@ def from_log_weights(log_weights, num_each=1):
     log_weights = np.asarray(log_weights, np.float64)
     largest = log_weights.max()
     if not math.isfinite(largest):
-        raise ValueError(f"Expected finite weights, not all of them 0; the largest log-weight is {largest}.")
+        raise ValueError(f"Expected finite weights, not all 0; the largest log-weight is {largest}.")
     weights = np.exp(log_weights - largest)
     num, mean = len(weights), weights.mean()
     std_error = weights.std(ddof=1) / mean / math.sqrt(num)
@@ -71,8 +71,8 @@ def from_log_weights(log_weights, num_each=1):
     if num_each == 1 or effective >= needed:
         return estimate
     of_groups = (
-        f"The {num} groups of particles are worth {effective:.1f} of equal weight, fewer than {needed}: the standard "
-        "error that their differences give is too small. Use more particles, num_moves or groups."
+        f"The {num} groups of particles have an effective number of {effective:.1f}, fewer than {needed}: the standard "
+        "error, which comes from their differences, is too small. Use more particles, num_moves or groups."
     )
     return estimate._replace(warnings=(*estimate.warnings, of_groups))
 
@@ -106,7 +106,7 @@ def bridge(base_tilts, draw_tilts, effective_sample_size):
     base_tilts, draw_tilts = np.asarray(base_tilts, np.float64), np.asarray(draw_tilts, np.float64)
     for name, tilts in (("base", base_tilts), ("tilted law", draw_tilts)):
         if not (tilts < math.inf).all():
-            raise ValueError(f"Expected real energies; got NaN or -inf at draws of the {name}.")
+            raise ValueError(f"Expected energies above -inf; got NaN or -inf at draws of the {name}.")
     num_base, num_draws = base_tilts.size, draw_tilts.size
     share = num_draws / (num_base + num_draws)
     finite = np.concatenate([base_tilts[np.isfinite(base_tilts)], draw_tilts.ravel()])
@@ -137,12 +137,12 @@ def _estimate(value, std_error, ess, shape):
     warnings = []
     if shape > MAX_PARETO_K:
         warnings.append(
-            f"The Pareto shape of the weights is {shape:.2f}, above {MAX_PARETO_K}: a few draws carry the estimate, "
-            "and its standard error is too small. Use method='smc', or more particles."
+            f"The Pareto shape of the weights is {shape:.2f}, above {MAX_PARETO_K}: a few draws dominate the "
+            "estimate, and its standard error is too small. Use method='smc', or more particles."
         )
     if ess < MIN_ESS:
         warnings.append(
-            f"The effective sample size of the weights is {ess:.1f}, fewer than {MIN_ESS}: the estimate is off by more "
-            "than its standard error says. Use method='smc', or more particles."
+            f"The effective sample size of the weights is {ess:.1f}, below {MIN_ESS}: the estimate may be off by "
+            "more than its standard error suggests. Use method='smc', or more particles."
         )
     return LogPartition(float(value), float(std_error), float(ess), float(shape), tuple(warnings))

@@ -1,4 +1,4 @@
-"""What networks are to a GEBM, and how they are pytree fields of one: arrays are data, everything else is static."""
+"""Networks inside a GEBM, as pytree fields: arrays are data, everything else is static."""
 
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar

@@ -159,8 +159,8 @@ class GEBM(Distribution):
         energies = _energy_of_base_draws(self, num_draws)
         if not_jax_tracer(energies) and np.isnan(energies).any():
             raise ValueError(
-                f"Expected real energies; got NaN on {int(np.isnan(energies).sum())} of {energies.size} draws of the "
-                "base. Check the weights of the generator and of the energy."
+                f"Expected an energy without NaN; got NaN at {int(np.isnan(energies).sum())} of {energies.size} draws "
+                "of the base. Check the weights of the generator and of the energy."
             )
 
     @property

@@ -1,4 +1,4 @@
-"""How good samples are, in given features."""
+"""The quality of samples, by their features."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-r"""Particle flows: particles that go down the gradient of a divergence, until their law is that of the target.
+r"""Particle flows: particles follow the gradient of a divergence until they are a sample of the target.
 
 One step moves every particle y against the gradient of the witness f between particles and target, taken at a point
 nearby if there is noise (arXiv:1906.04370):
@@ -30,7 +30,7 @@ CHUNK = 1000
 
 
 class FlowDiverged(RuntimeError):
-    """A flow has reached numbers that are not finite, or a dual problem that could not be solved."""
+    """The particles of a flow are not finite, or the dual of KALE could not be solved."""
 
 
 class FlowResult(NamedTuple):
@@ -246,10 +246,10 @@ def _stop_if_diverged(losses, solved, particles, done):
     finite = np.isfinite(losses) & (np.isfinite(particles).all() | (np.arange(len(losses)) < len(losses) - 1))
     if not finite.all():
         step = done + int(np.argmin(finite))
-        raise FlowDiverged(f"The particles are not finite any more after step {step}. Take a smaller step_size.")
+        raise FlowDiverged(f"The particles are not finite after step {step}. Use a smaller step_size.")
     if not solved.all():
         step = done + int(np.argmin(solved))
         raise FlowDiverged(
-            f"The dual of KALE could not be solved at step {step}: its gap is more than 1 % of its value. Take a "
-            "larger regularization, a smaller step_size, or double precision."
+            f"The dual of KALE could not be solved at step {step}: the duality gap exceeds 1 % of the value. Use "
+            "a larger regularization, a smaller step_size, or double precision."
         )

@@ -44,8 +44,8 @@ class LatentReparam(Reparam):
             )
         if obs is not None:
             raise ValueError(
-                f"Site '{name}' is observed: LatentReparam cannot find the latent of a given x. Observe a quantity "
-                "computed from x (with its noise) instead, or use a base with a density without LatentReparam."
+                f"Site '{name}' is observed: LatentReparam cannot infer the latent of an observed x. Observe a noisy "
+                "function of x instead, or leave out LatentReparam if the base has a density."
             )
         latent = self._wrap(gebm.latent, expand_shape, event_dim - gebm.event_dim + len(gebm.latent.event_shape))
         if mask is not None:

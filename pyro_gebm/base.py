@@ -125,7 +125,7 @@ def _identity(z: torch.Tensor) -> torch.Tensor:
 
 
 def is_discrete(law: torch.distributions.Distribution) -> bool:
-    """Whether a distribution is one of whole numbers, or has such an axis."""
+    """Whether a distribution is discrete, in all or some of its components."""
     return law.support is not None and bool(law.support.is_discrete)
 
 
@@ -178,7 +178,7 @@ def trained_part(base: torch.distributions.Distribution) -> torch.nn.Module | No
 
 
 def without_validation(law: Law) -> Law:
-    """A copy whose log-density is NaN, and no error, where a sampler went astray; laws inside a law are copied too."""
+    """A copy, down to nested distributions, whose log-density is NaN outside its support instead of an error."""
     new = copy.copy(law)
     inner = {name: value for name, value in vars(law).items() if isinstance(value, torch.distributions.Distribution)}
     vars(new).update({name: without_validation(value) for name, value in inner.items()}, _validate_args=False)

@@ -1,4 +1,4 @@
-"""What networks are to a GEBM: applying them to batches and checking them without side effects."""
+"""Networks inside a GEBM: applied to batches, and checked without side effects."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -51,7 +51,7 @@ def over_batch(fn: Callable[[torch.Tensor], torch.Tensor], value: torch.Tensor, 
 
 @contextlib.contextmanager
 def evaluation_mode(*fns: object) -> Iterator[None]:
-    """Put modules in evaluation mode for a while, and every submodule back as it was."""
+    """Put modules in evaluation mode within a block, then every submodule back as it was."""
     modules = [m for fn in fns if isinstance(fn, torch.nn.Module) for m in fn.modules()]
     flags = [m.training for m in modules]
     try:

@@ -1,4 +1,4 @@
-"""Real NVP as a host distribution: a base with a density, and an energy whose log-partition is known."""
+"""Real NVP as a host distribution: a base with a density, and an energy with a known log-partition."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -139,7 +139,7 @@ def real_nvp(
 
 
 class FlowRatioEnergy(nn.Module):
-    r"""Energy that turns a base with density g into a flow q, with a log-partition that is known.
+    r"""Energy that turns a base with density g into a flow q, with a known log-partition.
 
     .. math:: E(x) = \log g(x) - \log q(x) - C, \qquad A = \log \mathbb{E}_G[\exp(-E)] = C, \qquad
         C = \log\|\psi\|^2
@@ -173,7 +173,7 @@ class FlowRatioEnergy(nn.Module):
         for name, law in (("base", base), ("flow", flow)):
             if not isinstance(law, torch.distributions.TransformedDistribution) or trained_part(law) is None:
                 raise ValueError(
-                    f"Expected a TransformedDistribution whose transforms are modules for {name}; got "
+                    f"Expected {name} to be a TransformedDistribution whose transforms are modules; got "
                     f"{type(law).__name__}. Use `real_nvp`."
                 )
         if flow.event_shape != base.event_shape:

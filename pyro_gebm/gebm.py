@@ -139,8 +139,8 @@ class GEBM(dist.TorchDistribution):
         super().__init__(self._compute_batch_shape(), base.event_shape, validate_args=validate_args)
         if self._validate_args and torch.isnan(energies).any():
             raise ValueError(
-                f"Expected real energies; got NaN on {int(torch.isnan(energies).sum())} of {energies.numel()} draws of "
-                "the base. Check the weights of the generator and of the energy."
+                f"Expected an energy without NaN; got NaN at {int(torch.isnan(energies).sum())} of {energies.numel()} "
+                "draws of the base. Check the weights of the generator and of the energy."
             )
 
     def _compute_batch_shape(self) -> torch.Size:

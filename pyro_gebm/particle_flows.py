@@ -1,4 +1,4 @@
-r"""Particle flows: particles that go down the gradient of a divergence, until their law is that of the target.
+r"""Particle flows: particles follow the gradient of a divergence until they are a sample of the target.
 
 One step moves every particle y against the gradient of the witness f between particles and target, taken at a point
 nearby if there is noise (arXiv:1906.04370):
@@ -26,7 +26,7 @@ CHUNK = 1000
 
 
 class FlowDiverged(RuntimeError):
-    """A flow has reached numbers that are not finite, or a dual problem that could not be solved."""
+    """The particles of a flow are not finite, or the dual of KALE could not be solved."""
 
 
 class FlowResult(NamedTuple):
@@ -235,9 +235,9 @@ def _check(num_steps, step_size, noise, keep_every):
 
 def _stop_if_diverged(value, solved, particles, step):
     if not (value.isfinite() and particles.isfinite().all()):
-        raise FlowDiverged(f"The particles are not finite any more after step {step}. Take a smaller step_size.")
+        raise FlowDiverged(f"The particles are not finite after step {step}. Use a smaller step_size.")
     if not solved:
         raise FlowDiverged(
-            f"The dual of KALE could not be solved at step {step}: its gap is more than 1 % of its value. Take a "
-            "larger regularization, a smaller step_size, or double precision."
+            f"The dual of KALE could not be solved at step {step}: the duality gap exceeds 1 % of the value. Use "
+            "a larger regularization, a smaller step_size, or double precision."
         )

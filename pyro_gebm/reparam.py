@@ -40,8 +40,8 @@ class LatentReparam(Reparam):
             )
         if msg["is_observed"]:
             raise ValueError(
-                f"Site '{name}' is observed: LatentReparam cannot find the latent of a given x. Observe a quantity "
-                "computed from x (with its noise) instead, or use a base with a density without LatentReparam."
+                f"Site '{name}' is observed: LatentReparam cannot infer the latent of an observed x. Observe a noisy "
+                "function of x instead, or leave out LatentReparam if the base has a density."
             )
         latent = self._wrap(gebm.latent, event_dim - gebm.event_dim + gebm.latent.event_dim)
         if mask is not None:

@@ -338,7 +338,7 @@ def test_bad_samples_are_refused(host, divergences, name):
             function(bad, x)
     with pytest.raises(ValueError, match="finite entries in y; got NaN or infinity in 1 rows"):
         function(x, np.array([[0.0, np.nan], [1.0, 1.0]]))
-    with pytest.raises(ValueError, match="The median distance of the samples is 0"):
+    with pytest.raises(ValueError, match="Expected samples whose median distance is positive; got 0"):
         function(x, x)
 
 

@@ -57,7 +57,9 @@ def test_inverse_temperature_must_be_finite_and_nonnegative(host, prior, beta):
 
 
 def test_nan_energy(host, prior):
-    with pytest.raises(ValueError, match=r"Expected real energies; got NaN on \d+ of 8 draws.*Check the weights"):
+    with pytest.raises(
+        ValueError, match=r"Expected an energy without NaN; got NaN at \d+ of 8 draws.*Check the weights"
+    ):
         host.GEBM(prior, lambda x: host.xp.log(-(x**2).sum(-1)))
 
 
@@ -85,7 +87,7 @@ def test_latent_reparam(host, prior, observed):
     config = {"x": host.LatentReparam()}
     model = host.seeded(host.handlers.reparam(lambda: host.ppl.sample("x", fn, obs=obs), config=config))
     error = ValueError if observed else TypeError
-    match = "Site 'x' is observed" if observed else "expects a GEBM at site 'x'; got Normal"
+    match = "Site 'x' is observed" if observed else "Expected a GEBM at site 'x' for LatentReparam; got a Normal"
     with pytest.raises(error, match=match):
         model()
 

@@ -101,7 +101,7 @@ def test_the_progress_bar_shows_the_divergence(host, capsys):
 
 def test_a_flow_that_diverges_says_so(host):
     diverged = host.module("particle_flows").FlowDiverged
-    with pytest.raises(diverged, match=r"not finite any more after step [0-9]+\. Take a smaller step_size"):
+    with pytest.raises(diverged, match=r"The particles are not finite after step [0-9]+\. Use a smaller step_size"):
         flow(host, "mmd_flow", PARTICLES, TARGET, lambda x, y: (x @ y.T) ** 2, num_steps=200, step_size=10.0)
 
 

@@ -86,7 +86,7 @@ def squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def median_distance(*samples: jax.Array) -> jax.Array:
-    """Median distance between the points of all samples together: a usual bandwidth. A constant to gradients.
+    """Median distance between the points of all samples together, a usual bandwidth. No gradient flows through it.
 
     Of more than 2,000 points it takes 2,000 at equal intervals. Source: Gretton et al., JMLR 13 (2012).
 
@@ -116,7 +116,7 @@ def _as_bandwidth(bandwidth: ArrayLike | None) -> jax.Array | None:
         return None
     bandwidth = jnp.asarray(bandwidth, jnp.result_type(float))
     if bandwidth.shape != () or (not_jax_tracer(bandwidth) and not bandwidth > 0):
-        raise ValueError(f"Expected a positive scalar as bandwidth; got {bandwidth}. None is the median heuristic.")
+        raise ValueError(f"Expected a positive scalar as bandwidth; got {bandwidth}. None takes the median distance.")
     return bandwidth
 
 
@@ -136,8 +136,8 @@ class _Radial(eqx.Module):
         median = median_distance(*samples)
         if not_jax_tracer(median) and not median > 0.0:
             raise ValueError(
-                f"The median distance of the samples is {median}: expected it to be positive. "
-                "Are most of the points equal? Give the kernel a bandwidth."
+                f"Expected samples whose median distance is positive; got {median}: most points are equal. "
+                "Give the kernel a bandwidth."
             )
         return eqx.tree_at(lambda kernel: kernel.bandwidth, self, median, is_leaf=lambda leaf: leaf is None)
 
@@ -337,11 +337,13 @@ def random_features(kernel: Spectral, dim: int, num_features: int, *, rng_key: j
 def _spectral(kernel: Kernel) -> Spectral:
     if isinstance(kernel, Spectral):
         return kernel
-    raise TypeError(f"Expected a kernel of `divergences.kernels`; got {kernel!r}. Give your own a method `features`.")
+    raise TypeError(
+        f"Expected a kernel of `divergences.kernels`; got {kernel!r}. Define `features` on one of your own."
+    )
 
 
 def fit_kernel(kernel: Kernel | None, *samples: jax.Array) -> Kernel:
-    """A kernel that is ready for use: a Gaussian for None; with the median distance where a bandwidth is missing.
+    """A kernel ready for use: None becomes a Gaussian, and a missing bandwidth the median distance.
 
     Args:
         kernel: a callable from points `(M, D)` and `(N, D)` to `(M, N)`, or None.

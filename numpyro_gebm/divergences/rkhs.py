@@ -97,14 +97,14 @@ def _kale_rkhs(kernel, x, y, lam):
 
 
 class Gram(NamedTuple):
-    """The kernel matrix K of a sample; of a kernel of finite rank its features, K = features features^T."""
+    """The kernel matrix K of a sample; for a kernel of finite rank its features, K = features features^T."""
 
     matrix: jax.Array | None
     features: jax.Array | None
 
     @classmethod
     def of(cls, kernel: Kernel, y: jax.Array) -> "Gram":
-        """That of points y, shape `(N, D)`."""
+        """The Gram matrix of points y, shape `(N, D)`."""
         return cls(None, kernel.features(y)) if isinstance(kernel, FiniteRank) else cls(kernel(y, y), None)
 
     def matvec(self, weights: jax.Array) -> jax.Array:
@@ -129,7 +129,7 @@ class Gram(NamedTuple):
 def solve_dual(
     gram: Gram, mean: jax.Array, norm: jax.Array, lam: jax.Array, u: jax.Array, tolerance: float | None = None
 ) -> "DualPoint":
-    r"""Minimise D from u on, by damped Newton steps.
+    r"""Minimise D by damped Newton steps from u.
 
     The direction is Newton's in the weights. Weights that are to grow, grow by it; weights that are to shrink, shrink
     by a factor, so that none becomes negative. The step is halved until D has fallen enough. It ends when the duality

@@ -42,7 +42,7 @@ def as_samples(x: Samples, y: Samples) -> tuple[jax.Array, jax.Array]:
     for name, z in (("x", x), ("y", y)):
         if not_jax_tracer(z) and not np.isfinite(z).all():
             rows = int((~np.isfinite(z)).any(axis=1).sum())
-            raise ValueError(f"Expected finite entries in {name}; got NaN or infinity in {rows} rows. Leave them out.")
+            raise ValueError(f"Expected finite entries in {name}; got NaN or infinity in {rows} rows. Remove them.")
     dtype = jnp.result_type(x, y)
     dtype = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
     return x.astype(dtype), y.astype(dtype)
@@ -52,7 +52,7 @@ def as_samples(x: Samples, y: Samples) -> tuple[jax.Array, jax.Array]:
 def kernel_matvec(
     kernel: Kernel, x: jax.Array, y: jax.Array, weights: jax.Array, *, exclude_diagonal: bool = False
 ) -> jax.Array:
-    r"""Sums $\sum_j k(x_i, y_j) w_j$, in blocks of rows; gradients go through the blocks again.
+    r"""Sums $\sum_j k(x_i, y_j) w_j$, in blocks of rows; gradients compute the blocks again.
 
     Args:
         kernel: a kernel, see `divergences.kernels`.

@@ -1,4 +1,4 @@
-"""Bounds that networks keep to: of the Lipschitz constant, by spectral normalisation, and of an energy from below."""
+"""Bounds on networks: on the Lipschitz constant by spectral normalisation, and on an energy from below."""
 
 from typing import TypeVar
 
@@ -44,7 +44,7 @@ def spectral_norm_bound(weight: jax.Array, num_iterations: int = 6) -> jax.Array
 
 
 def scaled_down(layer: Layer, bound: float) -> Layer:
-    """The layer with its weight scaled so that the bound of its spectral norm is at most `bound`."""
+    """The layer with its weight scaled so that the bound on its spectral norm is at most `bound`."""
     scale = jnp.minimum(1.0, bound / spectral_norm_bound(layer.weight))
     return eqx.tree_at(lambda layer: layer.weight, layer, scale * layer.weight)
 

@@ -1,4 +1,4 @@
-"""Layers of the architectures: weights laid out and initialised as PyTorch does."""
+"""Layers of the architectures: weights laid out and initialised as in PyTorch."""
 
 import math
 from collections.abc import Callable
@@ -80,7 +80,7 @@ def space_to_depth(x: jax.Array) -> jax.Array:
 
 
 def check_shape(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """One example as it is.
+    """The example itself, after a check of its shape.
 
     Raises:
         ValueError: if its shape is another.

@@ -1,4 +1,4 @@
-"""Architectures by name, as files hold them."""
+"""Architectures by the names that files use."""
 
 from numpyro_gebm.nn.architectures import MLP, ConvEnergy, ConvGenerator
 

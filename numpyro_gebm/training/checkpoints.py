@@ -45,7 +45,7 @@ def write_checkpoint(directory: str | os.PathLike[str], step: int, tree: Any) ->
 
 
 def read_latest_checkpoint(path: str | os.PathLike[str], like: Any, optional: Collection[str] = ()) -> Any:
-    """Read the newest checkpoint that is whole; damaged ones are passed over with a warning.
+    """Read the newest undamaged checkpoint; damaged ones are skipped with a warning.
 
     Args:
         path: a folder of checkpoints, or one checkpoint.

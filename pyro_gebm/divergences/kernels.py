@@ -80,7 +80,7 @@ def squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def median_distance(*samples: torch.Tensor) -> torch.Tensor:
-    """Median distance between the points of all samples together: a usual bandwidth. A constant to gradients.
+    """Median distance between the points of all samples together, a usual bandwidth. No gradient flows through it.
 
     Of more than 2,000 points it takes 2,000 at equal intervals. Source: Gretton et al., JMLR 13 (2012).
 
@@ -113,7 +113,7 @@ class _Radial:
             return
         if torch.as_tensor(self.bandwidth).shape != () or not self.bandwidth > 0:
             raise ValueError(
-                f"Expected a positive scalar as bandwidth; got {self.bandwidth}. None is the median heuristic."
+                f"Expected a positive scalar as bandwidth; got {self.bandwidth}. None takes the median distance."
             )
 
     def _fitted_bandwidth(self) -> torch.Tensor:
@@ -132,8 +132,8 @@ class _Radial:
         median = median_distance(*samples)
         if not median > 0.0:
             raise ValueError(
-                f"The median distance of the samples is {median}: expected it to be positive. "
-                "Are most of the points equal? Give the kernel a bandwidth."
+                f"Expected samples whose median distance is positive; got {median}: most points are equal. "
+                "Give the kernel a bandwidth."
             )
         return dataclasses.replace(self, bandwidth=median)
 
@@ -323,11 +323,13 @@ def random_features(kernel: Spectral, dim: int, num_features: int) -> RandomFeat
 def _spectral(kernel: Kernel) -> Spectral:
     if isinstance(kernel, Spectral):
         return kernel
-    raise TypeError(f"Expected a kernel of `divergences.kernels`; got {kernel!r}. Give your own a method `features`.")
+    raise TypeError(
+        f"Expected a kernel of `divergences.kernels`; got {kernel!r}. Define `features` on one of your own."
+    )
 
 
 def fit_kernel(kernel: Kernel | None, *samples: torch.Tensor) -> Kernel:
-    """A kernel that is ready for use: a Gaussian for None; with the median distance where a bandwidth is missing.
+    """A kernel ready for use: None becomes a Gaussian, and a missing bandwidth the median distance.
 
     Args:
         kernel: a callable from points `(M, D)` and `(N, D)` to `(M, N)`, or None.

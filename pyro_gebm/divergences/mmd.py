@@ -121,7 +121,7 @@ def mmd_test(
     kernel: Kernel | None = None,
     num_permutations: int = 199,
 ) -> MMDTest:
-    r"""Two-sample test of P = Q: the unbiased MMD² against the same for random splits of the points.
+    r"""Two-sample permutation test of P = Q by the unbiased MMD².
 
     The p-value, $(1 + \#\{\text{null} \ge \text{statistic}\}) / (B + 1)$, is exact: under P = Q it is at most $a$ with
     probability at most $a$, and just that if $a (B + 1)$ is a whole number. Memory is linear in B (M + N).

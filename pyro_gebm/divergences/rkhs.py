@@ -93,18 +93,18 @@ def _kale_rkhs(kernel, x, y, lam):
 
 
 class Gram(NamedTuple):
-    """The kernel matrix K of a sample; of a kernel of finite rank its features, K = features features^T."""
+    """The kernel matrix K of a sample; for a kernel of finite rank its features, K = features features^T."""
 
     matrix: torch.Tensor | None
     features: torch.Tensor | None
 
     @classmethod
     def of(cls, kernel: Kernel, y: torch.Tensor) -> "Gram":
-        """That of points y, shape `(N, D)`."""
+        """The Gram matrix of points y, shape `(N, D)`."""
         return cls(None, kernel.features(y)) if isinstance(kernel, FiniteRank) else cls(kernel(y, y), None)
 
     def detach(self) -> "Gram":
-        """The same, constant to gradients."""
+        """The same, without gradients."""
         return Gram(*(part if part is None else part.detach() for part in self))
 
     def matvec(self, weights: torch.Tensor) -> torch.Tensor:
@@ -137,7 +137,7 @@ def solve_dual(
     u: torch.Tensor,
     tolerance: float | None = None,
 ) -> "DualPoint":
-    r"""Minimise D from u on, by damped Newton steps.
+    r"""Minimise D by damped Newton steps from u.
 
     The direction is Newton's in the weights. Weights that are to grow, grow by it; weights that are to shrink, shrink
     by a factor, so that none becomes negative. The step is halved until D has fallen enough. It ends when the duality
@@ -189,7 +189,7 @@ class DualPoint(NamedTuple):
 
 
 def exp(u: torch.Tensor) -> torch.Tensor:
-    """The exponential of u, with 0 for what rounding would swallow: PyTorch is slow on the subnormal numbers beyond."""
+    """The exponential of u, or 0 where it is too small to matter: PyTorch is slow on subnormal numbers."""
     return torch.where(u > 2.0 * math.log(torch.finfo(u.dtype).eps), u.exp(), 0.0)
 
 

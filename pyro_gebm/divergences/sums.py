@@ -43,7 +43,7 @@ def as_samples(x: Samples, y: Samples) -> tuple[torch.Tensor, torch.Tensor]:
     for name, z in (("x", x), ("y", y)):
         if not z.isfinite().all():
             rows = int((~z.isfinite()).any(1).sum())
-            raise ValueError(f"Expected finite entries in {name}; got NaN or infinity in {rows} rows. Leave them out.")
+            raise ValueError(f"Expected finite entries in {name}; got NaN or infinity in {rows} rows. Remove them.")
     dtype = torch.promote_types(x.dtype, y.dtype)
     dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
     return x.to(dtype), y.to(dtype)
@@ -52,7 +52,7 @@ def as_samples(x: Samples, y: Samples) -> tuple[torch.Tensor, torch.Tensor]:
 def kernel_matvec(
     kernel: Kernel, x: torch.Tensor, y: torch.Tensor, weights: torch.Tensor, *, exclude_diagonal: bool = False
 ) -> torch.Tensor:
-    r"""Sums $\sum_j k(x_i, y_j) w_j$, in blocks of rows; gradients go through the blocks again.
+    r"""Sums $\sum_j k(x_i, y_j) w_j$, in blocks of rows; gradients compute the blocks again.
 
     Args:
         kernel: a kernel, see `divergences.kernels`.

@@ -1,4 +1,4 @@
-"""Bounds that networks keep to: of the Lipschitz constant, by spectral normalisation, and of an energy from below."""
+"""Bounds on networks: on the Lipschitz constant by spectral normalisation, and on an energy from below."""
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +37,7 @@ def spectral_norm_bound(weight: torch.Tensor, num_iterations: int = 6) -> torch.
 
 
 def scaled_down(weight: torch.Tensor, bound: float | None) -> torch.Tensor:
-    """The weight scaled so that the bound of its spectral norm is at most `bound`; None leaves it as it is."""
+    """The weight scaled so that the bound on its spectral norm is at most `bound`; None leaves it as it is."""
     return weight if bound is None else (bound / spectral_norm_bound(weight)).clamp(max=1.0) * weight
 
 

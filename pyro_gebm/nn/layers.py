@@ -1,4 +1,4 @@
-"""What the architectures are made of beside PyTorch's own layers."""
+"""Layers and activations of the architectures, beside PyTorch's own."""
 
 from collections.abc import Callable
 
@@ -25,7 +25,7 @@ def conv3x3(channels_in: int, channels_out: int) -> nn.Conv2d:
 
 
 def check_shape(x: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """A batch of examples as it is.
+    """The batch itself, after a check of its shape.
 
     Raises:
         ValueError: if the shape of one is another.

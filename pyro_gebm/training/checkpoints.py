@@ -41,7 +41,7 @@ def write_checkpoint(directory: str | os.PathLike[str], step: int, state: dict[s
 
 
 def read_latest_checkpoint(path: str | os.PathLike[str], device: torch.device) -> dict[str, Any]:
-    """Read the newest checkpoint that is whole; damaged ones are passed over with a warning.
+    """Read the newest undamaged checkpoint; damaged ones are skipped with a warning.
 
     Args:
         path: a folder of checkpoints, or one checkpoint.

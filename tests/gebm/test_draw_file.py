@@ -200,7 +200,7 @@ def test_a_killed_writer_leaves_a_file_that_opens_and_is_continued(tmp_path):
     path, num_draws, written = tmp_path / "draws.nc", 200_000, 0
     for _ in range(2):
         with writer(path, num_draws) as process:
-            with pytest.raises(BlockingIOError, match="one user"):
+            with pytest.raises(BlockingIOError, match="another process or handle is writing it"):
                 DrawFile.open(path)
             while committed(path) < written + 5:
                 assert process.poll() is None
@@ -301,8 +301,8 @@ def test_a_full_and_a_closed_file_say_so(tmp_path):
     [
         ((0, 5, VARIABLES), "Expected num_chains >= 1; got 0"),
         ((2, 5, {"z": ((), "f8", "prior")}), "group of 'z' to be one of .*; got 'prior'"),
-        ((2, 5, {"z": ((), "float16", "posterior")}), "'z' of a dtype among .*; got float16"),
-        ((2, 5, {"z": ((), "no", "posterior")}), "'z' of a dtype among .*; got no"),
+        ((2, 5, {"z": ((), "float16", "posterior")}), "'z' with a dtype in .*; got float16"),
+        ((2, 5, {"z": ((), "no", "posterior")}), "'z' with a dtype in .*; got no"),
         ((2, 5, {"z": ((3, 0), "f8", "posterior")}), r"axes of at least one; got shape \(3, 0\)"),
         ((2, 5, {"a/z": ((), "f8", "posterior")}), "names without '/'.*; got 'a/z'"),
         ((2, 5, {"draw": ((), "f8", "posterior")}), "got 'draw'"),
