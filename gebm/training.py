@@ -8,6 +8,8 @@ from typing import Any, Protocol
 from tqdm import tqdm
 
 from gebm import validation
+from gebm.checkpoint_files import Checkpoints
+from gebm.held_out import HeldOut
 
 __all__ = ["drive", "energy_bursts", "find_objective", "number_of_energy_steps", "progress"]
 
@@ -31,33 +33,40 @@ class Run(Protocol):
     def advance(self, count: int) -> Any:
         """Take up to `count` steps; their losses, which it records as well."""
 
-    def checkpoint(self) -> Any:
-        """Everything that the run needs to go on."""
-
 
 def drive(
-    run: Run, num_steps: int, checkpoints: Any, describe: Callable[[Any], Mapping[str, str]], *, progress_bar: bool
+    run: Run,
+    num_steps: int,
+    checkpoints: Checkpoints[Run],
+    held_out: HeldOut,
+    describe: Callable[[Any], Mapping[str, str]],
+    *,
+    progress_bar: bool,
 ) -> None:
     """Move a run to its `num_steps`-th step, with looks about a second apart.
 
     Args:
         run: a `Run`.
         num_steps: steps of the whole run.
-        checkpoints: when to write one, which `Run.checkpoint` makes.
+        checkpoints: when to write one of the run; that of a step knows nothing of a look at the same step.
+        held_out: when to look at held-out data.
         describe: what the progress bar shows of losses.
         progress_bar: show it.
     """
     count = 1
     with tqdm(total=num_steps, initial=run.step, disable=not progress_bar, desc="Training", unit="step") as bar:
         while (done := run.step) < num_steps:
-            checkpoints.write_if_due(done, run.checkpoint)
+            checkpoints.write_if_due(done, run)
+            held_out.look_if_due(done)
             start = time.perf_counter()
-            count = min(count, num_steps - done, checkpoints.until_next(done))
+            count = min(count, num_steps - done, checkpoints.until_next(done), held_out.until_next(done))
             losses = run.advance(count)
             bar.update(run.step - done)
-            bar.set_postfix({**describe(losses), **({"skipped": run.skipped} if run.skipped else {})})
+            skipped = {"skipped": run.skipped} if run.skipped else {}
+            bar.set_postfix({**describe(losses), **held_out.shown(), **skipped})
             count = max(1, min(MAX_STEPS_PER_LOOK, 2 * count, int(count / (time.perf_counter() - start))))
-    checkpoints.write(num_steps, run.checkpoint)
+    checkpoints.write(num_steps, run)
+    held_out.look(num_steps)
     if run.skipped:
         message = f"{run.skipped} steps were not applied: their loss or gradient was not finite."
         warnings.warn(message, RuntimeWarning, stacklevel=3)

@@ -1,6 +1,7 @@
 """How a GEBM is trained."""
 
 from gebm.errors import TrainingDiverged
+from gebm.held_out import ValidationCurve
 from gebm.training import energy_bursts
 from numpyro_gebm.training.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
 from numpyro_gebm.training.kale import KALE
@@ -27,6 +28,7 @@ __all__ = [
     "MaximumLikelihood",
     "Objective",
     "TrainingDiverged",
+    "ValidationCurve",
     "energy_bursts",
     "gradient_penalty",
     "l2_penalty",

@@ -26,6 +26,8 @@ class TrainingCheckpoint(NamedTuple):
     state: Any  # a `KALEState`
     first: np.ndarray  # base steps taken before the run
     losses: list  # of the run so far
+    held_out: np.ndarray | None = None  # values of the looks at held-out data
+    best: Any = None  # the best state by them
 
 
 def write_checkpoint(directory: str | os.PathLike[str], step: int, tree: Any) -> pathlib.Path:

@@ -13,15 +13,16 @@ import optax
 from jax import lax, random
 from numpyro.distributions import Distribution
 
-from gebm import validation
 from gebm.batches import check_shape
 from gebm.checkpoint_files import Checkpoints
+from gebm.held_out import HeldOut, HeldOutEnergies, find_every
 from gebm.training import drive, find_objective, number_of_energy_steps, progress
-from numpyro_gebm.base import trained_part, with_trained_part
+from gebm.validation import callable_or_none, instance, integer, probability
+from numpyro_gebm.base import has_density, trained_part, with_trained_part
 from numpyro_gebm.callables import over_batch
 from numpyro_gebm.divergences import batch_log_partition, kale
 from numpyro_gebm.gebm import GEBM, check_energy
-from numpyro_gebm.training.batches import InMemory, Stream
+from numpyro_gebm.training.batches import InMemory, Stream, finite_array
 from numpyro_gebm.training.checkpoints import TrainingCheckpoint, read_latest_checkpoint, write_checkpoint
 from numpyro_gebm.training.guide import KALEGuide, decayed_rate, gradient_step, newton_step, settle_log_partition
 from numpyro_gebm.training.loop import (
@@ -94,18 +95,18 @@ class KALE:
         ema_decay: float | None = None,
         trainable: Callable[[str], bool] | None = None,
     ) -> None:
-        self.base = validation.instance("base", base, Distribution)
-        self.guide = validation.instance("guide", guide, KALEGuide)
+        self.base = instance("base", base, Distribution)
+        self.guide = instance("guide", guide, KALEGuide)
         self.base_optim = _optimiser("base_optim", base_optim)
         self.energy_optim = _optimiser("energy_optim", energy_optim)
         self.objective = find_objective(objective, OBJECTIVES, base_optim, energy_optim)
         getattr(self.objective, "check", lambda base: None)(base)
-        self.noise_factor = validation.integer("noise_factor", noise_factor)
-        self.ema_decay = None if ema_decay is None else validation.probability("ema_decay", ema_decay, zero=True)
+        self.noise_factor = integer("noise_factor", noise_factor)
+        self.ema_decay = None if ema_decay is None else probability("ema_decay", ema_decay, zero=True)
         if not callable(energy_steps):
-            validation.integer("energy_steps", energy_steps)
+            integer("energy_steps", energy_steps)
         self.energy_steps = 1 if energy_optim is None or base_optim is None else energy_steps
-        validation.callable_or_none("trainable", trainable)
+        callable_or_none("trainable", trainable)
         self._energy_arrays, self._energy_static = split_trained("energy", guide.energy, trainable)
         self._base_arrays, self._base_static = split_trained("base", trained_part(base), trainable)
         if energy_optim is not None and not jax.tree.leaves(self._energy_arrays):
@@ -119,6 +120,8 @@ class KALE:
         self._run_chunk = jax.jit(self._chunk)
         self._update = jax.jit(self._one_update)
         self._evaluate = jax.jit(self._kale_on)
+        self._on_held_out = jax.jit(self._held_out_energies)
+        self._energy_counts = callable(getattr(self.objective, "energy_loss", None))
 
     def init(self, rng_key: jax.Array, data: Any) -> KALEState:
         """Initial state.
@@ -171,7 +174,8 @@ class KALE:
         return self._update(state, batch)
 
     def evaluate(self, state: KALEState, data: Any) -> jax.Array:
-        """The KALE estimate of `state` on `data`, from as many fresh base draws; its key comes from the state.
+        """The KALE estimate of `state` on `data`, from as many fresh base draws, at least 1000; its key comes
+        from the state.
 
         Args:
             state: a `KALEState`.
@@ -190,6 +194,9 @@ class KALE:
         data: Any | Iterable[Any],
         *,
         batch_size: int | None = None,
+        validation: Any = None,
+        validate_every: int | None = None,
+        keep_best: bool = True,
         init_state: KALEState | None = None,
         progress_bar: bool = True,
         checkpoint_dir: str | PathLike[str] | None = None,
@@ -204,6 +211,12 @@ class KALE:
             data: array of shape `(N,) + event_shape`, reshuffled every epoch, or an iterable of batches of one shape
                 (a loader is iterated again when it ends; of a tuple the first entry is taken).
             batch_size: data points a step, at most N; None takes `min(128, N)`. Not used with an iterable.
+            validation: held-out data, an array like `data`: KALE on them along training, with base draws of a random
+                stream of their own, so that training is the same with and without them. See `ValidationCurve`.
+            validate_every: base steps between two values on them, the first at step 0; None takes 25 in a run.
+            keep_best: whether `gebm` and `guide` of the result are those of the best value: of the log-likelihood
+                where the base has a density, else of KALE. A trained base without a density brings KALE down as it
+                improves: no state is best, and the last one is kept.
             init_state: a `KALEState` to go on from.
             progress_bar: show KALE, A, the penalty and the gradient norms while training.
             checkpoint_dir: folder for checkpoints: parameters, optimisers, random key and position in the data. They
@@ -222,36 +235,56 @@ class KALE:
                 a warning.
             FileNotFoundError: if `resume_from` holds no checkpoint.
         """
-        num_steps = validation.integer("num_steps", num_steps, minimum=0)
+        num_steps = integer("num_steps", num_steps, minimum=0)
+        every = find_every(validate_every, validation is not None, num_steps)
         batches = self._batches(data, batch_size)
-        checkpoints = Checkpoints(checkpoint_dir, checkpoint_every, _write)
         state = self._init(rng_key) if init_state is None else init_state
-        saved = TrainingCheckpoint(state, np.asarray(int(state.base_step)), [np.zeros(0, self._dtype)] * len(_CURVES))
+        run = Run(self._run_chunk, self._energy_steps_at, batches, state, self._no_losses())
+        held_out = self._held_out(run, validation, every, keep_best)
         if resume_from is not None:
-            saved = read_latest_checkpoint(resume_from, saved)
-            batches.skip(int(saved.state.step))
-        run = Run(self._run_chunk, self._energy_steps_at, batches, *saved[:2], KALELosses(*saved.losses))
-        drive(run, num_steps, checkpoints, progress, progress_bar=progress_bar)
-        return self._result(run.state, run.losses)
+            like = _checkpoint(run, held_out)._replace(best=None if every is None else _parts(state))
+            saved = read_latest_checkpoint(resume_from, like, optional=("held_out", "best"))
+            run.resume(saved.state, int(saved.first), KALELosses(*saved.losses))
+            held_out.resume(saved.held_out, saved.best)
+        checkpoints = Checkpoints(
+            checkpoint_dir, checkpoint_every, lambda *place: write_checkpoint(*place[:2], _checkpoint(run, held_out))
+        )
+        drive(run, num_steps, checkpoints, held_out, progress, progress_bar=progress_bar)
+        held_out.warn_if_overfitting(run.losses.kale)
+        return self._result(run, held_out)
 
     def _batches(self, data, batch_size):
         if hasattr(data, "shape"):
             return InMemory(data, self.base.event_shape, batch_size, self._dtype)
         return Stream(data, self.base.event_shape, self._dtype)
 
-    def _result(self, state, losses):
-        arrays = state.base if state.base_average is None else state.base_average
-        energy = eqx.nn.inference_mode(self._energy_of(state.energy))
-        part = eqx.combine(arrays, self._base_static)
-        base = with_trained_part(self.base, eqx.nn.inference_mode(part))
-        settled = settle_log_partition(base, energy, rng_key=stream_key(state.rng_key, "settle"))
+    def _no_losses(self):
+        return KALELosses(*(np.zeros(0, self._dtype) for _ in KALELosses._fields))
+
+    def _held_out(self, run, data, every, keep_best):
+        if every is not None:
+            data = finite_array("validation data", data, self.base.event_shape, self._dtype)
+        return HeldOut(
+            every,
+            lambda: HeldOutEnergies(*self._on_held_out(run.state, data), self._energy_counts),
+            (lambda: _parts(run.state)) if keep_best else None,
+            has_density=has_density(self.base),
+            base_is_trained=self.base_optim is not None,
+        )
+
+    def _result(self, run, held_out):
+        base, energy = _parts(run.state) if held_out.best is None else held_out.best
+        energy = eqx.nn.inference_mode(self._energy_of(energy))
+        base = with_trained_part(self.base, eqx.nn.inference_mode(eqx.combine(base, self._base_static)))
+        settled = settle_log_partition(base, energy, rng_key=stream_key(run.state.rng_key, "settle"))
         guide = KALEGuide(
             energy,
             log_partition=settled,
             log_partition_rate=self.guide.log_partition_rate,
             penalty=self.guide.penalty,
         )
-        return KALEResult(GEBM(base, energy, log_partition=settled), state, losses, guide)
+        gebm = GEBM(base, energy, log_partition=settled)
+        return KALEResult(gebm, run.state, run.losses, guide, held_out.curve())
 
     def _energy_steps_at(self, base_step):
         return number_of_energy_steps(self.energy_steps, base_step)
@@ -347,22 +380,39 @@ class KALE:
         return state, losses._replace(base_grad_norm=norm)
 
     def _chunk(self, state, batches, energy_steps, count):
-        zeros = KALELosses(*(jnp.zeros((), self._dtype) for _ in _CURVES))
+        zeros = KALELosses(*(jnp.zeros((), self._dtype) for _ in KALELosses._fields))
         return cycles(state, batches, energy_steps, count, self._energy_step, self._base_step, zeros)
 
     def _kale_on(self, state, data):
-        size = min(len(data), 1000)
         key = random.fold_in(stream_key(state.rng_key, "evaluate"), state.step)
-        energy_data = lax.map(self._energy_of(state.energy), data, batch_size=size)
+        return kale(*self._energies_on(state.base, state.energy, data, key), state.log_partition)
 
-        def chunk(i):
-            return self._energies(state.energy, self._base_of(state.base).sample(random.fold_in(key, i), (size,)))
+    def _held_out_energies(self, state, data):
+        """Energies of held-out data and of base draws, A, and log-densities of the data, of the averaged base."""
+        key = random.fold_in(stream_key(state.rng_key, "validate"), state.step)
+        arrays, energy = _parts(state)
+        log_density = self._base_of(arrays).log_prob(data) if has_density(self.base) else None
+        return *self._energies_on(arrays, energy, data, key), state.log_partition, log_density
 
-        energy_base = lax.map(chunk, jnp.arange(math.ceil(len(data) / size))).reshape(-1)
-        return kale(energy_data, energy_base, state.log_partition)
+    def _energies_on(self, base, energy, data, rng_key):
+        """Energies of data and of as many base draws, at least 1000; in pieces."""
+        size = min(len(data), 1000)
+
+        def draws(i):
+            return self._energies(energy, self._base_of(base).sample(random.fold_in(rng_key, i), (size,)))
+
+        energy_base = lax.map(draws, jnp.arange(math.ceil(max(len(data), 1000) / size))).reshape(-1)
+        return lax.map(self._energy_of(energy), data, batch_size=size), energy_base
 
 
-_CURVES = KALELosses._fields
+def _checkpoint(run, held_out):
+    looks = (None, None) if held_out.every is None else (held_out.rows, held_out.best)
+    return TrainingCheckpoint(run.state, np.asarray(run.first), list(run.losses), *looks)
+
+
+def _parts(state):
+    """Base and energy as a result holds them."""
+    return state.base if state.base_average is None else state.base_average, state.energy
 
 
 def _optimiser(name, optim):
@@ -371,7 +421,3 @@ def _optimiser(name, optim):
             f"Expected an Optax optimiser or None for {name}; got {type(optim).__name__}. Write `optax.adam(1e-4)`."
         )
     return optim
-
-
-def _write(directory, step, checkpoint):
-    write_checkpoint(directory, step, checkpoint())

@@ -14,7 +14,6 @@ from gebm import training
 from gebm.errors import TrainingDiverged
 from gebm.training import PATIENCE
 from numpyro_gebm.callables import array_name
-from numpyro_gebm.training.checkpoints import TrainingCheckpoint
 
 __all__ = ["Run", "apply_if_finite", "count_skipped", "cycles", "split_trained", "step_keys", "stream_key"]
 
@@ -123,16 +122,25 @@ class Run:
         energy_steps: energy steps before a base step, by its number.
         batches: see `batches`.
         state: what training changes.
-        first: base steps that were taken before the run.
-        losses: curves of the run so far.
+        losses: curves of no steps.
     """
 
     def __init__(
-        self, run_chunk: Callable, energy_steps: Callable[[int], int], batches: Any, state: Any, first: int, losses: Any
+        self, run_chunk: Callable, energy_steps: Callable[[int], int], batches: Any, state: Any, losses: Any
     ) -> None:
         self.run_chunk, self.energy_steps, self.batches = run_chunk, energy_steps, batches
-        self.state, self.first, self.losses = state, int(first), losses
-        self.good, self.skipped_before = state, int(state.skipped)
+        self.first, self.losses = int(state.base_step), losses
+        self._start(state)
+
+    def resume(self, state: Any, first: int, losses: Any) -> None:
+        """Go back to a checkpoint: its state, base steps taken before the run, curves of the run so far."""
+        self.first, self.losses = first, losses
+        self.batches.skip(int(state.step))
+        self._start(state)
+
+    def _start(self, state):
+        self.state = self.good = state
+        self.skipped_before = int(state.skipped)
 
     @property
     def step(self) -> int:
@@ -167,7 +175,3 @@ class Run:
             )
         self.good = self.good if self.state.skipped_in_row.any() else self.state
         return losses
-
-    def checkpoint(self) -> TrainingCheckpoint:
-        """Everything that the run needs to go on."""
-        return TrainingCheckpoint(self.state, np.asarray(self.first), list(self.losses))

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from gebm.held_out import ValidationCurve
 from numpyro_gebm.gebm import GEBM
 from numpyro_gebm.training.guide import KALEGuide
 
@@ -53,9 +54,11 @@ class KALEResult(NamedTuple):
     """What `KALE.run` returns.
 
     `gebm` carries the settled log-partition, `state.log_partition` the raw last value; `guide` is the trained critic.
+    `state` is the last one, to go on from; `gebm` and `guide` are of the best where `validation` says so.
     """
 
     gebm: GEBM
     state: KALEState
     losses: KALELosses
     guide: KALEGuide
+    validation: ValidationCurve | None = None

@@ -8,18 +8,19 @@ from typing import Any
 import torch
 from torch.distributions import Distribution
 
-from gebm import validation
 from gebm.batches import check_shape
 from gebm.checkpoint_files import Checkpoints
+from gebm.held_out import HeldOut, HeldOutEnergies, find_every
 from gebm.training import drive, find_objective, number_of_energy_steps, progress
-from pyro_gebm.base import snapshot, trained_part
+from gebm.validation import callable_or_none, instance, integer, probability
+from pyro_gebm.base import has_density, snapshot, trained_part
 from pyro_gebm.callables import evaluation_mode
 from pyro_gebm.divergences import batch_log_partition, kale
 from pyro_gebm.gebm import GEBM, check_energy
-from pyro_gebm.training.batches import InMemory, Stream
+from pyro_gebm.training.batches import InMemory, Stream, finite_tensor
 from pyro_gebm.training.checkpoints import read_latest_checkpoint, write_checkpoint
 from pyro_gebm.training.guide import KALEGuide, decayed_rate, gradient_step, newton_step, settle_log_partition
-from pyro_gebm.training.loop import Optimizer, Run, trained_parameters
+from pyro_gebm.training.loop import Optimizer, Run, random_stream, trained_parameters
 from pyro_gebm.training.objectives import OBJECTIVES, Energies, Objective
 from pyro_gebm.training.results import KALELosses, KALEResult
 
@@ -83,16 +84,16 @@ class KALE:
         ema_decay: float | None = None,
         trainable: Callable[[str], bool] | None = None,
     ) -> None:
-        self.base = validation.instance("base", base, Distribution)
-        self.guide = validation.instance("guide", guide, KALEGuide)
+        self.base = instance("base", base, Distribution)
+        self.guide = instance("guide", guide, KALEGuide)
         self.objective = find_objective(objective, OBJECTIVES, base_optim, energy_optim)
         getattr(self.objective, "check", lambda base: None)(base)
-        self.noise_factor = validation.integer("noise_factor", noise_factor)
-        self.ema_decay = None if ema_decay is None else validation.probability("ema_decay", ema_decay, zero=True)
+        self.noise_factor = integer("noise_factor", noise_factor)
+        self.ema_decay = None if ema_decay is None else probability("ema_decay", ema_decay, zero=True)
         if not callable(energy_steps):
-            validation.integer("energy_steps", energy_steps)
+            integer("energy_steps", energy_steps)
         self.energy_steps = 1 if energy_optim is None or base_optim is None else energy_steps
-        validation.callable_or_none("trainable", trainable)
+        callable_or_none("trainable", trainable)
         energies = check_energy(base, guide.energy)
         base_parameters = trained_parameters("base", trained_part(base), trainable)
         energy_parameters = trained_parameters("energy", guide.energy, trainable)
@@ -131,7 +132,7 @@ class KALE:
 
     @torch.no_grad()
     def evaluate(self, data: Any) -> torch.Tensor:
-        """The KALE estimate on `data`, from as many fresh base draws.
+        """The KALE estimate on `data`, from as many fresh base draws, at least 1000.
 
         Args:
             data: shape `(N,) + event_shape`.
@@ -142,10 +143,7 @@ class KALE:
         check_shape("data", data, self.base.event_shape)
         data = torch.as_tensor(data, dtype=self.log_partition.dtype, device=self.log_partition.device)
         with evaluation_mode(trained_part(self.base), self.guide.energy):
-            chunks = data.split(1000)
-            energy_data = torch.cat([self.guide.energy(chunk) for chunk in chunks])
-            energy_base = torch.cat([self.guide.energy(self.base.sample((len(chunk),))) for chunk in chunks])
-        return kale(energy_data, energy_base, self.log_partition)
+            return kale(*_energies_on(self.base, self.guide.energy, data), self.log_partition)
 
     def run(
         self,
@@ -153,6 +151,9 @@ class KALE:
         data: Any | Iterable[Any],
         *,
         batch_size: int | None = None,
+        validation: Any = None,
+        validate_every: int | None = None,
+        keep_best: bool = True,
         progress_bar: bool = True,
         checkpoint_dir: str | PathLike[str] | None = None,
         checkpoint_every: int | None = None,
@@ -165,6 +166,12 @@ class KALE:
             data: tensor or array of shape `(N,) + event_shape`, reshuffled every epoch, or an iterable of batches of
                 one shape (a `DataLoader` is iterated again when it ends; of a tuple the first entry is taken).
             batch_size: data points a step, at most N; None takes `min(128, N)`. Not used with an iterable.
+            validation: held-out data, a tensor or array like `data`: KALE on them along training, with base draws of a
+                random stream of their own, so that training is the same with and without them. See `ValidationCurve`.
+            validate_every: base steps between two values on them, the first at step 0; None takes 25 in a run.
+            keep_best: whether `gebm` and `guide` of the result are those of the best value: of the log-likelihood
+                where the base has a density, else of KALE. A trained base without a density brings KALE down as it
+                improves: no state is best, and the last one is kept.
             progress_bar: show KALE, A, the penalty and the gradient norms while training.
             checkpoint_dir: folder for checkpoints: parameters, optimisers, random state and position in the data.
                 They are written atomically and the last three are kept.
@@ -182,13 +189,23 @@ class KALE:
                 a warning.
             FileNotFoundError: if `resume_from` holds no checkpoint.
         """
-        num_steps = validation.integer("num_steps", num_steps, minimum=0)
-        checkpoints = Checkpoints(checkpoint_dir, checkpoint_every, _write)
+        num_steps = integer("num_steps", num_steps, minimum=0)
+        every = find_every(validate_every, validation is not None, num_steps)
         run = Run(self, self._batches(data, batch_size), KALELosses, self.log_partition.device)
+        held_out = self._held_out(run, validation, every, keep_best)
         if resume_from is not None:
-            run.resume(read_latest_checkpoint(resume_from, self.log_partition.device))
-        drive(run, num_steps, checkpoints, progress, progress_bar=progress_bar)
-        return self._result(run.losses)
+            saved = read_latest_checkpoint(resume_from, self.log_partition.device)
+            run.resume(saved)
+            held_out.resume(saved.get("held_out"), saved.get("best"))
+
+        def write(directory, step, run):
+            looks = {} if every is None else {"held_out": held_out.rows.tolist(), "best": held_out.best}
+            write_checkpoint(directory, step, {**run.checkpoint(), **looks})
+
+        checkpoints = Checkpoints(checkpoint_dir, checkpoint_every, write)
+        drive(run, num_steps, checkpoints, held_out, progress, progress_bar=progress_bar)
+        held_out.warn_if_overfitting(run.losses.kale.numpy())
+        return self._result(run.losses, held_out)
 
     def _batches(self, data, batch_size):
         if hasattr(data, "shape"):
@@ -234,15 +251,47 @@ class KALE:
             "chains": self._chains,
         }
 
-    def _result(self, losses):
+    def _held_out(self, run, data, every, keep_best):
+        if every is not None:
+            data = finite_tensor("validation data", data, self.base.event_shape, self.log_partition)
+        return HeldOut(
+            every,
+            lambda: self._held_out_energies(data),
+            self._best if keep_best else None,
+            has_density=has_density(self.base),
+            base_is_trained=self.base_optim is not None,
+        )
+
+    @torch.no_grad()
+    def _held_out_energies(self, data):
+        base, energy = self._averaged_base(), self.guide.energy
+        with evaluation_mode(energy), random_stream(self.num_steps_taken, data.device):
+            log_density = base.log_prob(data.clone()).cpu() if has_density(base) else None
+            energies = [e.cpu() for e in _energies_on(base, energy, data)]
+        counts = callable(getattr(self.objective, "energy_loss", None))
+        return HeldOutEnergies(*energies, self.log_partition.item(), log_density, counts)
+
+    def _averaged_base(self):
+        """A copy of the base, as a result holds it."""
         base = snapshot(self.base)
         if self._base_average is not None:
             with torch.no_grad():
                 for new, old, average in zip(_parameters(base), _parameters(self.base), self._averages()):
                     new.copy_(old if average is None else average)
-        energy = copy.deepcopy(self.guide.energy)
+        return base
+
+    def _best(self):
+        """A copy of what a result holds, as state dictionaries."""
+        parts = {"base": trained_part(self._averaged_base()), "energy": copy.deepcopy(self._parts()["energy"])}
+        return {name: None if part is None else part.state_dict() for name, part in parts.items()}
+
+    def _result(self, losses, held_out):
+        base, energy = self._averaged_base(), copy.deepcopy(self.guide.energy)
         if isinstance(energy, torch.nn.Module):
             energy.eval().requires_grad_(False)
+        for name, part in (("base", trained_part(base)), ("energy", energy)):
+            if held_out.best is not None and held_out.best[name] is not None:
+                part.load_state_dict(held_out.best[name])
         settled = settle_log_partition(base, energy)
         guide = KALEGuide(
             energy,
@@ -250,7 +299,7 @@ class KALE:
             log_partition_rate=self.guide.log_partition_rate,
             penalty=self.guide.penalty,
         )
-        return KALEResult(GEBM(base, energy, log_partition=settled), losses, guide)
+        return KALEResult(GEBM(base, energy, log_partition=settled), losses, guide, held_out.curve())
 
     def _averages(self):
         """The moving average of every parameter of the base, None for one that is not trained."""
@@ -305,10 +354,13 @@ class KALE:
 _COUNTERS = ("num_steps_taken", "base_steps_taken", "in_cycle", "num_skipped")
 
 
+def _energies_on(base, energy, data):
+    """Energies of data and of as many base draws, at least 1000; in pieces."""
+    chunks, num = data.split(1000), max(len(data), 1000)
+    draws = (base.sample((min(1000, num - i),)) for i in range(0, num, 1000))
+    return torch.cat([energy(chunk) for chunk in chunks]), torch.cat([energy(chunk) for chunk in draws])
+
+
 def _parameters(base):
     part = trained_part(base)
     return [] if part is None else list(part.parameters())
-
-
-def _write(directory, step, checkpoint):
-    write_checkpoint(directory, step, checkpoint())

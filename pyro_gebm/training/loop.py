@@ -1,7 +1,8 @@
 """The run of a training, whatever it trains: optimisers, steps that are not finite, checkpoints."""
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from gebm.errors import TrainingDiverged
 from gebm.training import PATIENCE
 from pyro_gebm.training.checkpoints import get_rng_state, set_rng_state
 
-__all__ = ["Optimizer", "Run", "trained_parameters"]
+__all__ = ["Optimizer", "Run", "random_stream", "trained_parameters"]
 
 
 def trained_parameters(
@@ -78,6 +79,21 @@ class Optimizer:
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         self.skipped_in_row = state["skipped_in_row"]
+
+
+@contextlib.contextmanager
+def random_stream(step: int, device: torch.device) -> Iterator[None]:
+    """Random numbers of a step's own for a while; those that training draws are as if there had been none."""
+    before = get_rng_state(device)
+    seed = hash((torch.initial_seed(), step)) % 2**63  # of integers, the same in every process
+    try:
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+    finally:
+        set_rng_state(before, device)
 
 
 class Run:

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 
+from gebm.held_out import ValidationCurve
 from pyro_gebm.gebm import GEBM
 from pyro_gebm.training.guide import KALEGuide
 
@@ -28,9 +29,11 @@ class KALEResult(NamedTuple):
     """What `KALE.run` returns.
 
     `gebm` is a snapshot in evaluation mode with the settled log-partition (`KALE.log_partition` is the raw last
-    value); `guide` is the trained critic.
+    value); `guide` is the trained critic. Both are of the best state where `validation` says so; the modules that were
+    trained hold the last one.
     """
 
     gebm: GEBM
     losses: KALELosses
     guide: KALEGuide
+    validation: ValidationCurve | None = None
