@@ -46,7 +46,8 @@ def main(argv=None):
     gebm, curves = host.train(images, args.seed, SETTINGS, args.steps, args.final_steps, show)
     trained = time.perf_counter()
     host.save(gebm, out / "gebm.npz")
-    host.plot_losses(*curves, labels=("base and energy", "energy alone")).savefig(out / "training.png", dpi=100)
+    axes = host.plot_losses(*curves, labels=("base and energy", "energy alone"))
+    axes[0].figure.savefig(out / "training.png", dpi=100)
 
     print(f"Sampling the latent law: NUTS, {args.chains} chains ...", flush=True)
     sizes = (args.seed, args.warmup, args.samples, args.chains)

@@ -1,57 +1,86 @@
 """Pictures of training."""
 
-import itertools
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 __all__ = ["plot_losses"]
 
 
-def plot_losses(*losses, labels=None, window=50):
+def plot_losses(
+    *runs: Any, labels: Sequence[str] | None = None, window: int = 50, axes: Sequence[Axes] | None = None
+) -> Sequence[Axes]:
     """Curves of one run of training, or of several, one after the other.
 
-    KALE, the log-partition, the penalty and the norms of the two gradients against the step, as running means.
+    KALE, the log-partition, the penalty and the norms of the two gradients against the step, as running means. KALE on
+    held-out data is dashed, with a dot at the state that the result holds.
 
     Args:
-        losses: `KALELosses` of runs (`result.losses`).
+        runs: what `KALE.run` returned, or the `KALELosses` alone.
         labels: a name for every run.
         window: steps of the running mean.
+        axes: four Matplotlib axes to draw on; None makes a figure, which is `axes[0].figure`.
 
     Returns:
-        A Matplotlib figure.
+        The axes: KALE, log-partition, penalty, gradient norms.
 
     Raises:
         ImportError: without Matplotlib, naming the extra to install.
+        ValueError: if there are not four axes, or not as many labels as runs.
 
     Example:
         >>> from types import SimpleNamespace
         >>> names = ("kale", "penalty", "log_partition", "energy_grad_norm", "base_grad_norm")
         >>> losses = SimpleNamespace(**{name: np.ones(100) for name in names})  # `result.losses`
-        >>> figure = plot_losses(losses, labels=("a run",))
-        >>> [axis.get_ylabel() for axis in figure.axes][:3]
+        >>> axes = plot_losses(losses, labels=("a run",))
+        >>> [axis.get_ylabel() for axis in axes][:3]
         ['KALE', 'log-partition A', 'penalty']
     """
+    if labels is not None and len(labels) != len(runs):
+        raise ValueError(f"Expected a label for each of {len(runs)} runs; got {len(labels)}.")
+    axes = _new_axes() if axes is None else axes
+    if len(axes) != 4:
+        raise ValueError(f"Expected 4 axes; got {len(axes)}.")
+    start = 0
+    for i, run in enumerate(runs):
+        losses, held_out = getattr(run, "losses", run), getattr(run, "validation", None)
+        steps, color = np.arange(start, start + len(losses.kale)), f"C{i}"
+        for axis, curve in zip(axes, (losses.kale, losses.log_partition, losses.penalty)):
+            axis.plot(steps, _running_mean(curve, window), color=color, label=labels and labels[i])
+        for style, curve in (("-", losses.energy_grad_norm), (":", losses.base_grad_norm)):
+            if np.asarray(curve).any():
+                axes[3].plot(steps, _running_mean(curve, window), style, color=color)
+        if held_out is not None:
+            axes[0].plot(
+                start + held_out.step,
+                held_out.kale,
+                "--",
+                color=color,
+                label=f"{labels[i]}, held-out" if labels else "held-out",
+            )
+            best = held_out.step == held_out.best_step
+            axes[0].plot(start + held_out.step[best], held_out.kale[best], "o", color=color)
+        start += len(losses.kale)
+    for axis, name in zip(axes, ("KALE", "log-partition A", "penalty", "gradient norms\n(base dotted)")):
+        axis.set_ylabel(name)
+    axes[3].set(yscale="log", xlabel="step")
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend()
+    return axes
+
+
+def _new_axes():
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError('plot_losses needs Matplotlib: `pip install "gebm[examples]"`.') from error
-    figure = Figure(figsize=(7, 7), layout="constrained")
-    axes = figure.subplots(4, 1, sharex=True)
-    starts = [0, *itertools.accumulate(len(run.kale) for run in losses)]
-    for i, (start, run) in enumerate(zip(starts, losses)):
-        steps = np.arange(start, start + len(run.kale))
-        label = None if labels is None else labels[i]
-        for axis, curve in zip(axes, (run.kale, run.log_partition, run.penalty)):
-            axis.plot(steps, _running_mean(curve, window), color=f"C{i}", label=label)
-        for style, curve in (("-", run.energy_grad_norm), (":", run.base_grad_norm)):
-            if np.asarray(curve).any():
-                axes[3].plot(steps, _running_mean(curve, window), style, color=f"C{i}")
-    for axis, name in zip(axes, ("KALE", "log-partition A", "penalty", "gradient norms\n(base dotted)")):
-        axis.set_ylabel(name)
-    axes[3].set(yscale="log", xlabel="step")
-    if labels is not None:
-        axes[0].legend()
-    return figure
+    return Figure(figsize=(7, 7), layout="constrained").subplots(4, 1, sharex=True)
 
 
 def _running_mean(curve, window):

@@ -15,6 +15,7 @@ A function written with trailing axes (`(x**2).sum(-1)`, `x[..., 0]`, `z @ W.T`)
 NumPyro gives it, and for a batch, which Pyro gives it. What only one host has is tested in `tests/<host>_gebm/`.
 """
 
+import copy
 import functools
 import importlib
 import importlib.util
@@ -160,6 +161,21 @@ class NumPyro(Host):
         kwargs = {"progress_bar": False, "init_state": after and after.state} | kwargs
         return kale.run(None if after else self.jax.random.key(seed), num_steps, data, **kwargs)
 
+    def sgd(self, rate):
+        """Plain gradient descent for KALE."""
+        import optax
+
+        return optax.sgd(rate)
+
+    def state(self, kale, result):
+        """Everything that `train` changed, NumPy arrays in one order."""
+        state = result.state._replace(rng_key=self.jax.random.key_data(result.state.rng_key))
+        return [np.asarray(leaf) for leaf in self.jax.tree.leaves(state)]
+
+    def stepping(self, kale, seed=0):
+        """A training taken step by step."""
+        return _NumPyroSteps(self, kale, seed)
+
     def evaluate(self, kale, result, data):
         """KALE on data after `train`."""
         return float(kale.evaluate(result.state, data))
@@ -233,7 +249,8 @@ class Pyro(Host):
         return network
 
     def _module(self, network):
-        return network if isinstance(network, self.torch.nn.Module) else self.module("base").trained_part(network)
+        module = network if isinstance(network, self.torch.nn.Module) else self.module("base").trained_part(network)
+        return self.torch.nn.Module() if module is None else module
 
     def parameters(self, network):
         """Parameters of a network or a base, NumPy arrays in the order of its definition."""
@@ -266,6 +283,26 @@ class Pyro(Host):
             self.ppl.set_rng_seed(seed)
         return kale.run(num_steps, data, **{"progress_bar": False} | kwargs)
 
+    def sgd(self, rate):
+        """Plain gradient descent for KALE."""
+        return lambda parameters: self.torch.optim.SGD(parameters, rate)
+
+    def state(self, kale, result):
+        """Everything that `train` changed, NumPy arrays in one order."""
+
+        def leaves(state):
+            if isinstance(state, (dict, list, tuple)):
+                values = state.values() if isinstance(state, dict) else state
+                return [leaf for value in values for leaf in leaves(value)]
+            return [] if state is None else [self.numpy(state)]
+
+        return copy.deepcopy(leaves(kale.state_dict()))
+
+    def stepping(self, kale, seed=0):
+        """A training taken step by step."""
+        self.ppl.set_rng_seed(seed)
+        return _PyroSteps(self, kale)
+
     def evaluate(self, kale, result, data):
         """KALE on data after `train`."""
         return float(kale.evaluate(data))
@@ -282,6 +319,47 @@ class Pyro(Host):
             mcmc = MCMC(kernel, num_samples, num_warmup, **settings)
             mcmc.run(*args)
         return mcmc
+
+
+class _NumPyroSteps:
+    """`step(batch)` takes one, with arrays of before and after it as attributes."""
+
+    def __init__(self, host, kale, seed):
+        self.host, self.kale = host, kale
+        self.state = kale.init(host.jax.random.key(seed), np.zeros((1, *kale.base.event_shape)))
+
+    def step(self, batch):
+        """Losses of a step."""
+        self.state, losses = self.kale.update(self.state, batch)
+        return self.host.jax.tree.map(np.asarray, losses)
+
+    def __getattr__(self, name):
+        """`step_count`, `base_step`, `skipped`, `log_partition`; `base`, `energy`, `base_average` as lists."""
+        value = getattr(self.state, {"step_count": "step"}.get(name, name))
+        arrays = [np.asarray(leaf) for leaf in self.host.jax.tree.leaves(value)]
+        return arrays if name in ("base", "energy", "base_average") else arrays[0]
+
+
+class _PyroSteps:
+    """`step(batch)` takes one, with arrays of before and after it as attributes."""
+
+    def __init__(self, host, kale):
+        self.host, self.kale = host, kale
+
+    def step(self, batch):
+        """Losses of a step."""
+        losses = self.kale.step(self.host.array(batch))
+        return type(losses)(*(self.host.numpy(value) for value in losses))
+
+    def __getattr__(self, name):
+        """`step_count`, `base_step`, `skipped`, `log_partition`; `base`, `energy`, `base_average` as lists."""
+        kale, numpy = self.kale, self.host.numpy
+        if name in ("base", "energy"):
+            return self.host.parameters(kale.base if name == "base" else kale.guide.energy)
+        if name == "base_average":
+            return [numpy(average).copy() for average in kale.state_dict()["base_average"]]
+        names = {"step_count": "num_steps_taken", "base_step": "base_steps_taken", "skipped": "num_skipped"}
+        return numpy(getattr(kale, names.get(name, name)))
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import pytest
 from numpyro_cases import standard_normal
 
 from gebm.checkpoint_files import KEEP
-from numpyro_gebm import KALE, KALEGuide, Pushforward, TrainingDiverged, energy_bursts, nn, plot_losses
+from numpyro_gebm import KALE, KALEGuide, Pushforward, TrainingDiverged, energy_bursts, nn
 
 DATA = np.random.default_rng(0).normal(1.0, 1.0, size=(300, 2))
 
@@ -251,15 +251,3 @@ def test_result_curves_and_progress(capsys):
     assert all(np.isfinite(curve).all() for curve in result.losses)
     shown = capsys.readouterr().err
     assert all(word in shown for word in ("KALE=", "A=", "penalty=", "|dE|=", "|dB|="))
-
-
-def test_plot_of_the_losses(tmp_path):
-    pytest.importorskip("matplotlib")
-    result = train(build(), 4)
-    figure = plot_losses(result.losses, result.losses, labels=("first", "second"), window=2)
-    kale, *_, norms = figure.axes
-    assert [line.get_xdata().tolist() for line in kale.lines] == [[0, 1, 2, 3], [4, 5, 6, 7]]
-    curve = np.asarray(result.losses.kale)
-    np.testing.assert_allclose(kale.lines[0].get_ydata(), [curve[0], *(curve[1:] + curve[:-1]) / 2], rtol=1e-6)
-    assert len(norms.lines) == 4
-    figure.savefig(tmp_path / "losses.png")
