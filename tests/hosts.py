@@ -161,12 +161,6 @@ class NumPyro(Host):
         kwargs = {"progress_bar": False, "init_state": after and after.state} | kwargs
         return kale.run(None if after else self.jax.random.key(seed), num_steps, data, **kwargs)
 
-    def sgd(self, rate):
-        """Plain gradient descent for KALE."""
-        import optax
-
-        return optax.sgd(rate)
-
     def state(self, kale, result):
         """Everything that `train` changed, NumPy arrays in one order."""
         state = result.state._replace(rng_key=self.jax.random.key_data(result.state.rng_key))
@@ -282,10 +276,6 @@ class Pyro(Host):
         if after is None:
             self.ppl.set_rng_seed(seed)
         return kale.run(num_steps, data, **{"progress_bar": False} | kwargs)
-
-    def sgd(self, rate):
-        """Plain gradient descent for KALE."""
-        return lambda parameters: self.torch.optim.SGD(parameters, rate)
 
     def state(self, kale, result):
         """Everything that `train` changed, NumPy arrays in one order."""
