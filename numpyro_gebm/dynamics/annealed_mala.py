@@ -116,7 +116,7 @@ def _anneal(latent, rng_key, num_chains, config):
         return (point, log_step + gain * (accept_prob - config.target_accept_prob)), None
 
     start = evaluate(transform.inv(prior.sample(random.fold_in(rng_key, 0), (num_chains,))))
-    start = eqx.error_if(start, jnp.isnan(start[3]).any(), "Expected real energies; got NaN at a draw of the base.")
+    start = eqx.error_if(start, jnp.isnan(start[3]).any(), "Expected an energy without NaN; got NaN at a base draw.")
     log_step = jnp.full(start[1].shape, jnp.log(config.step_size), start[1].dtype)
     (point, _), _ = lax.scan(step, (start, log_step), jnp.arange(config.num_steps))
     return transform(point[0])

@@ -33,7 +33,7 @@ def diverges(error: jax.Array) -> jax.Array:
 
 
 def choose(mask: jax.Array, new: Tree, old: Tree) -> Tree:
-    """Of two pytrees of arrays with leading axes `chains`, per chain, the new one where `mask` holds."""
+    """The new values of the chains where `mask` holds, the old ones elsewhere; pytrees with leading axes `chains`."""
     return jax.tree.map(lambda a, b: jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - mask.ndim)), a, b), new, old)
 
 

@@ -164,7 +164,7 @@ def trajectory(
 
 
 def refreshed(rng_key: jax.Array, v: jax.Array, persistence: PerChain) -> jax.Array:
-    r"""Velocity kept in part: $\rho v + \sqrt{1 - \rho^2}\, \xi$.
+    r"""Partly refreshed velocity: $\rho v + \sqrt{1 - \rho^2}\, \xi$.
 
     Args:
         rng_key: a JAX random key, or one a chain.
@@ -234,7 +234,7 @@ def overdamped_step(
     step_size: PerChain,
     scale: float | jax.Array = 1.0,
 ) -> tuple[KineticState, jax.Array]:
-    r"""One overdamped Langevin step and its energy error, before a Metropolis test; the velocity stays.
+    r"""One overdamped Langevin step and its energy error, before a Metropolis test; the velocity is unchanged.
 
     Args:
         rng_key: a JAX random key, or one a chain (shape `chains`).
@@ -257,7 +257,7 @@ def overdamped_step(
 def overdamped_move(
     z: jax.Array, grad: jax.Array, noise: jax.Array, step_size: PerChain, scale: float | jax.Array = 1.0
 ) -> jax.Array:
-    """Move of one overdamped Langevin step: the next position.
+    """The next position of an overdamped Langevin step.
 
     Args:
         z: positions.
@@ -275,7 +275,7 @@ def overdamped_move(
 def reverse_noise(
     grad: jax.Array, new_grad: jax.Array, noise: jax.Array, step_size: PerChain, scale: float | jax.Array = 1.0
 ) -> jax.Array:
-    r"""Noise (up to its sign) of the overdamped move that leads back.
+    r"""Noise (up to its sign) of the reverse overdamped move.
 
     The log acceptance ratio of MALA is $U - U' + \tfrac12 (|\xi|^2 - |\xi'|^2)$.
 

@@ -1,4 +1,4 @@
-r"""Warm-up: the step size, the length scale of the law, the mass, and when the warm-up may stop.
+r"""The warm-up: step size, length scale of the law, mass, and when it may end.
 
 Everything is estimated from all chains together. The step size follows the mean acceptance probability by dual
 averaging, one update a step. The length scale is
@@ -75,7 +75,7 @@ class AdaptState(NamedTuple):
 
 
 def on_chain_axis(fn: Callable[[jax.Array], jax.Array], state: AdaptState) -> AdaptState:
-    """Apply a function to what has the axis of the chains."""
+    """Apply a function to the fields that have an axis of chains."""
     return state._replace(
         step_size=fn(state.step_size),
         length_scale=fn(state.length_scale),
@@ -107,7 +107,7 @@ def update_window(
 
 
 def moments(window: Window) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Of a window: length scale s, variances of y of shape `(d,)`, mean and standard deviation of the potential.
+    """Length scale s, variances of y of shape `(d,)`, mean and standard deviation of the potential, of a window.
 
     The trace of the squared covariance is estimated from the covariance applied to the probes (Hutchinson).
     """
@@ -185,7 +185,7 @@ def adapt(
 
 
 def finish(state: AdaptState) -> AdaptState:
-    """The averaged step size, for when the warm-up's budget ends before it has converged."""
+    """The averaged step size, for a warm-up that ends before it has converged."""
     averaging = state.dual_averaging
     step_size = jnp.where(averaging[3] > 0, jnp.exp(averaging[1]), state.step_size)
     return state._replace(step_size=_like(state.step_size, step_size))

@@ -14,8 +14,8 @@ class ChainKernel(Protocol):
     The kernels of `infer` are such kernels. One of your own is too, if it is an `MCMCKernel` that can run with
     `chain_method="vectorized"` (its `init` takes the keys of all chains, its state has a leading axis of N) and has the
     methods below; it need not inherit from this class, but has their defaults if it does:
-    `class MyKernel(MCMCKernel, ChainKernel)`. A step of many chains with start, warm-up and statistics around it is
-    less work: inherit from `infer.LangevinKernel`.
+    `class MyKernel(MCMCKernel, ChainKernel)`. If your kernel is a step that needs a start, a warm-up and statistics
+    around it, inherit from `infer.LangevinKernel` instead.
 
     Attributes:
         sample_field: path in the state to the draws, as in `MCMCKernel`.

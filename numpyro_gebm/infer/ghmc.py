@@ -19,7 +19,7 @@ FRICTION = 0.7
 
 @dataclass(kw_only=True, eq=False)
 class GHMC(LangevinKernel):
-    r"""Generalized Hamiltonian Monte Carlo: kinetic Langevin steps with a Metropolis test each.
+    r"""Generalized Hamiltonian Monte Carlo: kinetic Langevin steps, each with a Metropolis test.
 
     One step keeps the velocity in part, $v \leftarrow \rho v + \sqrt{1 - \rho^2}\, \xi$ with $\rho = e^{-\gamma h}$,
     takes one leapfrog step of size h, and accepts it against a slice variable that persists from step to step
@@ -43,7 +43,7 @@ class GHMC(LangevinKernel):
     Raises:
         ValueError: for both or neither of model and potential_fn, an argument out of its range, or an initial point
             where the potential is not finite.
-        RuntimeError: at run time, if the potential is NaN 100 draws in a row.
+        RuntimeError: at run time, if the potential is NaN for 100 draws in a row.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist

@@ -85,7 +85,7 @@ class LangevinKernel(MCMCKernel):
         step_size: jax.Array,
         adapt_state: AdaptState,
     ) -> tuple[Chains, StepInfo]:
-        """One step of all chains, in which a step that fails is already turned down.
+        """One step of all chains, in which failed steps are already rejected.
 
         Args:
             rng_key: typed random keys, shape `(N,)`.
@@ -207,7 +207,7 @@ class LangevinKernel(MCMCKernel):
         num_nan = eqx.error_if(
             num_nan,
             (num_nan >= PATIENCE).any(),
-            f"The potential was NaN {PATIENCE} draws in a row: check the energy, or start elsewhere (`init_params`).",
+            f"The potential was NaN for {PATIENCE} draws in a row. Check the energy, or the start (`init_params`).",
         )
         count = jnp.where(warming, 1, state.i - self._num_warmup + 1)
         return LangevinState(

@@ -55,7 +55,7 @@ class KineticLangevin(LangevinKernel):
     Raises:
         ValueError: for both or neither of model and potential_fn, an argument out of its range, or an initial point
             where the potential is not finite.
-        RuntimeError: at run time, if the potential is NaN 100 draws in a row.
+        RuntimeError: at run time, if the potential is NaN for 100 draws in a row.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist

@@ -22,8 +22,8 @@ class MALA(LangevinKernel):
     .. math:: z' = z - \tfrac{h^2}{2} \sigma^2 \nabla U(z) + h\, \sigma\, \xi, \qquad \xi \sim N(0, I)
 
     and accepts it with probability $\min(1, \exp(U(z) - U(z') + \tfrac12 |\xi|^2 - \tfrac12 |\xi'|^2))$, where
-    $\xi' = \xi - \tfrac{h}{2} \sigma (\nabla U(z) + \nabla U(z'))$ is the noise of the way back. One gradient a step.
-    The exact twin of `ULA`. Source: doi:10.1111/1467-9868.00123.
+    $\xi' = \xi - \tfrac{h}{2} \sigma (\nabla U(z) + \nabla U(z'))$ is the noise of the reverse move. One gradient a
+    step. The exact twin of `ULA`. Source: doi:10.1111/1467-9868.00123.
 
     Args:
         model: a NumPyro model; exactly one of `model` and `potential_fn` is given.
@@ -38,7 +38,7 @@ class MALA(LangevinKernel):
     Raises:
         ValueError: for both or neither of model and potential_fn, an argument out of its range, or an initial point
             where the potential is not finite.
-        RuntimeError: at run time, if the potential is NaN 100 draws in a row.
+        RuntimeError: at run time, if the potential is NaN for 100 draws in a row.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist

@@ -34,14 +34,14 @@ class LangevinState(NamedTuple):
         i: iterations so far, warm-up included.
         z: position, a pytree.
         chains: `Chains`, on flat positions.
-        accept_prob: acceptance probability of the last step of the draw; of an unadjusted kernel that which a
-            Metropolis test would have had.
+        accept_prob: acceptance probability of the last step of the draw; for an unadjusted kernel, that of
+            the Metropolis test that it leaves out.
         mean_accept_prob: its mean since the warm-up.
         energy_error: energy error of its deterministic part.
         diverging: whether a step led to a potential that is not finite, or to an energy error above 1000.
         num_steps: gradients spent on the draw.
         step_size: step size of the draw.
-        num_nan: draws in a row whose last step led into NaN.
+        num_nan: draws in a row whose last step led to a NaN potential.
         adapt_state: `AdaptState` of the warm-up, with `step_size`, `length_scale` and `warmup_converged`.
         rng_key: random key.
     """
@@ -71,7 +71,7 @@ class LangevinState(NamedTuple):
 
     @property
     def grad_point(self) -> jax.Array:
-        """Where the gradient was last taken, flat: `z`, but for the splittings ABOBA and UBU."""
+        """Where the gradient was last taken, flat: `z`, except with the splittings ABOBA and UBU."""
         return self.chains.kinetic.grad_point
 
     @property
@@ -135,12 +135,12 @@ def flat(z: Any) -> jax.Array:
 
 
 def many(state: LangevinState) -> LangevinState:
-    """A state of one chain as one of an ensemble of one."""
+    """The state of one chain, as that of an ensemble of one."""
     return _on_chain_axis(lambda x: x[None], state)
 
 
 def one(state: LangevinState) -> LangevinState:
-    """A state of an ensemble of one as one of a chain."""
+    """The state of an ensemble of one, as that of one chain."""
     return _on_chain_axis(lambda x: x[0], state)
 
 

@@ -99,7 +99,7 @@ def _anneal(latent, num_chains, config):
     with torch.no_grad():
         point = evaluate(transform.inv(prior.sample((num_chains,))))
         if torch.isnan(point[3]).any():
-            raise RuntimeError("Expected real energies; got NaN at a draw of the base.")
+            raise RuntimeError("Expected an energy without NaN; got NaN at a base draw.")
         log_step = torch.full_like(point[1], math.log(config.step_size))
         for t in range(1, config.num_steps + 1):
             ladder = min(1.0, t / (config.annealing * config.num_steps)) ** 4

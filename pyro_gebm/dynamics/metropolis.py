@@ -30,7 +30,7 @@ def diverges(error: torch.Tensor) -> torch.Tensor:
 
 
 def choose(mask: torch.Tensor, new: Tree, old: Tree) -> Tree:
-    """Of two nested tuples of tensors with leading axes `chains`, per chain, the new one where `mask` holds.
+    """The new values of the chains where `mask` holds, the old ones elsewhere; nested tuples of tensors.
 
     What they share stays as it is, and what they hold twice is chosen once.
     """

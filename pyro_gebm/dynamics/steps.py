@@ -156,7 +156,7 @@ def leapfrog_step(
 
 
 def refreshed(v: torch.Tensor, persistence: Scalar) -> torch.Tensor:
-    r"""Velocity kept in part: $\rho v + \sqrt{1 - \rho^2}\, \xi$.
+    r"""Partly refreshed velocity: $\rho v + \sqrt{1 - \rho^2}\, \xi$.
 
     Args:
         v: velocities.
@@ -220,7 +220,7 @@ def energy_error(start: KineticState, end: KineticState, step_size: Scalar, scal
 def overdamped_step(
     start: KineticState, potential_and_grad: PotentialAndGrad, step_size: Scalar, scale: Scalar = 1.0
 ) -> tuple[KineticState, torch.Tensor]:
-    r"""One overdamped Langevin step and its energy error, before a Metropolis test; the velocity stays.
+    r"""One overdamped Langevin step and its energy error, before a Metropolis test; the velocity is unchanged.
 
     Args:
         start: `KineticState` of shape `chains`, its gradient taken at its position.
@@ -242,7 +242,7 @@ def overdamped_step(
 def overdamped_move(
     z: torch.Tensor, grad: torch.Tensor, noise: torch.Tensor, step_size: Scalar, scale: Scalar = 1.0
 ) -> torch.Tensor:
-    """Move of one overdamped Langevin step: the next position.
+    """The next position of an overdamped Langevin step.
 
     Args:
         z: positions.
@@ -261,7 +261,7 @@ def overdamped_move(
 def reverse_noise(
     grad: torch.Tensor, new_grad: torch.Tensor, noise: torch.Tensor, step_size: Scalar, scale: Scalar = 1.0
 ) -> torch.Tensor:
-    r"""Noise (up to its sign) of the overdamped move that leads back.
+    r"""Noise (up to its sign) of the reverse overdamped move.
 
     The log acceptance ratio of MALA is $U - U' + \tfrac12 (|\xi|^2 - |\xi'|^2)$.
 

@@ -1,4 +1,4 @@
-r"""Warm-up: the step size, the length scale of the law, the mass, and when the warm-up may stop.
+r"""The warm-up: step size, length scale of the law, mass, and when it may end.
 
 Everything is estimated from all chains together. The step size follows the mean acceptance probability by dual
 averaging, one update a step. The length scale is
@@ -89,7 +89,7 @@ def update_window(
 
 
 def moments(window: Window) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of a window: length scale s, variances of y of shape `(d,)`, mean and standard deviation of the potential.
+    """Length scale s, variances of y of shape `(d,)`, mean and standard deviation of the potential, of a window.
 
     The trace of the squared covariance is estimated from the covariance applied to the probes (Hutchinson).
     """
@@ -167,7 +167,7 @@ def adapt(
 
 
 def finish(state: AdaptState) -> AdaptState:
-    """The averaged step size, for when the warm-up's budget ends before it has converged."""
+    """The averaged step size, for a warm-up that ends before it has converged."""
     if state.dual_averaging._t == 0:
         return state
     return state._replace(step_size=float(state.dual_averaging.get_state()[1].exp()))

@@ -13,8 +13,8 @@ class ChainKernel(Protocol):
     """A kernel that runs many chains as one tensor: under `VectorizedMCMC`, and streamed to a file.
 
     The kernels of `infer` are such kernels. One of your own is too, if it has the methods below; it need not inherit
-    from this class, but has the defaults of the last four if it does. A step of many chains with start, warm-up and
-    statistics around it is less work: inherit from `infer.LangevinKernel`.
+    from this class, but has the defaults of the last four if it does. If your kernel is a step that needs a start, a
+    warm-up and statistics around it, inherit from `infer.LangevinKernel` instead.
 
     Attributes:
         transforms: maps sites to their transforms from constrained to unconstrained space, once `setup_chains` has run.
@@ -73,7 +73,7 @@ class ChainKernel(Protocol):
         return
 
     def check(self) -> None:
-        """Raise an error if the run is of no use any more; called now and then, and may read from the device."""
+        """Raise an error if the run has become useless; called now and then, so it may read from the device."""
         return
 
     def logging(self) -> Mapping[str, Any]:

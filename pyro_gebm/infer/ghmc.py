@@ -20,7 +20,7 @@ FRICTION = 0.7
 
 @dataclass(kw_only=True, eq=False)
 class GHMC(LangevinKernel):
-    r"""Generalized Hamiltonian Monte Carlo: kinetic Langevin steps with a Metropolis test each.
+    r"""Generalized Hamiltonian Monte Carlo: kinetic Langevin steps, each with a Metropolis test.
 
     One step keeps the velocity in part, $v \leftarrow \rho v + \sqrt{1 - \rho^2}\, \xi$ with $\rho = e^{-\gamma h}$,
     takes one leapfrog step of size h, and accepts it against a slice variable that persists from step to step
@@ -41,12 +41,12 @@ class GHMC(LangevinKernel):
         target_accept_prob: mean acceptance probability it is adapted to.
         adapt_mass_matrix: whether the warm-up adapts a diagonal mass, $1 / \sigma^2$; else $\sigma = 1$.
         init_strategy: where chains start; a draw of every site's base prior by default.
-        transforms: transforms of constrained sites, as for Pyro's HMC; found automatically where None.
+        transforms: transforms of constrained sites, as for Pyro's HMC; found automatically if None.
 
     Raises:
         ValueError: for both or neither of model and potential_fn, an argument out of its range, or an initial point
             where the potential is not finite.
-        RuntimeError: at run time, if the potential is NaN 100 draws in a row.
+        RuntimeError: at run time, if the potential is NaN for 100 draws in a row.
 
     Example:
         >>> import pyro, pyro.distributions as dist

@@ -47,7 +47,7 @@ class LangevinKernel(MCMCKernel):
         target_accept_prob: mean acceptance probability it is adapted to.
         adapt_mass_matrix: whether the warm-up adapts a diagonal mass.
         init_strategy: where chains start; a draw of every site's base prior by default.
-        transforms: transforms of constrained sites, as for Pyro's HMC; found automatically where None.
+        transforms: transforms of constrained sites, as for Pyro's HMC; found automatically if None.
 
     Attributes:
         default_fields: paths in `LangevinState` to what is recorded of every draw.
@@ -94,7 +94,7 @@ class LangevinKernel(MCMCKernel):
         adapt_state: AdaptState,
         last: bool,
     ) -> tuple[Chains, StepInfo]:
-        """One step of all chains, in which a step that fails is already turned down.
+        """One step of all chains, in which failed steps are already rejected.
 
         Args:
             chains: `Chains`.
@@ -243,14 +243,14 @@ class LangevinKernel(MCMCKernel):
         return new._replace(step_size=_at_most(new.step_size, self.max_step * new.length_scale))
 
     def check(self):
-        """Stop a run whose potential has turned NaN; reads a number off the device.
+        """Raise an error if the potential has been NaN for too long; reads a number from the device.
 
         Raises:
             RuntimeError: if the potential was NaN 100 draws in a row in some chain.
         """
         if self.state.num_nan.max() >= PATIENCE:
             raise RuntimeError(
-                f"The potential was NaN {PATIENCE} draws in a row: check the energy, or start elsewhere "
+                f"The potential was NaN for {PATIENCE} draws in a row. Check the energy, or the start "
                 "(`initial_params`)."
             )
 

@@ -34,13 +34,13 @@ class LangevinState(NamedTuple):
     Args:
         i: iterations so far, warm-up included.
         chains: `Chains`, on flat positions.
-        accept_prob: acceptance probability of the last step of the draw; of an unadjusted kernel that which a
-            Metropolis test would have had.
+        accept_prob: acceptance probability of the last step of the draw; for an unadjusted kernel, that of
+            the Metropolis test that it leaves out.
         energy_error: energy error of its deterministic part.
         diverging: whether a step led to a potential that is not finite, or to an energy error above 1000.
         num_steps: gradients spent on the draw.
         step_size: step size of the draw.
-        num_nan: draws in a row whose last step led into NaN.
+        num_nan: draws in a row whose last step led to a NaN potential.
         adapt_state: `AdaptState` of the warm-up, with `step_size`, `length_scale` and `warmup_converged`.
     """
 
@@ -66,7 +66,7 @@ class LangevinState(NamedTuple):
 
     @property
     def grad_point(self) -> torch.Tensor:
-        """Where the gradient was last taken: the position, but for the splittings ABOBA and UBU."""
+        """Where the gradient was last taken: the position, except with the splittings ABOBA and UBU."""
         return self.chains.kinetic.grad_point
 
     @property

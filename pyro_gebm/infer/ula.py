@@ -38,12 +38,12 @@ class ULA(LangevinKernel):
         step_size_schedule: callable from the number of draws since the warm-up to a factor of the step size, such as
             `lambda i: 0.1 ** (i // 200)`; None for none.
         init_strategy: where chains start; a draw of every site's base prior by default.
-        transforms: transforms of constrained sites, as for Pyro's HMC; found automatically where None.
+        transforms: transforms of constrained sites, as for Pyro's HMC; found automatically if None.
 
     Raises:
         ValueError: for both or neither of model and potential_fn, an argument out of its range, or an initial point
             where the potential is not finite.
-        RuntimeError: at run time, if the potential is NaN 100 draws in a row.
+        RuntimeError: at run time, if the potential is NaN for 100 draws in a row.
 
     Example:
         >>> import pyro, pyro.distributions as dist

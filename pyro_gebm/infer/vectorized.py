@@ -16,7 +16,7 @@ CHUNK = 100
 
 
 class VectorizedMCMC(AbstractMCMC):
-    """Run the chains of a kernel together, as one tensor: hundreds for a few times the cost of one.
+    """Run the chains of a kernel together, as one tensor: hundreds cost a few times as much as one.
 
     The API is that of Pyro's `MCMC`. The chains are adapted together. Draws are moved to the host in chunks; between
     them nothing is read off the device.
@@ -36,7 +36,7 @@ class VectorizedMCMC(AbstractMCMC):
         TypeError: if the kernel is no `ChainKernel`.
         ValueError: for numbers out of range, `initial_params` of another number of chains, or a model with discrete
             latent sites or subsampling.
-        RuntimeError: while running, if the potential is NaN 100 draws in a row.
+        RuntimeError: while running, if the potential is NaN for 100 draws in a row.
 
     Example:
         >>> import pyro, pyro.distributions as dist
@@ -166,7 +166,7 @@ class VectorizedMCMC(AbstractMCMC):
         return select_samples(self._samples, num_samples, group_by_chain)
 
     def diagnostics(self):
-        """Effective sample size and R-hat of every site, and of every chain divergences and acceptance rate."""
+        """Effective sample size and R-hat of every site, divergences and acceptance rate of every chain."""
         result = diagnostics(self._samples)
         for name in ("divergences", "acceptance rate"):
             result[name] = {f"chain {i}": report[name] for i, report in enumerate(self._diagnostics)}

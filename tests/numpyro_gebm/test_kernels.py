@@ -320,7 +320,7 @@ def test_a_potential_that_stays_nan_stops_the_run(name):
     def potential(z):
         return jnp.where(jnp.abs(z).sum() > 0, jnp.nan, 0.0) + 0.0 * jnp.sum(z)
 
-    with pytest.raises(Exception, match="NaN 100 draws in a row"):
+    with pytest.raises(Exception, match="NaN for 100 draws in a row"):
         kernel = KERNELS[name](potential_fn=potential, adapt_step_size=False)
         run(kernel, 300, 50, 2, init_params=jnp.zeros((2, 1)))
 

@@ -343,7 +343,7 @@ def test_a_potential_that_stays_nan_stops_the_run(name, runner):
 
     num_chains = 2 if runner == "vectorized" else 1
     start = torch.zeros(2, 1) if runner == "vectorized" else torch.zeros(1)
-    with pytest.raises(RuntimeError, match="NaN 100 draws in a row"):
+    with pytest.raises(RuntimeError, match="NaN for 100 draws in a row"):
         kernel = KERNELS[name](potential_fn=potential, adapt_step_size=False)
         RUNNERS[runner](kernel, 300, 50, num_chains, initial_params={"z": start})
 
