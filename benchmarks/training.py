@@ -28,6 +28,7 @@ import torch
 
 import numpyro_gebm
 import pyro_gebm
+from numpyro_gebm.training.loop import Run
 
 #: name: (latent size, event shape, batch size, hidden widths or channels)
 PAIRS = {"MLP": (100, (784,), 128, (512, 512)), "convolutional": (64, (1, 32, 32), 64, (32, 64))}
@@ -189,11 +190,12 @@ def numpyro_package(pair, data):
     base = numpyro_gebm.Pushforward(numpyro_dist.Normal(0.0, 1.0).expand([latent]).to_event(1), generator)
     optim = optax.adam(1e-4, b1=0.5)
     kale = numpyro_gebm.KALE(base, numpyro_gebm.KALEGuide(energy, log_partition=0.0), optim, optim, energy_steps=1)
-    state = [kale.init(jax.random.key(0), data)]
+    state = kale.init(jax.random.key(0), data)
     batches = kale._batches(np.asarray(data), batch)  # what `run` does, without its last settling of A
+    training = Run(kale._run_chunk, kale._energy_steps_at, batches, state, kale._no_losses())
 
     def run(num):
-        state[0], _ = kale._advance(state[0], batches, num)
+        training.advance(num)
 
     return run
 

@@ -13,8 +13,8 @@ __all__ = ["HeldOut", "HeldOutEnergies", "ValidationCurve", "find_every"]
 
 #: Looks at the held-out data in a run, unless told.
 NUM_LOOKS = 25
-#: Standard errors by which the held-out value must have fallen below its best before training is said to overfit.
-NUM_ERRORS = 3.0
+#: Training overfits if the mean of the last looks, at most so many, is below the best by so many standard errors.
+NUM_LAST, NUM_ERRORS = 5, 3.0
 
 
 class ValidationCurve(NamedTuple):
@@ -134,12 +134,17 @@ class HeldOut:
         scores = self._scores()
         if self.every is None or not np.isfinite(scores).any():
             return
-        best, last = scores.argmax(), len(scores) - 1
-        start, end = int(self.rows[best, 0]), len(training)
-        if scores[best] - scores[last] <= NUM_ERRORS * math.hypot(self.rows[best, 3], _or_zero(self.rows[last, 3])):
+        best = scores.argmax()
+        last = slice(max(best + 1, len(scores) - NUM_LAST), None)
+        start, end, num = int(self.rows[best, 0]), len(training), len(scores[last])
+        errors = self.rows[last, 3][np.isfinite(scores[last])]
+        # the looks have the data in common, which cancels, and base draws of their own, which average out
+        noise = math.hypot(self.rows[best, 3], errors.mean() / math.sqrt(num) if len(errors) else 0.0)
+        if num == 0 or scores[best] - scores[last].mean() <= NUM_ERRORS * noise:
             return
-        name = {"kale": "KALE", "log_likelihood": "log-likelihood"}[self._by]
-        fell = f"Held-out {name} fell from {scores[best]:.3g} at step {start} to {scores[last]:.3g}"
+        name, looks = {"kale": "KALE", "log_likelihood": "log-likelihood"}[self._by], f" (mean of {num} looks)"
+        fell = f"Held-out {name} fell from {scores[best]:.3g} at step {start} to {scores[last].mean():.3g}"
+        fell += looks if num > 1 else ""
         if self._base_is_trained:
             if self._by == "kale":  # falls as the base improves
                 return
@@ -148,9 +153,10 @@ class HeldOut:
             then, now = (np.nanmean(training[max(0, i - self.every) : max(i, self.every)]) for i in (start, end))
             if not now > then:
                 return
-            found = f"{fell}, while that of training rose from {then:.3g} to {now:.3g}: the energy overfits."
+            found = f"{fell}, while KALE in training rose from {then:.3g} to {now:.3g}: the energy overfits."
         kept = f"The result holds the state of step {start}." if self._keeps else "Pass `keep_best=True`."
-        advice = "Raise the penalty, train a smaller network or for fewer steps, or use more data."
+        penalty = "" if self._base_is_trained else "a stronger penalty, "
+        advice = f"Try {penalty}a smaller network, fewer steps, or more data."
         warnings.warn(f"{found} {kept} {advice}", RuntimeWarning, stacklevel=stacklevel + 1)
 
     def _scores(self):
@@ -185,7 +191,3 @@ def find_every(every: int | None, has_data: bool, num_steps: int) -> int | None:
 
 def _standard_error(values):
     return values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.inf
-
-
-def _or_zero(error):
-    return error if math.isfinite(error) else 0.0

@@ -1,0 +1,116 @@
+"""What held-out values of a training come to: their statistics, the best state, a warning where training overfits."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+
+from gebm.held_out import HeldOut, HeldOutEnergies, find_every
+
+
+def looking(kales, *, error=0.1, keep_best=True, has_density=False, base_is_trained=False, every=10):
+    """Looks at given values of KALE, of a standard error close to `error`."""
+    spread = error * 10 * np.array([-1.0, 1.0] * 50) * math.sqrt(99 / 100)
+    step = iter(range(0, every * len(kales), every))
+    values = iter(kales)
+
+    def measure():
+        log_density = np.zeros(100) if has_density else None
+        # base draws of energy 0 have weight 1: KALE is minus the mean energy of the data
+        return HeldOutEnergies(spread - next(values), np.zeros(50), 0.0, log_density, True)
+
+    held_out = HeldOut(
+        every,
+        measure,
+        (lambda: "the best") if keep_best else None,
+        has_density=has_density,
+        base_is_trained=base_is_trained,
+    )
+    for _ in kales:
+        held_out.look_if_due(next(step))
+    return held_out
+
+
+def message(held_out, training):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        held_out.warn_if_overfitting(np.asarray(training))
+    return str(caught[0].message) if caught else None
+
+
+RISING = np.linspace(0.0, 2.0, 40)
+
+
+def test_values_of_a_look():
+    rng = np.random.default_rng(0)
+    data, base, log_density = rng.normal(size=30), rng.normal(size=40), rng.normal(size=30)
+    critic, weights = -data - 0.3, np.exp(-base - 0.3)
+    kale = 1 + critic.mean() - weights.mean()
+    error = math.sqrt(critic.var(ddof=1) / 30 + weights.var(ddof=1) / 40)
+    np.testing.assert_allclose(HeldOutEnergies(data, base, 0.3, None, True).values(), [kale, math.nan, error])
+    both = log_density + critic
+    error = math.sqrt(both.var(ddof=1) / 30 + weights.var(ddof=1) / 40)
+    found = HeldOutEnergies(data, base, 0.3, log_density, True).values()
+    np.testing.assert_allclose(found, [kale, log_density.mean() + kale, error])
+    found = HeldOutEnergies(data, base, 0.3, log_density, False).values()
+    np.testing.assert_allclose(found, [kale, log_density.mean(), log_density.std(ddof=1) / math.sqrt(30)])
+
+
+def test_an_energy_that_overflows_is_never_the_best():
+    held_out = looking([0.2, -math.inf, math.nan])
+    assert held_out.curve().best_step == 0 and held_out.best == "the best"
+    nothing = looking([-math.inf, math.nan])
+    assert nothing.curve().best_step is None and nothing.best is None and message(nothing, RISING[:10]) is None
+    with np.errstate(all="raise"):
+        kale, *_ = HeldOutEnergies(np.zeros(3), np.full(3, -1e4), 0.0, None, True).values()
+    assert kale == -math.inf
+
+
+def test_the_first_of_equal_values_is_the_best():
+    assert looking([0.1, 0.5, 0.5, 0.2]).curve().best_step == 10
+
+
+def test_overfitting_is_warned_of():
+    found = message(looking([0.1, 2.0, 0.4, 0.2]), RISING[:30])
+    assert found == (
+        "Held-out KALE fell from 2 at step 10 to 0.3 (mean of 2 looks), while KALE in training rose from 0.231 to "
+        "1.26: the energy overfits. The result holds the state of step 10. Try a stronger penalty, a smaller network, "
+        "fewer steps, or more data."
+    )
+    assert "Pass `keep_best=True`." in message(looking([0.1, 2.0, 0.2], keep_best=False), RISING[:20])
+    found = message(looking([0.1, 2.0, 0.2], has_density=True, base_is_trained=True), RISING[:20])
+    assert found.startswith("Held-out log-likelihood fell from 2 at step 10 to 0.2: the model overfits, or training")
+
+
+def test_the_warning_names_the_line_that_called():
+    with pytest.warns(RuntimeWarning, match="overfits") as caught:
+        looking([0.1, 2.0, 0.2]).warn_if_overfitting(RISING[:20], stacklevel=1)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    "held_out, training",
+    [
+        (looking([0.1, 2.0, 1.9]), RISING[:20]),
+        (looking([0.1, 2.0, 0.2], error=1.0), RISING[:20]),
+        (looking([0.1, 0.5, 2.0]), RISING[:20]),
+        (looking([0.1, 2.0, 0.2]), RISING[20:0:-1]),
+        (looking([0.1, 2.0, 0.2], base_is_trained=True), RISING[:20]),
+        (HeldOut(None, None, None, has_density=False, base_is_trained=False), RISING),
+    ],
+    ids=["a little lower", "within the noise", "rising", "training fell too", "a base that is trained", "no looks"],
+)
+def test_nothing_is_warned_of(held_out, training):
+    assert message(held_out, training) is None
+
+
+@pytest.mark.parametrize("asked, num_steps, every", [(None, 20_000, 800), (None, 10, 1), (None, 0, 1), (7, 20_000, 7)])
+def test_steps_between_looks(asked, num_steps, every):
+    assert find_every(asked, True, num_steps) == every
+
+
+def test_no_looks_without_data():
+    assert find_every(None, False, 100) is None
+    with pytest.raises(ValueError, match="Expected validation data with validate_every=5; got validation=None"):
+        find_every(5, False, 100)
