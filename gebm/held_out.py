@@ -1,4 +1,4 @@
-"""KALE on held-out data along a run of training, and which state was best by it."""
+"""KALE on held-out data during training, and the best state by it."""
 
 import math
 import warnings
@@ -18,7 +18,7 @@ NUM_LAST, NUM_ERRORS = 5, 3.0
 
 
 class ValidationCurve(NamedTuple):
-    """Held-out values along a run, one for every look.
+    """Held-out values during a run, one for every look.
 
     `step` counts steps of the run. `kale` is KALE. `log_likelihood` is NaN for a base g without a density, else the
     mean of $\\log g(x)$ plus KALE: a lower bound of the mean log-density of the GEBM (for maximum likelihood, which

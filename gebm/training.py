@@ -1,4 +1,4 @@
-"""A run of training, whatever it trains: its pace, progress bar, checkpoints, and what both packages check."""
+"""A training run, whatever it trains: pace, progress bar, checkpoints, and checks of its arguments."""
 
 import time
 import warnings
@@ -20,7 +20,7 @@ PATIENCE = 10
 
 
 class Run(Protocol):
-    """What `drive` moves along: a training, its data, and what it has recorded."""
+    """What `drive` advances: the state of a training, its data and its records."""
 
     @property
     def step(self) -> int:
@@ -43,7 +43,7 @@ def drive(
     *,
     progress_bar: bool,
 ) -> None:
-    """Move a run to its `num_steps`-th step, with looks about a second apart.
+    """Advance a run to step `num_steps`, with a look at it about once a second.
 
     Args:
         run: a `Run`.
@@ -68,7 +68,7 @@ def drive(
     checkpoints.write(num_steps, run)
     held_out.look(num_steps)
     if run.skipped:
-        message = f"{run.skipped} steps were not applied: their loss or gradient was not finite."
+        message = f"{run.skipped} steps were skipped: their loss or gradient was not finite."
         warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
@@ -116,7 +116,7 @@ def number_of_energy_steps(schedule: int | Callable[[int], int], base_step: int)
 
 
 def find_objective(objective: Any, names: Mapping[str, Callable[[], Any]], base_optim: Any, energy_optim: Any) -> Any:
-    """The objective of a name, or the one given, if it trains what there is an optimiser for.
+    """The objective of a name, or the object given, checked against the optimisers.
 
     Args:
         objective: one of the names, or an object with a method `energy_loss`, `base_loss`, or both.

@@ -38,7 +38,7 @@ def finite_array(name: str, data: Any, event_shape: Sequence[int], dtype: Any) -
 
 
 class InMemory:
-    """An array of data, shuffled anew every epoch.
+    """An array of data, reshuffled every epoch.
 
     Args:
         data: array of shape `(N,) + event_shape`.
@@ -111,8 +111,8 @@ class Stream:
                 batch = next(self.iterator)
             except StopIteration:
                 raise ValueError(
-                    f"Expected more batches; got {self.count} before the data ended for good. Pass a loader that can "
-                    "be iterated again (an empty one cannot be trained on), or a longer generator."
+                    f"Expected more batches; the iterable ended for good after {self.count}. Pass a loader that is not "
+                    "empty and can be iterated again, or a longer generator."
                 ) from None
         batch = np.asarray(without_labels(batch), dtype=self.dtype)
         check_shape("data", batch, self.event_shape)
@@ -128,7 +128,7 @@ class Stream:
         return _Stacked(jnp.asarray(np.stack(batches)), jnp.asarray(step))
 
     def skip(self, num):
-        """Pass over `num` batches: a run that goes on from a checkpoint has used them."""
+        """Skip `num` batches, which the run used before its checkpoint."""
         for _ in range(num):
             self.next()
 

@@ -21,7 +21,7 @@ _SUFFIX = ".npz"
 
 
 class TrainingCheckpoint(NamedTuple):
-    """What a run of training goes on from."""
+    """What a resumed run of training needs."""
 
     state: Any  # a `KALEState`
     first: np.ndarray  # base steps taken before the run
@@ -94,7 +94,7 @@ def _read(file: BinaryIO) -> dict[str, np.ndarray]:
     except Exception as error:  # whatever zipfile, zlib and NumPy make of it
         raise DamagedCheckpoint(str(error)) from error
     if digest != _digest(arrays):
-        raise DamagedCheckpoint("Its digest is another.")
+        raise DamagedCheckpoint("Its digest does not match its content.")
     return arrays
 
 

@@ -34,7 +34,7 @@ Penalty: TypeAlias = Callable[[Callable, jax.Array, jax.Array, jax.Array], jax.A
 
 
 def newton_step(log_partition: jax.Array, batch_estimate: jax.Array, rate: float | jax.Array) -> jax.Array:
-    r"""Newton-like step of A towards a batch: $A + r\,(1 - \exp(A - \tilde A))$, clipped.
+    r"""Newton-like step of A towards its estimate from a batch: $A + r\,(1 - \exp(A - \tilde A))$, clipped.
 
     Fast from afar; its fixed point over random batches is biased, so it serves the warm-up only.
 
@@ -210,7 +210,7 @@ class KALEGuide:
         penalty: Penalty | None = gradient_penalty(1.0),
     ) -> None:
         if not callable(energy):
-            raise TypeError(f"Expected a callable energy; got {type(energy).__name__}.")
+            raise TypeError(f"Expected energy to be callable; got {type(energy).__name__}.")
         self.energy = energy
         if log_partition is not None and not isinstance(log_partition, jax.core.Tracer):
             validation.finite("log_partition", log_partition)
@@ -225,5 +225,7 @@ class KALEGuide:
             ValueError: while the log-partition is unknown (before training).
         """
         if self.log_partition is None:
-            raise ValueError("The log-partition is unknown before training: use `result.guide`, or pass one.")
+            raise ValueError(
+                "The log-partition is unknown before training: use `result.guide`, or pass `log_partition=`."
+            )
         return -(self.energy(x) + self.log_partition)

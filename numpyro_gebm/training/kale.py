@@ -174,8 +174,8 @@ class KALE:
         return self._update(state, batch)
 
     def evaluate(self, state: KALEState, data: Any) -> jax.Array:
-        """The KALE estimate of `state` on `data`, from as many fresh base draws, at least 1000; its key comes
-        from the state.
+        """The KALE estimate of `state` on `data`, from as many fresh base draws, at least 1000, with a
+        key that comes from the state.
 
         Args:
             state: a `KALEState`.

@@ -1,4 +1,4 @@
-"""The run of a training, whatever it trains: compiled chunks of steps, steps that are not finite, checkpoints."""
+"""A training run, whatever it trains: compiled chunks of steps, steps that are not finite, checkpoints."""
 
 from collections.abc import Callable
 from typing import Any
@@ -169,7 +169,7 @@ class Run:
         if int(self.state.skipped_in_row.max()) >= PATIENCE:
             raise TrainingDiverged(
                 f"Training stopped at base step {int(self.state.base_step)}: loss or gradient was not finite "
-                f"{PATIENCE} steps in a row. `error.state` is the last good state, of base step "
+                f"for {PATIENCE} steps in a row. `error.state` is the last good state, of base step "
                 f"{int(self.good.base_step)}. Lower the learning rates, or raise the penalty.",
                 self.good,
             )

@@ -84,7 +84,7 @@ class KALEObjective:
 
 @dataclasses.dataclass(frozen=True)
 class DonskerVaradhan(KALEObjective):
-    """As `KALEObjective`, with the log-mean-exp of the batch in place of A: biased, but without a lag of A."""
+    """As `KALEObjective`, with the log-mean-exp of the batch in place of A: biased, but A never lags behind."""
 
     def energy_loss(self, energies: Energies) -> jax.Array:
         """Minus the Donsker-Varadhan bound."""
@@ -129,7 +129,7 @@ class ContrastiveDivergence:
         return start_chains(base, self.num_chains, rng_key=rng_key)
 
     def move_chains(self, chains: PersistentChains, gebm: GEBM, rng_key: jax.Array) -> tuple[Any, jax.Array]:
-        """The chains after their steps, and where they stand, over x."""
+        """The chains after their steps, and their positions in x."""
         moved = move_chains(chains, gebm, self.num_steps, self.target_accept_prob, rng_key=rng_key)
         return moved, draws_of(moved, gebm)
 

@@ -32,7 +32,7 @@ def finite_tensor(name: str, data: Any, event_shape: Sequence[int], like: torch.
 
 
 class InMemory:
-    """A tensor of data, shuffled anew every epoch.
+    """A tensor of data, reshuffled every epoch.
 
     Args:
         data: tensor or array of shape `(N,) + event_shape`.
@@ -98,8 +98,8 @@ class Stream:
                 batch = next(self.iterator)
             except StopIteration:
                 raise ValueError(
-                    f"Expected more batches; got {self.count} before the data ended for good. Pass a loader that can "
-                    "be iterated again (an empty one cannot be trained on), or a longer generator."
+                    f"Expected more batches; the iterable ended for good after {self.count}. Pass a loader that is not "
+                    "empty and can be iterated again, or a longer generator."
                 ) from None
         batch = torch.as_tensor(without_labels(batch), dtype=self.like.dtype, device=self.like.device)
         check_shape("data", batch, self.event_shape)
@@ -118,7 +118,7 @@ class Stream:
         return {"rng_state": self.rng_state, "in_epoch": self.in_epoch, "count": self.count}
 
     def load_state_dict(self, state):
-        """Pass over the batches that an interrupted run has used; the random state is left as it is."""
+        """Skip the batches that an interrupted run has used; the random state is unchanged."""
         if state["rng_state"] is None:
             return
         now = torch.get_rng_state()

@@ -64,7 +64,7 @@ delete_checkpoints = functools.partial(checkpoint_files.delete_checkpoints, suff
 def _read(file: BinaryIO) -> bytes:
     digest, content = file.read(32), file.read()
     if hashlib.sha256(content).digest() != digest:
-        raise DamagedCheckpoint("Its digest is another.")
+        raise DamagedCheckpoint("Its digest does not match its content.")
     return content
 
 

@@ -29,7 +29,7 @@ Penalty: TypeAlias = Callable[[Callable, torch.Tensor, torch.Tensor], torch.Tens
 
 
 def newton_step(log_partition: torch.Tensor, batch_estimate: torch.Tensor, rate: float | torch.Tensor) -> torch.Tensor:
-    r"""Newton-like step of A towards a batch: $A + r\,(1 - \exp(A - \tilde A))$, clipped.
+    r"""Newton-like step of A towards its estimate from a batch: $A + r\,(1 - \exp(A - \tilde A))$, clipped.
 
     Fast from afar; its fixed point over random batches is biased, so it serves the warm-up only.
 
@@ -198,7 +198,7 @@ class KALEGuide:
         penalty: Penalty | None = gradient_penalty(1.0),
     ) -> None:
         if not callable(energy):
-            raise TypeError(f"Expected a callable energy; got {type(energy).__name__}.")
+            raise TypeError(f"Expected energy to be callable; got {type(energy).__name__}.")
         self.energy = energy
         if log_partition is not None:
             validation.finite("log_partition", log_partition)
@@ -213,5 +213,7 @@ class KALEGuide:
             ValueError: while the log-partition is unknown (before training).
         """
         if self.log_partition is None:
-            raise ValueError("The log-partition is unknown before training: use `result.guide`, or pass one.")
+            raise ValueError(
+                "The log-partition is unknown before training: use `result.guide`, or pass `log_partition=`."
+            )
         return -(self.energy(x) + self.log_partition)

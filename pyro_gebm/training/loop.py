@@ -1,4 +1,4 @@
-"""The run of a training, whatever it trains: optimisers, steps that are not finite, checkpoints."""
+"""A training run, whatever it trains: optimisers, steps that are not finite, checkpoints."""
 
 import contextlib
 import copy
@@ -153,8 +153,8 @@ class Run:
         stopped = self.training.base_steps_taken
         self.training.load_state_dict(self.good)
         raise TrainingDiverged(
-            f"Training stopped at base step {stopped}: loss or gradient was not finite {PATIENCE} steps in a row. The "
-            f"last good state, of base step {self.training.base_steps_taken}, is restored (and is `error.state`). "
+            f"Training stopped at base step {stopped}: loss or gradient was not finite for {PATIENCE} steps in a row. "
+            f"The last good state, of base step {self.training.base_steps_taken}, is restored (and is `error.state`). "
             "Lower the learning rates, or raise the penalty.",
             self.good,
         )

@@ -83,7 +83,7 @@ class KALEObjective:
 
 @dataclasses.dataclass(frozen=True)
 class DonskerVaradhan(KALEObjective):
-    """As `KALEObjective`, with the log-mean-exp of the batch in place of A: biased, but without a lag of A."""
+    """As `KALEObjective`, with the log-mean-exp of the batch in place of A: biased, but A never lags behind."""
 
     def energy_loss(self, energies: Energies) -> torch.Tensor:
         """Minus the Donsker-Varadhan bound."""

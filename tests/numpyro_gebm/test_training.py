@@ -127,7 +127,7 @@ def test_kill_minus_nine_and_resume(tmp_path):
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted():
-    with pytest.warns(RuntimeWarning, match="2 steps were not applied"):
+    with pytest.warns(RuntimeWarning, match="2 steps were skipped"):
         result = train(build(energy_steps=1), 6, numbered_batches(bad=(2, 4)))
     assert int(result.state.skipped) == 2 and int(result.state.step) == 6
     assert np.isnan(result.losses.kale[[2, 4]]).all() and np.isfinite(result.losses.kale[[0, 1, 3, 5]]).all()
@@ -168,8 +168,8 @@ def test_bad_base_steps_stop_the_run_even_while_the_energy_trains():
 @pytest.mark.parametrize(
     "data, match",
     [
-        (lambda: [], "Expected more batches; got 0 before the data ended"),
-        (lambda: iter([np.zeros((4, 2))] * 3), "Expected more batches; got 3"),
+        (lambda: [], "Expected more batches; the iterable ended for good after 0"),
+        (lambda: iter([np.zeros((4, 2))] * 3), "Expected more batches; the iterable ended for good after 3"),
         (lambda: [np.zeros((4, 2)), np.zeros((3, 2))], r"batches of one shape, \(4, 2\); got \(3, 2\).*drop_last"),
         (lambda: [np.zeros((4, 3))], r"Expected data of shape \(N,\) \+ \(2,\).*got \(4, 3\)"),
     ],
