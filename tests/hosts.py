@@ -15,6 +15,7 @@ A function written with trailing axes (`(x**2).sum(-1)`, `x[..., 0]`, `z @ W.T`)
 NumPyro gives it, and for a batch, which Pyro gives it. What only one host has is tested in `tests/<host>_gebm/`.
 """
 
+import contextlib
 import copy
 import functools
 import importlib
@@ -89,6 +90,10 @@ class NumPyro(Host):
         self._apply = equinox.filter_jit(self.module("callables").over_batch)
         self._slope = equinox.filter_jit(lambda f, x, dim: jax.grad(lambda x: self._apply(f, x, dim).sum())(x))
         self._grad = functools.cache(lambda f, num: jax.jit(jax.value_and_grad(f, argnums=tuple(range(num)))))
+
+    def float32(self):
+        """A context in which the host works in its own precision, not in that of the tests."""
+        return self.jax.enable_x64(False)
 
     def array(self, x, dtype=None):
         """An array; whole numbers and float64 stay what they are."""
@@ -198,6 +203,14 @@ class Pyro(Host):
     def jit(self, fn):
         """Nothing to compile."""
         return fn
+
+    @contextlib.contextmanager
+    def float32(self):
+        """A context in which the host works in its own precision, not in that of the tests."""
+        default = self.torch.get_default_dtype()
+        self.torch.set_default_dtype(self.torch.float32)
+        yield
+        self.torch.set_default_dtype(default)
 
     def array(self, x, dtype=None):
         """A tensor; whole numbers and float64 stay what they are."""

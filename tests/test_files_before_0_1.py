@@ -14,12 +14,8 @@ DATA = np.random.default_rng(0).normal(size=(32, 2)).astype(np.float32)
 @pytest.fixture(autouse=True)
 def float32(host):
     """The files are in the hosts' own precision."""
-    if host.name == "pyro":
-        host.torch.set_default_dtype(host.torch.float32)
+    with host.float32():
         yield
-    else:
-        with host.jax.enable_x64(False):
-            yield
 
 
 def expected(name):

@@ -27,7 +27,8 @@ def quadratic(host, weight):
 def small_gebm(host, seed=0, **kwargs):
     generator = host.call(host.nn.MLP, (2,), (3,), (4,), seed=seed)
     energy = host.call(host.nn.MLP, (3,), (), (4,), seed=seed + 1)
-    return host.GEBM(host.Pushforward(host.normal(2), generator), energy, **kwargs)
+    prior = host.dist.Normal(0.0, 1.0).expand([2]).to_event(1)  # in the host's default precision
+    return host.GEBM(host.Pushforward(prior, generator), energy, **kwargs)
 
 
 def round_trip(host, gebm, folder, **templates):
@@ -152,6 +153,36 @@ def test_a_plain_distribution_as_base(host, tmp_path):
     base = host.dist.Exponential(host.array(1.5))
     gebm = host.GEBM(base, host.call(host.nn.MLP, (), (), (4,)))
     assert_same(host, round_trip(host, gebm, tmp_path, base=base), gebm)
+
+
+def dtypes(host, gebm):
+    return {weight.dtype for network in (gebm.generator, gebm.energy) for weight in host.parameters(network)}
+
+
+def test_float32_stays_float32(host, tmp_path):
+    with host.float32():
+        gebm = small_gebm(host, inverse_temperature=2.0, log_partition=0.5)
+        loaded = round_trip(host, gebm, tmp_path)
+        z = host.array(np.array([[0.3, -0.2], [1.0, 2.0]], np.float32))
+        for new, old in zip(values(host)(loaded, z), values(host)(gebm, z), strict=True):
+            assert host.numpy(new).dtype == host.numpy(loaded.log_partition).dtype == np.float32
+            np.testing.assert_array_equal(host.numpy(new), host.numpy(old))
+    assert dtypes(host, host.load(tmp_path / "gebm.npz")) == {np.dtype("float32")}
+    with np.load(tmp_path / "gebm.npz") as file:  # the parameters of the prior among them, Python's floats
+        assert {file[key].dtype for key in file.files if key != "header"} == {np.dtype("float32")}
+
+
+def test_float64_is_read_where_float32_is_the_default(host, tmp_path):
+    """PyTorch keeps it; JAX has float32 only."""
+    gebm, z = small_gebm(host, log_partition=0.5), np.array([0.3, -0.2])
+    expected, kept = host.numpy(gebm.latent.log_prob(host.array(z))), host.name == "pyro"
+    host.save(gebm, tmp_path / "gebm.npz")
+    with host.float32():
+        loaded = host.load(tmp_path / "gebm.npz")
+        value = host.numpy(loaded.latent.log_prob(host.array(z)))
+        draw = host.numpy(host.sample(loaded.latent, (2,)))
+        assert draw.dtype == value.dtype == host.numpy(loaded.log_partition).dtype == (float if kept else np.float32)
+    np.testing.assert_allclose(value, expected, rtol=1e-12 if kept else 1e-5)
 
 
 def test_the_file_is_plain_arrays_and_json(host, tmp_path):

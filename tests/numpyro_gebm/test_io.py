@@ -4,7 +4,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import pytest
 from numpyro_cases import standard_normal
 
@@ -43,13 +42,6 @@ def affine(scale):
     return Affine({"W": scale * jnp.arange(1.0, 7.0).reshape(3, 2), "b": scale * jnp.ones(3)}, jnp.array([1, 0]))
 
 
-def small_gebm(seed=0, **kwargs):
-    generator = nn.MLP((2,), (3,), (4,), rng_key=jax.random.key(seed))
-    return GEBM(
-        Pushforward(standard_normal(2), generator), nn.MLP((3,), (), (4,), rng_key=jax.random.key(seed)), **kwargs
-    )
-
-
 def round_trip(gebm, tmp_path, **templates):
     save(gebm, tmp_path / "gebm.npz")
     return load(tmp_path / "gebm.npz", **templates)
@@ -78,37 +70,6 @@ def test_modules_of_the_user(tmp_path):
 def test_numpy_arrays_are_arrays(tmp_path):
     gebm = GEBM(standard_normal(2), Quadratic(np.array([1.0, 2.0])))
     assert_same(round_trip(gebm, tmp_path, base=standard_normal(2), energy=Quadratic(np.zeros(2))), gebm)
-
-
-def test_float32_stays_float32(tmp_path):
-    path = tmp_path / "gebm.npz"
-    with jax.enable_x64(False):
-        gebm = small_gebm(inverse_temperature=2.0, log_partition=0.5)
-        loaded = round_trip(gebm, tmp_path)
-        z = jnp.array([[0.3, -0.2], [1.0, 2.0]])
-        for new, old in zip(values(loaded, z), values(gebm, z), strict=True):
-            assert new.dtype == loaded.log_partition.dtype == jnp.float32
-            np.testing.assert_array_equal(new, old)
-    loaded = load(path)
-    assert {leaf.dtype for leaf in jax.tree.leaves((loaded.generator, loaded.energy))} == {jnp.dtype("float32")}
-
-
-def test_a_latent_prior_of_python_floats_is_written_in_the_dtype_of_its_draws(tmp_path):
-    with jax.enable_x64(False):
-        prior = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
-        networks = [nn.MLP(*shapes, (4,), rng_key=jax.random.key(0)) for shapes in (((2,), (3,)), ((3,), ()))]
-        save(GEBM(Pushforward(prior, networks[0]), networks[1]), tmp_path / "gebm.npz")
-    with np.load(tmp_path / "gebm.npz") as file:
-        assert {file[key].dtype for key in file.files if key != "header"} == {np.dtype("float32")}
-
-
-def test_float64_is_read_where_only_float32_is_enabled(tmp_path):
-    gebm, z = small_gebm(), np.array([0.3, -0.2])
-    save(gebm, tmp_path / "gebm.npz")
-    with jax.enable_x64(False):
-        value = values(load(tmp_path / "gebm.npz"), jnp.asarray(z))[-1]
-        assert value.dtype == jnp.float32
-    np.testing.assert_allclose(value, values(gebm, z)[-1], rtol=1e-5)
 
 
 @pytest.mark.parametrize("part", ["base", "energy"])

@@ -1,7 +1,5 @@
 """Files: what PyTorch adds."""
 
-import numpy as np
-import pyro.distributions as dist
 import pytest
 import torch
 from pyro_cases import standard_normal
@@ -58,32 +56,6 @@ def test_modules_of_the_user(tmp_path):
     loaded = round_trip(gebm, tmp_path, base=template, energy=Quadratic(torch.zeros(3)))
     assert_same(loaded, gebm)
     assert loaded.generator.order.dtype == torch.int64
-
-
-def test_float32_stays_float32(tmp_path):
-    generator, critic = (network.float() for network in (nn.MLP((2,), (3,), (5, 4)), nn.MLP((3,), (), (4,))))
-    gebm = GEBM(Pushforward(standard_normal(2, torch.float32), generator), critic, log_partition=0.5)
-    loaded = round_trip(gebm, tmp_path)
-    z = loaded.latent.sample((2,))
-    assert z.dtype == loaded.latent.log_prob(z).dtype == loaded.log_partition.dtype == torch.float32
-    torch.testing.assert_close(loaded.latent.log_prob(z), gebm.latent.log_prob(z).detach(), rtol=0, atol=0)
-
-
-def test_a_latent_prior_of_python_floats_is_written_in_the_dtype_of_its_draws(tmp_path):
-    torch.set_default_dtype(torch.float32)
-    prior = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
-    save(GEBM(Pushforward(prior, nn.MLP((2,), (3,), (4,))), nn.MLP((3,), (), (4,))), tmp_path / "gebm.npz")
-    with np.load(tmp_path / "gebm.npz") as file:
-        assert {file[key].dtype for key in file.files if key != "header"} == {np.dtype("float32")}
-
-
-def test_float64_is_read_where_float32_is_the_default(tmp_path):
-    gebm = small_gebm(log_partition=0.5)
-    save(gebm, tmp_path / "gebm.npz")
-    torch.set_default_dtype(torch.float32)
-    loaded = load(tmp_path / "gebm.npz")
-    assert loaded.latent.sample((2,)).dtype == loaded.log_partition.dtype == torch.float64
-    assert_same(loaded, gebm)
 
 
 @pytest.mark.parametrize("part", ["base", "energy"])
