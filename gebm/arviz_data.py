@@ -1,7 +1,7 @@
 """Draws and statistics as ArviZ data, for ArviZ 0.23 and 1.x."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 __all__ = ["from_groups", "latent_site", "named_statistics"]
@@ -16,7 +16,13 @@ STATISTICS: Final = {
 }
 
 
-def from_groups(posterior, sample_stats=None, *, coords=None, dims=None):
+def from_groups(
+    posterior: Mapping[str, Any],
+    sample_stats: Mapping[str, Any] | None = None,
+    *,
+    coords: Mapping[str, Any] | None = None,
+    dims: Mapping[str, Any] | None = None,
+) -> Any:
     """Arrays of draws as ArviZ data.
 
     Args:
@@ -31,6 +37,7 @@ def from_groups(posterior, sample_stats=None, *, coords=None, dims=None):
     Raises:
         ImportError: without ArviZ, naming the extra to install.
     """
+    arviz: Any  # two generations with different signatures
     try:
         import arviz
     except ImportError as error:
@@ -43,7 +50,7 @@ def from_groups(posterior, sample_stats=None, *, coords=None, dims=None):
         return arviz.from_dict(**groups, coords=coords, dims=dims)
 
 
-def latent_site(posterior, event_shape, site=None):
+def latent_site(posterior: Mapping[str, Any], event_shape: Sequence[int], site: str | None = None) -> str:
     """Name of the site whose draws are latents of a model.
 
     Args:

@@ -7,12 +7,14 @@ touched. How many draws are complete stands in the file, and is written after th
 
 import os
 import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 from gebm.arviz_data import from_groups
 from gebm.atomic import replacing
-from gebm.netcdf import allocate, checked_variable, layout, lock, read_count, write
+from gebm.netcdf import Slab, allocate, checked_variable, layout, lock, read_count, write
 from gebm.validation import integer
 
 __all__ = ["DrawFile", "read_draws", "refuse_existing"]
@@ -44,7 +46,7 @@ class DrawFile:
         (2, 40, 3)
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = pathlib.Path(path)
         self._slabs, self._count_offset = layout(self.path)
         self.num_chains, self.num_draws = next(iter(self._slabs["posterior"].values())).shape[:2]
@@ -57,7 +59,13 @@ class DrawFile:
             raise
 
     @classmethod
-    def create(cls, path, num_chains, num_draws, variables):
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        num_chains: int,
+        num_draws: int,
+        variables: Mapping[str, tuple[Iterable[int], Any, str]],
+    ) -> "DrawFile":
         """Create an empty file of its final size (on most systems it takes disk space only as it fills).
 
         Args:
@@ -86,7 +94,7 @@ class DrawFile:
         return cls(path)
 
     @classmethod
-    def open(cls, path):
+    def open(cls, path: str | os.PathLike[str]) -> "DrawFile":
         """Open a file that `DrawFile.create` has made, to continue after its last complete draw.
 
         Args:
@@ -102,7 +110,7 @@ class DrawFile:
         """
         return cls(path)
 
-    def append(self, posterior, sample_stats=None):
+    def append(self, posterior: Mapping[str, Any], sample_stats: Mapping[str, Any] | None = None) -> None:
         """Write the next draws; they count once they are on disk.
 
         Args:
@@ -128,7 +136,7 @@ class DrawFile:
         os.fsync(self._file.fileno())
         self.num_draws_written = count
 
-    def rewind(self, num_draws):
+    def rewind(self, num_draws: int) -> None:
         """Drop the draws after the first `num_draws` of each chain; the next `append` overwrites them.
 
         Args:
@@ -143,7 +151,7 @@ class DrawFile:
         os.fsync(self._file.fileno())
         self.num_draws_written = num_draws
 
-    def _checked_chunks(self, groups):
+    def _checked_chunks(self, groups: Mapping[str, Mapping[str, Any]]) -> list[tuple[Slab, np.ndarray]]:
         """Pairs of a slab and its new values, all of them checked."""
         chunks = []
         for group, values in groups.items():
@@ -168,22 +176,22 @@ class DrawFile:
             )
         return [(slab, value) for _, slab, value in chunks]
 
-    def close(self):
+    def close(self) -> None:
         """Close the file; closing twice does no harm."""
         self._file.close()
 
-    def __enter__(self):
+    def __enter__(self) -> "DrawFile":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         written = f"{self.num_draws_written} of {self.num_draws} draws, {self.num_chains} chains"
         return f"DrawFile({str(self.path)!r}, {written})"
 
 
-def refuse_existing(path):
+def refuse_existing(path: pathlib.Path) -> None:
     """Raise an error if a file of draws would be overwritten.
 
     Args:
@@ -198,7 +206,7 @@ def refuse_existing(path):
         )
 
 
-def read_draws(path):
+def read_draws(path: str | os.PathLike[str]) -> Any:
     """The complete draws of a `DrawFile`, as `to_arviz` returns them; also while another process is writing.
 
     Values are mapped from the file, and read from the disk when they are used.
@@ -227,5 +235,5 @@ def read_draws(path):
     return from_groups(posterior, statistics)
 
 
-def _as_numpy(value):
+def _as_numpy(value: Any) -> np.ndarray:
     return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)  # a tensor of any device

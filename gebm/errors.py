@@ -1,5 +1,7 @@
 """Errors that both packages raise."""
 
+from typing import Any
+
 __all__ = ["TrainingDiverged"]
 
 
@@ -14,6 +16,6 @@ class TrainingDiverged(FloatingPointError):
         state: the last good state: in Pyro a state dictionary, in NumPyro a `KALEState`.
     """
 
-    def __init__(self, message, state):
+    def __init__(self, message: str, state: Any) -> None:
         super().__init__(message)
         self.state = state

@@ -178,7 +178,7 @@ def _temperature(temperature: np.ndarray) -> Finding:
 
 
 def _warmup(converged: np.ndarray) -> Finding:
-    converged = converged.astype(bool).reshape(len(converged), -1).all(axis=1)
+    converged = np.asarray(converged.astype(bool).reshape(len(converged), -1).all(axis=1))
     numbers, failed = {"warmup_converged": tuple(converged.tolist())}, np.flatnonzero(~converged)
     if not len(failed):
         return Finding(numbers, "Warm-up converged in every chain.")

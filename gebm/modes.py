@@ -1,11 +1,16 @@
 """Modes that chains visited: peaks of one-dimensional projections of their draws."""
 
 import itertools
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 __all__ = ["Modes", "cuts_between_modes", "modes_visited"]
+
+
+#: From draws of shape (chain, draw) to their effective sample size.
+ESS: TypeAlias = Callable[[np.ndarray], float]
 
 
 class Modes(NamedTuple):
@@ -20,11 +25,11 @@ class Modes(NamedTuple):
 
     along: str
     shares: np.ndarray
-    visited: tuple
-    missing: tuple
+    visited: tuple[tuple[int, ...], ...]
+    missing: tuple[tuple[int, ...], ...]
 
 
-def modes_visited(draws, scalars, ess):
+def modes_visited(draws: np.ndarray, scalars: Mapping[str, np.ndarray], ess: ESS) -> Modes:
     """Which modes each chain visited, along the direction in which most are missed, or else the one with most modes.
 
     Directions are the three leading principal components, up to three directions between the means of the chains,
@@ -53,7 +58,9 @@ def modes_visited(draws, scalars, ess):
     return max(found, key=lambda modes: (sum(map(len, modes.missing)), modes.shares.shape[1]))
 
 
-def cuts_between_modes(values, scale, num_effective, min_share=0.02, depth=0.5):
+def cuts_between_modes(
+    values: np.ndarray, scale: float, num_effective: float, min_share: float = 0.02, depth: float = 0.5
+) -> np.ndarray:
     """Where to cut a line so that every piece holds one mode of a Gaussian kernel density estimate.
 
     Two peaks are two modes if the valley between them is lower than `depth` times the smaller one.
@@ -84,7 +91,7 @@ def cuts_between_modes(values, scale, num_effective, min_share=0.02, depth=0.5):
     rising = np.diff(density, prepend=-1, append=-1)
     peaks = np.flatnonzero((rising[:-1] > 0) & (rising[1:] <= 0))
     # 0.76 of a Gaussian lies where its density is above half of its peak; a tail of few draws has peaks of one or two.
-    peaks = [p for p in peaks if _draws_around(p, counts, density) >= 0.76 * min_share * len(values)]
+    peaks = [p for p in peaks if _draws_around(int(p), counts, density) >= 0.76 * min_share * len(values)]
     while len(peaks) > 1:
         valleys = [a + int(np.argmin(density[a:b])) for a, b in itertools.pairwise(peaks)]
         depths = [density[v] / min(density[a], density[b]) for v, a, b in zip(valleys, peaks, peaks[1:])]
@@ -95,7 +102,7 @@ def cuts_between_modes(values, scale, num_effective, min_share=0.02, depth=0.5):
     return np.empty(0)
 
 
-def _draws_around(peak, counts, density):
+def _draws_around(peak: int, counts: np.ndarray, density: np.ndarray) -> int:
     """Number of draws around a peak, as far as the density is above half of it."""
     below = np.flatnonzero(density < density[peak] / 2)
     split = np.searchsorted(below, peak)
@@ -104,7 +111,7 @@ def _draws_around(peak, counts, density):
     return counts[first:last].sum()
 
 
-def _leading_directions(rows, count=3, max_rows=2000):
+def _leading_directions(rows: np.ndarray, count: int = 3, max_rows: int = 2000) -> np.ndarray:
     """Unit vectors of shape (<= count, dimension): the principal components of rows, largest variance first."""
     rows = rows[:: -(-len(rows) // max_rows)]
     centred = rows - rows.mean(0)
@@ -115,7 +122,7 @@ def _leading_directions(rows, count=3, max_rows=2000):
     return directions / np.maximum(np.linalg.norm(directions, axis=1, keepdims=True), 1e-300)
 
 
-def _modes_along(name, values, start, ess):
+def _modes_along(name: str, values: np.ndarray, start: int, ess: ESS) -> Modes:
     """`Modes` along one direction, found on the draws from `start` on and visited at any time."""
     num_chains, seen = len(values), values[:, start:]
     spreads = np.array([_spread(chain) for chain in seen])
@@ -133,7 +140,7 @@ def _modes_along(name, values, start, ess):
     return Modes(name, shares, visited, missing if len(cuts) else ((),) * num_chains)
 
 
-def _spread(values):
+def _spread(values: np.ndarray) -> float:
     """Standard deviation, or the quartiles' if that is smaller and not zero."""
     low, high = np.quantile(values, (0.25, 0.75))
     deviation = float(np.std(values))

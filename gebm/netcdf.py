@@ -1,8 +1,10 @@
 """The NetCDF file behind `DrawFile`: made once by the HDF5 library, then written in place."""
 
 import contextlib
+import os
 import pathlib
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -18,15 +20,19 @@ COUNT = "num_draws_written"
 _DTYPES = {np.dtype(name) for name in ("bool", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8")}
 
 
+#: Shape of one draw, dtype and group of a variable.
+Variable: TypeAlias = tuple[tuple[int, ...], np.dtype, str]
+
+
 class Slab(NamedTuple):
     """Where the values of a variable lie in a file: C-ordered, `offset` bytes from its beginning."""
 
     offset: int
-    shape: tuple  # (chain, draw) + shape of one draw
+    shape: tuple[int, ...]  # (chain, draw) + shape of one draw
     dtype: np.dtype
 
 
-def checked_variable(name, shape, dtype, group):
+def checked_variable(name: str, shape: Iterable[int], dtype: Any, group: str) -> Variable:
     """Shape, NumPy dtype and group of a variable.
 
     Raises:
@@ -40,14 +46,15 @@ def checked_variable(name, shape, dtype, group):
         numpy_dtype = np.dtype(str(dtype).removeprefix("torch.") if str(dtype).startswith("torch.") else dtype)
     except TypeError:
         numpy_dtype = None
-    if numpy_dtype not in _DTYPES:
+    if numpy_dtype is None or numpy_dtype not in _DTYPES:
         raise ValueError(f"Expected {name!r} with a dtype in {sorted(map(str, _DTYPES))}; got {dtype}.")
+    shape = tuple(map(int, shape))
     if any(size < 1 for size in shape):
-        raise ValueError(f"Expected {name!r} with axes of at least one; got shape {tuple(shape)}.")
-    return tuple(map(int, shape)), numpy_dtype, group
+        raise ValueError(f"Expected {name!r} with axes of at least one; got shape {shape}.")
+    return shape, numpy_dtype, group
 
 
-def allocate(path, num_chains, num_draws, variables):
+def allocate(path: pathlib.Path, num_chains: int, num_draws: int, variables: Mapping[str, Variable]) -> None:
     """An empty file: dimensions and coordinates as ArviZ names them, every variable contiguous and allocated."""
     h5netcdf, _ = _hdf5()
     # Aligned objects: the count never straddles two pages, so that it is written whole or not at all.
@@ -71,12 +78,12 @@ def allocate(path, num_chains, num_draws, variables):
                 new[(-1,) * (2 + len(dims))] = 0  # the library allocates on the first write
 
 
-def _add_dimension(group, name, size):
+def _add_dimension(group: Any, name: str, size: int) -> None:
     group.dimensions[name] = int(size)
     group.create_variable(name, (name,), "i8")[...] = np.arange(size)
 
 
-def layout(path):
+def layout(path: str | os.PathLike[str]) -> tuple[dict[str, dict[str, Slab]], int]:
     """Slabs of every variable by group, and the offset of the count."""
     _, h5py = _hdf5()
     if not pathlib.Path(path).exists():
@@ -84,7 +91,7 @@ def layout(path):
     with _open_unlocked(h5py, path) as file:
         if COUNT not in file or not set(GROUPS) <= set(file):
             raise ValueError(f"Expected a file that `DrawFile.create` has made; got {path} with {sorted(file)}.")
-        slabs = {group: {} for group in GROUPS}
+        slabs: dict[str, dict[str, Slab]] = {group: {} for group in GROUPS}
         for group, name, variable in ((g, n, v) for g in GROUPS for n, v in file[g].items()):
             if not variable.is_scale:
                 dtype = np.dtype(variable.attrs.get("dtype", variable.dtype))
@@ -92,7 +99,7 @@ def layout(path):
         return slabs, file[COUNT].id.get_offset()
 
 
-def _open_unlocked(h5py, path):
+def _open_unlocked(h5py: Any, path: str | os.PathLike[str]) -> Any:
     try:
         return h5py.File(path, "r", locking=False)  # a writer holds a lock
     except OSError as error:
@@ -101,7 +108,7 @@ def _open_unlocked(h5py, path):
         raise ValueError(f"Expected a file that `DrawFile.create` has made; got {path}: {error}.") from error
 
 
-def lock(file, path):
+def lock(file: Any, path: pathlib.Path) -> None:
     """Keep a second writer out, where the system can."""
     try:
         import fcntl
@@ -117,21 +124,21 @@ def lock(file, path):
         return
 
 
-def read_count(file, offset):
+def read_count(file: Any, offset: int) -> int:
     """Draws of a file that are complete."""
     file.seek(offset)
     return int(np.frombuffer(file.read(8), "<i8")[0])
 
 
-def write(file, offset, values):
+def write(file: Any, offset: int, values: np.ndarray) -> None:
     """Write a contiguous array at an offset."""
     file.seek(offset)
-    rest = memoryview(values.reshape(-1).view(np.uint8))
+    rest = values.reshape(-1).view(np.uint8).data
     while rest:
         rest = rest[file.write(rest) :]
 
 
-def _hdf5():
+def _hdf5() -> tuple[Any, Any]:
     try:
         import h5netcdf
         import h5py

@@ -3,11 +3,12 @@
 import math
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 __all__ = ["pareto_k"]
 
 
-def pareto_k(log_weights):
+def pareto_k(log_weights: ArrayLike) -> float:
     """Shape of a generalised Pareto law fitted to the largest weights (doi:10.1198/TECH.2009.08017, arXiv:1507.02646).
 
     Args:
@@ -22,10 +23,10 @@ def pareto_k(log_weights):
         >>> bool(abs(pareto_k(np.log(weights)) - 0.8) < 0.1)
         True
     """
-    log_weights = np.sort(np.asarray(log_weights, np.float64))
-    num_tail = math.ceil(min(len(log_weights) / 5, 3 * math.sqrt(len(log_weights))))
-    largest, threshold = log_weights[-1], log_weights[-num_tail - 1]
-    excess = np.exp(log_weights[-num_tail:] - largest) - np.exp(threshold - largest)
+    ordered = np.sort(np.asarray(log_weights, np.float64))
+    num_tail = math.ceil(min(len(ordered) / 5, 3 * math.sqrt(len(ordered))))
+    largest, threshold = ordered[-1], ordered[-num_tail - 1]
+    excess = np.exp(ordered[-num_tail:] - largest) - np.exp(threshold - largest)
     if not excess[0] > 0:  # ties, or weights that are all alike: no tail
         excess = excess[excess > 0]
         if len(excess) < 5:

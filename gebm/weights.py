@@ -1,9 +1,11 @@
 r"""Estimates of a log-partition from importance weights, and whether they can be trusted."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from gebm.pareto import pareto_k
 
@@ -36,10 +38,10 @@ class LogPartition(NamedTuple):
     std_error: float
     ess: float
     pareto_k: float
-    warnings: tuple
+    warnings: tuple[str, ...]
 
 
-def from_log_weights(log_weights, num_each=1):
+def from_log_weights(log_weights: ArrayLike, num_each: int = 1) -> LogPartition:
     r"""Logarithm of a mean of weights, $\log \frac1N \sum_i w_i$, as an estimate of a log-partition.
 
     Args:
@@ -77,7 +79,9 @@ def from_log_weights(log_weights, num_each=1):
     return estimate._replace(warnings=(*estimate.warnings, of_groups))
 
 
-def bridge(base_tilts, draw_tilts, effective_sample_size):
+def bridge(
+    base_tilts: ArrayLike, draw_tilts: ArrayLike, effective_sample_size: Callable[[np.ndarray], float]
+) -> LogPartition:
     r"""Bridge sampling between a base and the law tilted by weights w, with the optimal bridge.
 
     .. math:: \hat Z = \frac{E_0[w\, b]}{E_1[b]}, \qquad b \propto \frac{1}{n_0 + n_1 w / Z}
@@ -111,10 +115,12 @@ def bridge(base_tilts, draw_tilts, effective_sample_size):
     share = num_draws / (num_base + num_draws)
     finite = np.concatenate([base_tilts[np.isfinite(base_tilts)], draw_tilts.ravel()])
     low, high = finite.min() - 50.0, finite.max() + 50.0
+    value = 0.0
     for _ in range(100):  # the equation that Z solves is monotone
         value = 0.5 * (low + high)
         of_base, of_draws = _bridged(base_tilts - value, draw_tilts - value, share)
         low, high = (value, high) if of_base.mean() > of_draws.mean() else (low, value)
+    of_base, of_draws = _bridged(base_tilts - value, draw_tilts - value, share)
     fraction = _effective_fraction(of_base)
     num_effective = np.fmin(float(effective_sample_size(of_draws)), num_draws)  # NaN for draws that are all the same
     ess = min(num_base * fraction, num_effective * _effective_fraction(of_draws))
@@ -122,18 +128,18 @@ def bridge(base_tilts, draw_tilts, effective_sample_size):
     return _estimate(value, math.sqrt(max(variance, 0.0)), ess, math.nan)
 
 
-def _bridged(log_ratio_base, log_ratio_draws, share):
+def _bridged(log_ratio_base: np.ndarray, log_ratio_draws: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
     """Density of the tilted law over the mixture of both, at draws of the base; of the base, at its own draws."""
     with np.errstate(over="ignore"):
         of_base = 1 / (share + (1 - share) * np.exp(-log_ratio_base))
         return of_base, 1 / (1 - share + share * np.exp(log_ratio_draws))
 
 
-def _effective_fraction(weights):
+def _effective_fraction(weights: np.ndarray) -> float:
     return weights.sum() ** 2 / (weights**2).sum() / weights.size
 
 
-def _estimate(value, std_error, ess, shape):
+def _estimate(value: float, std_error: float, ess: float, shape: float) -> LogPartition:
     warnings = []
     if shape > MAX_PARETO_K:
         warnings.append(
