@@ -103,9 +103,17 @@ class NumPyro(Host):
         """As a NumPy array."""
         return np.asarray(x)
 
+    def key(self, seed):
+        """The first arguments of what takes a key there: `fn(*host.key(0), x)`; in Pyro none, and the seed is set."""
+        return (self.jax.random.key(seed),)
+
     def sample(self, distribution, shape=(), seed=0):
         """Draws of a distribution."""
-        return distribution.sample(self.jax.random.key(seed), shape)
+        return distribution.sample(*self.key(seed), shape)
+
+    def float32(self):
+        """A context of single precision."""
+        return self.jax.enable_x64(False)
 
     def call(self, fn, *args, seed=0, **kwargs):
         """Call what takes `rng_key=` in NumPyro, and Pyro's global state of random numbers in Pyro."""
@@ -129,8 +137,7 @@ class NumPyro(Host):
 
     def network(self, fn, *parameters):
         """The network `x -> fn(*parameters, x)`."""
-        parameters = tuple(map(self.array, parameters))
-        return self.nn.Applied(lambda parameters, x: fn(*parameters, x), parameters)
+        return self.nn.Applied(_of_one_tuple(fn), tuple(map(self.array, parameters)))
 
     def parameters(self, network):
         """Parameters of a network or a base, NumPy arrays in the order of its definition."""
@@ -179,6 +186,10 @@ class NumPyro(Host):
         """KALE on data after `train`."""
         return float(kale.evaluate(result.state, data))
 
+    def nuts(self, model):
+        """The host's NUTS from draws of the prior."""
+        return self.ppl.infer.NUTS(model, init_strategy=self.infer.init_to_prior)
+
     def mcmc(self, kernel, num_warmup, num_samples, num_chains=1, *args, seed=0, start=None, stock=False):
         """A finished run of the host's MCMC; `start` has (chain, ...) by site."""
         MCMC, settings = self.ppl.infer.MCMC, {"chain_method": "vectorized", "progress_bar": False}
@@ -214,16 +225,30 @@ class Pyro(Host):
 
     def array(self, x, dtype=None):
         """A tensor; whole numbers and float64 stay what they are."""
-        return self.torch.as_tensor(x, dtype=dtype and getattr(self.torch, dtype))
+        x = self.torch.as_tensor(x, dtype=dtype and getattr(self.torch, dtype))
+        return x.to(self.torch.get_default_dtype()) if x.dtype == self.torch.float64 else x
 
     def numpy(self, x):
         """As a NumPy array."""
         return x.detach().numpy() if isinstance(x, self.torch.Tensor) else np.asarray(x)
 
+    def key(self, seed):
+        """The first arguments of what takes a key there: `fn(*host.key(0), x)`; in Pyro none, and the seed is set."""
+        self.ppl.set_rng_seed(seed)
+        return ()
+
     def sample(self, distribution, shape=(), seed=0):
         """Draws of a distribution."""
-        self.ppl.set_rng_seed(seed)
-        return distribution.sample(shape)
+        return distribution.sample(*self.key(seed), shape)
+
+    @contextlib.contextmanager
+    def float32(self):
+        """A context of single precision."""
+        self.torch.set_default_dtype(self.torch.float32)
+        try:
+            yield
+        finally:
+            self.torch.set_default_dtype(self.torch.float64)
 
     def call(self, fn, *args, seed=0, **kwargs):
         """Call what takes `rng_key=` in NumPyro, and Pyro's global state of random numbers in Pyro."""
@@ -310,6 +335,10 @@ class Pyro(Host):
         """KALE on data after `train`."""
         return float(kale.evaluate(data))
 
+    def nuts(self, model):
+        """The host's NUTS from draws of the prior."""
+        return self.ppl.infer.NUTS(model, init_strategy=self.infer.init_to_prior, max_plate_nesting=0)
+
     def mcmc(self, kernel, num_warmup, num_samples, num_chains=1, *args, seed=0, start=None, stock=False):
         """A finished run of `VectorizedMCMC`, or (`stock`, Pyro's kernels) MCMC; `start` has (chain, ...) by site."""
         self.ppl.set_rng_seed(seed)
@@ -363,6 +392,11 @@ class _PyroSteps:
             return [numpy(average).copy() for average in kale.state_dict()["base_average"]]
         names = {"step_count": "num_steps_taken", "base_step": "base_steps_taken", "skipped": "num_skipped"}
         return numpy(getattr(kale, names.get(name, name)))
+
+
+@functools.cache  # so that new parameters compile nothing
+def _of_one_tuple(fn):
+    return lambda parameters, x: fn(*parameters, x)
 
 
 @functools.cache
