@@ -111,10 +111,6 @@ class NumPyro(Host):
         """Draws of a distribution."""
         return distribution.sample(*self.key(seed), shape)
 
-    def float32(self):
-        """A context of single precision."""
-        return self.jax.enable_x64(False)
-
     def call(self, fn, *args, seed=0, **kwargs):
         """Call what takes `rng_key=` in NumPyro, and Pyro's global state of random numbers in Pyro."""
         return fn(*args, rng_key=self.jax.random.key(seed), **kwargs)
@@ -220,13 +216,15 @@ class Pyro(Host):
         """A context in which the host works in its own precision, not in that of the tests."""
         default = self.torch.get_default_dtype()
         self.torch.set_default_dtype(self.torch.float32)
-        yield
-        self.torch.set_default_dtype(default)
+        try:
+            yield
+        finally:
+            self.torch.set_default_dtype(default)
 
     def array(self, x, dtype=None):
         """A tensor; whole numbers and float64 stay what they are."""
-        x = self.torch.as_tensor(x, dtype=dtype and getattr(self.torch, dtype))
-        return x.to(self.torch.get_default_dtype()) if x.dtype == self.torch.float64 else x
+        torch, x = self.torch, self.torch.as_tensor(x, dtype=dtype and getattr(self.torch, dtype))
+        return x.to(torch.get_default_dtype()) if dtype is None and x.dtype == torch.float64 else x
 
     def numpy(self, x):
         """As a NumPy array."""
@@ -240,15 +238,6 @@ class Pyro(Host):
     def sample(self, distribution, shape=(), seed=0):
         """Draws of a distribution."""
         return distribution.sample(*self.key(seed), shape)
-
-    @contextlib.contextmanager
-    def float32(self):
-        """A context of single precision."""
-        self.torch.set_default_dtype(self.torch.float32)
-        try:
-            yield
-        finally:
-            self.torch.set_default_dtype(self.torch.float64)
 
     def call(self, fn, *args, seed=0, **kwargs):
         """Call what takes `rng_key=` in NumPyro, and Pyro's global state of random numbers in Pyro."""
