@@ -2,9 +2,9 @@
 
 import importlib.util
 
-collect_ignore = [
-    path
+collect_ignore_glob = [
+    pattern
     for host in ("numpyro", "pyro")
     if importlib.util.find_spec(host) is None
-    for path in (f"{host}_gebm", f"tests/{host}_gebm")
+    for pattern in (f"{host}_gebm/*", f"tests/{host}_*")
 ]
