@@ -50,7 +50,7 @@ class Host:
 
     def normal(self, dim, loc=0.0, scale=1.0):
         """N(loc, scale² I) in `dim` dimensions."""
-        return self.dist.Normal(self.array(np.full(dim, loc)), self.array(np.full(dim, scale))).to_event(1)
+        return self.dist.Normal(self.array([float(loc)] * dim), self.array([float(scale)] * dim)).to_event(1)
 
     def linear_gaussian(self, beta, **kwargs):
         """The GEBM of `cases.linear_gaussian`."""
@@ -223,8 +223,7 @@ class Pyro(Host):
 
     def array(self, x, dtype=None):
         """A tensor; whole numbers and float64 stay what they are."""
-        torch, x = self.torch, self.torch.as_tensor(x, dtype=dtype and getattr(self.torch, dtype))
-        return x.to(torch.get_default_dtype()) if dtype is None and x.dtype == torch.float64 else x
+        return self.torch.as_tensor(x, dtype=dtype and getattr(self.torch, dtype))
 
     def numpy(self, x):
         """As a NumPy array."""
