@@ -85,7 +85,7 @@ class HeldOut:
     ) -> None:
         self.every, self._measure, self._keep = every, measure, keep
         self._by, self._base_is_trained = ("log_likelihood" if has_density else "kale"), base_is_trained
-        self._keeps = keep is not None and (has_density or not base_is_trained)
+        self._keeps = has_density or not base_is_trained
         self.rows, self.best = np.zeros((0, 4)), None
 
     def until_next(self, step: int) -> float:
@@ -103,14 +103,14 @@ class HeldOut:
             return
         best = self._scores().max(initial=-math.inf)
         self.rows = np.vstack([self.rows, [step, *self._measure().values()]])
-        if self._keeps and self._scores()[-1] > best:
+        if self._keep is not None and self._keeps and self._scores()[-1] > best:
             self.best = self._keep()
 
-    def resume(self, rows: np.ndarray, best: Any) -> None:
+    def resume(self, rows: Any, best: Any) -> None:
         """Go on after the looks of an interrupted run."""
         if self.every is not None and rows is not None:
             self.rows = np.asarray(rows, np.float64).reshape(-1, 4)
-            self.best = best if self._keeps and np.isfinite(self._scores()).any() else None
+            self.best = best if self._keep is not None and self._keeps and np.isfinite(self._scores()).any() else None
 
     def shown(self) -> dict[str, str]:
         """What the progress bar shows of the last look."""
@@ -120,9 +120,9 @@ class HeldOut:
         """What was seen; None without looks."""
         if self.every is None:
             return None
-        step, *values = self.rows.T
+        step, kale, log_likelihood, error = self.rows.T
         best = None if self.best is None else int(step[self._scores().argmax()])
-        return ValidationCurve(step.astype(int), *values, best)
+        return ValidationCurve(step.astype(int), kale, log_likelihood, error, best)
 
     def warn_if_overfitting(self, training: np.ndarray, *, stacklevel: int = 2) -> None:
         """Warn if the held-out value fell well below its best while that of training went on rising.

@@ -44,7 +44,7 @@ def plot_losses(
     """
     if labels is not None and len(labels) != len(runs):
         raise ValueError(f"Expected a label for each of {len(runs)} runs; got {len(labels)}.")
-    axes = _new_axes() if axes is None else axes
+    axes = tuple(_new_axes() if axes is None else axes)
     if len(axes) != 4:
         raise ValueError(f"Expected 4 axes; got {len(axes)}.")
     start = 0

@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from tqdm import tqdm
 
@@ -11,8 +11,10 @@ from gebm import validation
 from gebm.checkpoint_files import Checkpoints
 from gebm.held_out import HeldOut
 
-__all__ = ["drive", "energy_bursts", "find_objective", "number_of_energy_steps", "progress"]
+__all__ = ["ObjectiveName", "drive", "energy_bursts", "find_objective", "number_of_energy_steps", "progress"]
 
+#: Short names of the objectives that both packages have.
+ObjectiveName = Literal["kale", "donsker_varadhan", "maximum_likelihood", "contrastive_divergence"]
 #: Most steps between two looks at the losses, which are about a second apart; results do not depend on it.
 MAX_STEPS_PER_LOOK = 100
 #: Steps in a row with a loss or gradient that is not finite, after which a run stops.
@@ -25,10 +27,12 @@ class Run(Protocol):
     @property
     def step(self) -> int:
         """Steps of this run so far."""
+        ...
 
     @property
     def skipped(self) -> int:
         """Steps of this run that were not applied."""
+        ...
 
     def advance(self, count: int) -> Any:
         """Take up to `count` steps; their losses, which it records as well."""
@@ -59,7 +63,7 @@ def drive(
             checkpoints.write_if_due(done, run)
             held_out.look_if_due(done)
             start = time.perf_counter()
-            count = min(count, num_steps - done, checkpoints.until_next(done), held_out.until_next(done))
+            count = int(min(count, num_steps - done, checkpoints.until_next(done), held_out.until_next(done)))
             losses = run.advance(count)
             bar.update(run.step - done)
             skipped = {"skipped": run.skipped} if run.skipped else {}

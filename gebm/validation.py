@@ -9,8 +9,8 @@ import functools
 import math
 import operator
 import typing
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 __all__ = [
     "callable_or_none",
@@ -25,8 +25,10 @@ __all__ = [
     "probability",
 ]
 
+Value = TypeVar("Value")
 
-def integer(name, value, *, minimum=1):
+
+def integer(name: str, value: Any, *, minimum: int = 1) -> int:
     """An integer of at least `minimum`; booleans and floats are not accepted.
 
     Args:
@@ -58,7 +60,7 @@ def integer(name, value, *, minimum=1):
     return number
 
 
-def finite(name, value):
+def finite(name: str, value: Any) -> float:
     """A finite number.
 
     Args:
@@ -78,7 +80,7 @@ def finite(name, value):
     return number
 
 
-def positive(name, value):
+def positive(name: str, value: Any) -> float:
     """A finite number above 0.
 
     Args:
@@ -104,7 +106,7 @@ def positive(name, value):
     return number
 
 
-def nonnegative(name, value):
+def nonnegative(name: str, value: Any) -> float:
     """A finite number of at least 0.
 
     Args:
@@ -124,7 +126,7 @@ def nonnegative(name, value):
     return number
 
 
-def probability(name, value, *, zero=False, one=False):
+def probability(name: str, value: Any, *, zero: bool = False, one: bool = False) -> float:
     """A number in (0, 1), or an end of it that is allowed.
 
     Args:
@@ -152,7 +154,7 @@ def probability(name, value, *, zero=False, one=False):
     return number
 
 
-def one_of(name, value, choices):
+def one_of(name: str, value: Any, choices: Iterable[str]) -> str:
     """One of a few names.
 
     Args:
@@ -178,7 +180,13 @@ def one_of(name, value, choices):
     return value
 
 
-def instance(name, value, types, expected=None, hint=""):
+def instance(
+    name: str,
+    value: Value,
+    types: type | tuple[type, ...],
+    expected: str | None = None,
+    hint: str = "",
+) -> Value:
     """An object of a type.
 
     Args:
@@ -201,7 +209,7 @@ def instance(name, value, types, expected=None, hint=""):
     return value
 
 
-def callable_or_none(name, value):
+def callable_or_none(name: str, value: Value) -> Value:
     """A callable, or None.
 
     Args:

@@ -1,7 +1,7 @@
 """A trained GEBM to and from disk, in a format that both packages read."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -13,7 +13,7 @@ import numpyro.distributions as dist
 from gebm.model_file import PRIORS, LatentPrior, ModelFile, named_class
 from numpyro_gebm import nn
 from numpyro_gebm.base import Pushforward, trained_part, with_trained_part
-from numpyro_gebm.callables import array_name
+from numpyro_gebm.callables import Energy, array_name
 from numpyro_gebm.gebm import GEBM
 
 __all__ = ["load", "save"]
@@ -62,7 +62,7 @@ def save(gebm: GEBM, path: str | os.PathLike[str]) -> None:
 def load(
     path: str | os.PathLike[str],
     base: dist.Distribution | None = None,
-    energy: Callable[[jax.Array], jax.Array] | None = None,
+    energy: Energy | None = None,
 ) -> GEBM:
     """Read a GEBM written by `save`, in either package.
 
@@ -106,7 +106,7 @@ def _describe(network: Any) -> dict[str, Any] | None:
     return {"class": name, "config": network.config}
 
 
-def _build(description: dict[str, Any]) -> eqx.Module:
+def _build(description: dict[str, Any]) -> Any:
     network = named_class(description, nn.ARCHITECTURES, "an architecture")
     return network(**description["config"], rng_key=jax.random.key(0))
 

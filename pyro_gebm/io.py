@@ -1,7 +1,7 @@
 """A trained GEBM to and from disk, in a format that both packages read."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from gebm.model_file import PRIORS, LatentPrior, ModelFile, named_class
 from pyro_gebm import nn
 from pyro_gebm.base import Pushforward, trained_part
+from pyro_gebm.callables import Energy
 from pyro_gebm.gebm import GEBM
 
 __all__ = ["load", "save"]
@@ -58,8 +59,8 @@ def save(gebm: GEBM, path: str | os.PathLike[str]) -> None:
 
 def load(
     path: str | os.PathLike[str],
-    base: dist.Distribution | None = None,
-    energy: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    base: torch.distributions.Distribution | None = None,
+    energy: Energy | None = None,
 ) -> GEBM:
     """Read a GEBM written by `save`, in either package.
 
@@ -107,9 +108,9 @@ def _dtype(prefix: str, arrays: Mapping[str, np.ndarray]) -> torch.dtype:
     return next(_tensor(value).dtype for key, value in arrays.items() if key.startswith(f"{prefix}."))
 
 
-def _describe_prior(prior: dist.Distribution) -> LatentPrior | None:
+def _describe_prior(prior: torch.distributions.Distribution) -> LatentPrior | None:
     """A latent prior as a file holds it; None if it is not one that both packages know."""
-    shape, is_batch = prior.shape(), prior.batch_shape != ()
+    shape, is_batch = prior.batch_shape + prior.event_shape, prior.batch_shape != ()
     while isinstance(prior, (torch.distributions.Independent, ExpandedDistribution)):
         prior = prior.base_dist
     for name, parameters in PRIORS.items():
@@ -119,7 +120,7 @@ def _describe_prior(prior: dist.Distribution) -> LatentPrior | None:
     return None
 
 
-def _build_prior(prior: LatentPrior) -> dist.Distribution:
+def _build_prior(prior: LatentPrior) -> torch.distributions.Distribution:
     parameters = {name: _tensor(value) for name, value in prior.parameters.items()}
     return getattr(dist, prior.name)(**parameters).to_event(len(prior.shape))
 

@@ -1,7 +1,7 @@
 """Draws and statistics of a chain as ArviZ data."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -54,10 +54,10 @@ def to_arviz(
         >>> sorted(to_arviz(mcmc, gebm)["sample_stats"].data_vars)
         ['diverging', 'energy_x']
     """
-    instance("mcmc", mcmc, AbstractMCMC, "pyro.infer.MCMC")
-    draws = mcmc.get_samples(group_by_chain=True)
+    run = cast(Any, instance("mcmc", mcmc, AbstractMCMC, "pyro.infer.MCMC"))  # whose type has no draws
+    draws = run.get_samples(group_by_chain=True)
     posterior = {name: value.detach().cpu().numpy() for name, value in draws.items()}
-    statistics = _statistics(mcmc._diagnostics, next(iter(posterior.values())).shape[:2])
+    statistics = _statistics(run._diagnostics, next(iter(posterior.values())).shape[:2])
     if gebm is not None:
         statistics["energy_x"] = energy_of_site(gebm, posterior, site)
     return from_groups(posterior, statistics, coords=coords, dims=dims)

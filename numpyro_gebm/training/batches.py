@@ -33,7 +33,7 @@ def finite_array(name: str, data: Any, event_shape: Sequence[int], dtype: Any) -
         ValueError: if the shape does not fit, or values are not finite.
     """
     check_shape(name, data, event_shape)
-    check_rows(name, np.isfinite(np.asarray(data)).reshape(len(data), -1).all(axis=1))
+    check_rows(name, np.asarray(np.isfinite(np.asarray(data)).reshape(len(data), -1).all(axis=1)))
     return jnp.asarray(data, dtype)
 
 

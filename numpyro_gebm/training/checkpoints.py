@@ -104,7 +104,7 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
 
 def _root(name: str) -> str:
     """Entry at the root of the tree that a leaf belongs to."""
-    return re.match(r"[.\['\"]*([^.\[\]'\"]*)", name)[1]
+    return re.split(r"[.\[\]'\"]", name.lstrip(".['\""))[0]
 
 
 def _is_key(leaf: Any) -> bool:

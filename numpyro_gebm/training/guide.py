@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jax import lax, random
 from jax.scipy.special import logsumexp
 from numpyro.distributions import Distribution
+from numpyro.util import not_jax_tracer
 
 from gebm import validation
-from numpyro_gebm.callables import Partitioned, over_batch
+from numpyro_gebm.callables import Energy, Partitioned, over_batch
 from numpyro_gebm.divergences import batch_log_partition
 
 __all__ = [
@@ -154,7 +155,7 @@ def l2_penalty(weight: float) -> Penalty:
 
     def penalty(energy, data, base_draws, rng_key):
         arrays = jax.tree.leaves(eqx.filter(energy, eqx.is_inexact_array))
-        return weight * sum(jnp.sum(array**2) for array in arrays)
+        return jnp.asarray(weight * sum(jnp.sum(array**2) for array in arrays))
 
     return penalty
 
@@ -174,7 +175,7 @@ def sum_of_penalties(*penalties: Penalty) -> Penalty:
 
     def penalty(energy, data, base_draws, rng_key):
         keys = random.split(rng_key, len(penalties))
-        return sum(p(energy, data, base_draws, key) for p, key in zip(penalties, keys, strict=True))
+        return jnp.asarray(sum(p(energy, data, base_draws, key) for p, key in zip(penalties, keys, strict=True)))
 
     return penalty
 
@@ -203,7 +204,7 @@ class KALEGuide:
 
     def __init__(
         self,
-        energy: Callable[[jax.Array], jax.Array],
+        energy: Energy,
         *,
         log_partition: jax.Array | float | None = None,
         log_partition_rate: float = 0.1,
@@ -212,7 +213,7 @@ class KALEGuide:
         if not callable(energy):
             raise TypeError(f"Expected energy to be callable; got {type(energy).__name__}.")
         self.energy = energy
-        if log_partition is not None and not isinstance(log_partition, jax.core.Tracer):
+        if log_partition is not None and not_jax_tracer(log_partition):
             validation.finite("log_partition", log_partition)
         self.log_partition = log_partition
         self.log_partition_rate = validation.positive("log_partition_rate", log_partition_rate)

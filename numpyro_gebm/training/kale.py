@@ -16,7 +16,7 @@ from numpyro.distributions import Distribution
 from gebm.batches import check_shape
 from gebm.checkpoint_files import Checkpoints
 from gebm.held_out import HeldOut, HeldOutEnergies, find_every
-from gebm.training import drive, find_objective, number_of_energy_steps, progress
+from gebm.training import ObjectiveName, drive, find_objective, number_of_energy_steps, progress
 from gebm.validation import callable_or_none, instance, integer, probability
 from numpyro_gebm.base import has_density, trained_part, with_trained_part
 from numpyro_gebm.callables import over_batch
@@ -34,7 +34,7 @@ from numpyro_gebm.training.loop import (
     step_keys,
     stream_key,
 )
-from numpyro_gebm.training.objectives import OBJECTIVES, Energies, Objective
+from numpyro_gebm.training.objectives import OBJECTIVES, BaseObjective, Energies, EnergyObjective
 from numpyro_gebm.training.results import KALELosses, KALEResult, KALEState
 
 __all__ = ["KALE"]
@@ -89,7 +89,7 @@ class KALE:
         base_optim: optax.GradientTransformation | None,
         energy_optim: optax.GradientTransformation | None,
         *,
-        objective: str | Objective = "kale",
+        objective: ObjectiveName | EnergyObjective | BaseObjective = "kale",
         energy_steps: int | Callable[[int], int] = 5,
         noise_factor: int = 1,
         ema_decay: float | None = None,
@@ -247,13 +247,15 @@ class KALE:
             run.resume(saved.state, int(saved.first), KALELosses(*saved.losses))
             held_out.resume(saved.held_out, saved.best)
         checkpoints = Checkpoints(
-            checkpoint_dir, checkpoint_every, lambda *place: write_checkpoint(*place[:2], _checkpoint(run, held_out))
+            checkpoint_dir,
+            checkpoint_every,
+            lambda directory, step, run: write_checkpoint(directory, step, _checkpoint(run, held_out)),
         )
         drive(run, num_steps, checkpoints, held_out, progress, progress_bar=progress_bar)
         held_out.warn_if_overfitting(run.losses.kale)
         return self._result(run, held_out)
 
-    def _batches(self, data, batch_size):
+    def _batches(self, data: Any, batch_size: int | None) -> InMemory | Stream:
         if hasattr(data, "shape"):
             return InMemory(data, self.base.event_shape, batch_size, self._dtype)
         return Stream(data, self.base.event_shape, self._dtype)
@@ -266,7 +268,7 @@ class KALE:
             data = finite_array("validation data", data, self.base.event_shape, self._dtype)
         return HeldOut(
             every,
-            lambda: HeldOutEnergies(*self._on_held_out(run.state, data), self._energy_counts),
+            lambda: HeldOutEnergies(**self._on_held_out(run.state, data), energy_counts=self._energy_counts),
             (lambda: _parts(run.state)) if keep_best else None,
             has_density=has_density(self.base),
             base_is_trained=self.base_optim is not None,
@@ -304,7 +306,7 @@ class KALE:
 
     def _energy_step(self, state, batch):
         key_base, key_penalty, _ = step_keys(state, state.step)
-        draws = self._base_of(state.base).sample(key_base, (self.noise_factor * len(batch),))
+        draws = jnp.asarray(self._base_of(state.base).sample(key_base, (self.noise_factor * len(batch),)))
         chains = chain_draws = None
         if state.chains is not None:
             gebm = GEBM(self._base_of(state.base), self._energy_of(state.energy), validate_args=False)
@@ -366,8 +368,8 @@ class KALE:
         value, grads = jax.value_and_grad(loss)(state.base)
         ok, norm, base, optim = apply_if_finite(self.base_optim, value, grads, state.base, state.base_optim)
         state = count_skipped(state._replace(base=base, base_optim=optim), ok, part=1)
-        if self.ema_decay is not None:
-            average = jax.tree.map(lambda a, b: a + (1 - self.ema_decay) * (b - a), state.base_average, base)
+        if (decay := self.ema_decay) is not None:
+            average = jax.tree.map(lambda a, b: a + (1 - decay) * (b - a), state.base_average, base)
             state = state._replace(base_average=average)
         return state, norm
 
@@ -392,7 +394,8 @@ class KALE:
         key = random.fold_in(stream_key(state.rng_key, "validate"), state.step)
         arrays, energy = _parts(state)
         log_density = self._base_of(arrays).log_prob(data) if has_density(self.base) else None
-        return *self._energies_on(arrays, energy, data, key), state.log_partition, log_density
+        of_data, of_base = self._energies_on(arrays, energy, data, key)
+        return {"data": of_data, "base": of_base, "log_partition": state.log_partition, "log_density": log_density}
 
     def _energies_on(self, base, energy, data, rng_key):
         """Energies of data and of as many base draws, at least 1000; in pieces."""

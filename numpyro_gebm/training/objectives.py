@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 from numpyro.distributions import Distribution
 
 from gebm import validation
@@ -15,9 +16,11 @@ from numpyro_gebm.training.contrastive import PersistentChains, draws_of, move_c
 
 __all__ = [
     "OBJECTIVES",
+    "BaseObjective",
     "ContrastiveDivergence",
     "DonskerVaradhan",
     "Energies",
+    "EnergyObjective",
     "KALEObjective",
     "MaximumLikelihood",
     "Objective",
@@ -37,27 +40,16 @@ class Energies(NamedTuple):
     log_partition: jax.Array
 
 
-class Objective(Protocol):
-    """What `KALE(objective=...)` takes: an object with `energy_loss`, `base_loss`, or both.
-
-    A part without a loss cannot be trained: its optimiser must then be None. Both losses are minimised; the guide's
-    penalty is added to that of the energy. Three more methods are optional: `check(base)` raises a ValueError for a
-    base that will not do; `start_chains(base, rng_key)` and `move_chains(chains, gebm, rng_key)`, together, keep
-    chains that follow the model: the first returns their start, any pytree, the second moves them before every energy
-    step and returns `(chains, draws)`, with draws of the model `(C,) + event_shape`.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> class SquaredHinge:
-        ...     def energy_loss(self, energies):
-        ...         return jnp.mean(jnp.maximum(0, 1 + energies.data) ** 2 + jnp.maximum(0, 1 - energies.base) ** 2)
-        ...
-        ...     def base_loss(self, base, data, energies):
-        ...         return jnp.mean(energies())
-    """
+class EnergyObjective(Protocol):
+    """An objective of the energy."""
 
     def energy_loss(self, energies: Energies) -> jax.Array:
         """The loss of the energy, a scalar."""
+        ...
+
+
+class BaseObjective(Protocol):
+    """An objective of the base."""
 
     def base_loss(self, base: Distribution, data: jax.Array, energies: Callable[[], jax.Array]) -> jax.Array:
         """The loss of the base, a scalar.
@@ -67,6 +59,26 @@ class Objective(Protocol):
             data: a batch.
             energies: returns the energies of fresh base draws, `(M,)`, differentiable in the base.
         """
+        ...
+
+
+class Objective(EnergyObjective, BaseObjective, Protocol):
+    """What `KALE(objective=...)` takes: an object with `energy_loss`, `base_loss`, or both.
+
+    A part without a loss cannot be trained: its optimiser must then be None. Both losses are minimised; the guide's
+    penalty is added to that of the energy. Three more methods are optional: `check(base)` raises a ValueError for a
+    base that will not do; `start_chains(base, rng_key)` and `move_chains(chains, gebm, rng_key)`, together, keep
+    chains that follow the model: the first returns their start, any pytree, the second moves them before every energy
+    step and returns `(chains, draws)`, with draws of the model `(C,) + event_shape`.
+
+    Example:
+        >>> class SquaredHinge:
+        ...     def energy_loss(self, energies):
+        ...         return jnp.mean(jnp.maximum(0, 1 + energies.data) ** 2 + jnp.maximum(0, 1 - energies.base) ** 2)
+        ...
+        ...     def base_loss(self, base, data, energies):
+        ...         return jnp.mean(energies())
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +114,7 @@ class MaximumLikelihood:
 
     def base_loss(self, base: Distribution, data: jax.Array, energies: Callable[[], jax.Array]) -> jax.Array:
         """Minus the mean log-density of the batch."""
-        return -base.log_prob(data).mean()
+        return -jnp.mean(base.log_prob(data))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +147,7 @@ class ContrastiveDivergence:
 
     def energy_loss(self, energies: Energies) -> jax.Array:
         """Mean energy of data minus that of the chains."""
+        assert energies.chains is not None  # it starts them
         return energies.data.mean() - energies.chains.mean()
 
 

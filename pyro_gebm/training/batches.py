@@ -1,6 +1,6 @@
 """Batches of data: shuffled from a tensor on the device, or taken from any iterable."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -79,7 +79,8 @@ class Stream:
 
     def __init__(self, iterable: Iterable[Any], event_shape: Sequence[int], like: torch.Tensor) -> None:
         self.iterable, self.event_shape, self.like = iterable, tuple(event_shape), like
-        self.iterator, self.rng_state, self.shape = None, None, None
+        self.iterator: Iterator[Any] | None = None
+        self.rng_state, self.shape = None, None
         self.count = self.in_epoch = 0
 
     def next(self):
@@ -88,14 +89,11 @@ class Stream:
         Raises:
             ValueError: if the iterable is empty or ends for good, or a batch has another shape than the first.
         """
-        if self.iterator is None:
-            self._restart()
         try:
-            batch = next(self.iterator)
+            batch = next(self._restart() if self.iterator is None else self.iterator)
         except StopIteration:
-            self._restart()
             try:
-                batch = next(self.iterator)
+                batch = next(self._restart())
             except StopIteration:
                 raise ValueError(
                     f"Expected more batches; the iterable ended for good after {self.count}. Pass a loader that is not "
@@ -108,10 +106,11 @@ class Stream:
         self.count, self.in_epoch = self.count + 1, self.in_epoch + 1
         return batch
 
-    def _restart(self):
+    def _restart(self) -> Iterator[Any]:
         """Begin an epoch; a loader that shuffles takes its order from the random state of this moment."""
         self.rng_state, self.in_epoch = torch.get_rng_state(), 0
         self.iterator = iter(self.iterable)
+        return self.iterator
 
     def state_dict(self):
         """Position in the data: batches of this epoch, and the random state it began with."""

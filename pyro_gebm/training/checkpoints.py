@@ -68,7 +68,7 @@ def _read(file: BinaryIO) -> bytes:
     return content
 
 
-def get_rng_state(device: torch.device) -> dict[str, torch.Tensor | None]:
+def get_rng_state(device: torch.device) -> dict[str, Any]:
     """State of PyTorch's generators, on the CPU and on the device."""
     return {
         "cpu": torch.get_rng_state(),
@@ -76,7 +76,7 @@ def get_rng_state(device: torch.device) -> dict[str, torch.Tensor | None]:
     }
 
 
-def set_rng_state(state: dict[str, torch.Tensor | None], device: torch.device) -> None:
+def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
     """Go back to a state from `get_rng_state`."""
     torch.set_rng_state(state["cpu"].cpu())
     if state["cuda"] is not None:

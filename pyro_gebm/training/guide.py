@@ -8,6 +8,7 @@ import torch
 from torch.distributions import Distribution
 
 from gebm import validation
+from pyro_gebm.callables import Energy
 from pyro_gebm.divergences import batch_log_partition
 
 __all__ = [
@@ -142,7 +143,7 @@ def l2_penalty(weight: float) -> Penalty:
     weight = validation.nonnegative("weight", weight)
 
     def penalty(energy, data, base_draws):
-        return weight * sum(parameter.square().sum() for parameter in energy.parameters())
+        return torch.as_tensor(weight * sum(parameter.square().sum() for parameter in energy.parameters()))
 
     return penalty
 
@@ -162,7 +163,7 @@ def sum_of_penalties(*penalties: Penalty) -> Penalty:
     """
 
     def penalty(energy, data, base_draws):
-        return sum(p(energy, data, base_draws) for p in penalties)
+        return torch.as_tensor(sum(p(energy, data, base_draws) for p in penalties))
 
     return penalty
 
@@ -191,7 +192,7 @@ class KALEGuide:
 
     def __init__(
         self,
-        energy: Callable[[torch.Tensor], torch.Tensor],
+        energy: Energy,
         *,
         log_partition: torch.Tensor | float | None = None,
         log_partition_rate: float = 0.1,

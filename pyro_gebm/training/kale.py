@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable
 from os import PathLike
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.distributions import Distribution
@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 from gebm.batches import check_shape
 from gebm.checkpoint_files import Checkpoints
 from gebm.held_out import HeldOut, HeldOutEnergies, find_every
-from gebm.training import drive, find_objective, number_of_energy_steps, progress
+from gebm.training import ObjectiveName, drive, find_objective, number_of_energy_steps, progress
 from gebm.validation import callable_or_none, instance, integer, probability
 from pyro_gebm.base import has_density, snapshot, trained_part
 from pyro_gebm.callables import evaluation_mode
@@ -21,7 +21,7 @@ from pyro_gebm.training.batches import InMemory, Stream, finite_tensor
 from pyro_gebm.training.checkpoints import read_latest_checkpoint, write_checkpoint
 from pyro_gebm.training.guide import KALEGuide, decayed_rate, gradient_step, newton_step, settle_log_partition
 from pyro_gebm.training.loop import Optimizer, Run, random_stream, trained_parameters
-from pyro_gebm.training.objectives import OBJECTIVES, Energies, Objective
+from pyro_gebm.training.objectives import OBJECTIVES, BaseObjective, Energies, EnergyObjective
 from pyro_gebm.training.results import KALELosses, KALEResult
 
 __all__ = ["KALE"]
@@ -78,7 +78,7 @@ class KALE:
         base_optim: Callable[[list], Any] | None,
         energy_optim: Callable[[list], Any] | None,
         *,
-        objective: str | Objective = "kale",
+        objective: ObjectiveName | EnergyObjective | BaseObjective = "kale",
         energy_steps: int | Callable[[int], int] = 5,
         noise_factor: int = 1,
         ema_decay: float | None = None,
@@ -207,7 +207,7 @@ class KALE:
         held_out.warn_if_overfitting(run.losses.kale.numpy())
         return self._result(run.losses, held_out)
 
-    def _batches(self, data, batch_size):
+    def _batches(self, data: Any, batch_size: int | None) -> InMemory | Stream:
         if hasattr(data, "shape"):
             return InMemory(data, self.base.event_shape, batch_size, self.log_partition)
         return Stream(data, self.base.event_shape, self.log_partition)
@@ -266,10 +266,10 @@ class KALE:
     def _held_out_energies(self, data):
         base, energy = self._averaged_base(), self.guide.energy
         with evaluation_mode(energy), random_stream(self.num_steps_taken, data.device):
-            log_density = base.log_prob(data.clone()).cpu() if has_density(base) else None
-            energies = [e.cpu() for e in _energies_on(base, energy, data)]
+            log_density = base.log_prob(data.clone()).cpu().numpy() if has_density(base) else None
+            of_data, of_base = (e.cpu().numpy() for e in _energies_on(base, energy, data))
         counts = callable(getattr(self.objective, "energy_loss", None))
-        return HeldOutEnergies(*energies, self.log_partition.item(), log_density, counts)
+        return HeldOutEnergies(of_data, of_base, self.log_partition.item(), log_density, counts)
 
     def _averaged_base(self):
         """A copy of the base, as a result holds it."""
@@ -291,7 +291,7 @@ class KALE:
             energy.eval().requires_grad_(False)
         for name, part in (("base", trained_part(base)), ("energy", energy)):
             if held_out.best is not None and held_out.best[name] is not None:
-                part.load_state_dict(held_out.best[name])
+                cast(torch.nn.Module, part).load_state_dict(held_out.best[name])
         settled = settle_log_partition(base, energy)
         guide = KALEGuide(
             energy,
@@ -303,7 +303,8 @@ class KALE:
 
     def _averages(self):
         """The moving average of every parameter of the base, None for one that is not trained."""
-        averages = {id(p): a for p, a in zip(self.base_optim.parameters, self._base_average)} if self.base_optim else {}
+        trained = () if self.base_optim is None else self.base_optim.parameters
+        averages = {id(p): a for p, a in zip(trained, self._base_average or ())}
         return [averages.get(id(p)) for p in _parameters(self.base)]
 
     def _energy_step(self, batch):
@@ -344,9 +345,10 @@ class KALE:
         loss = self.objective.base_loss(self.base, batch, lambda: self.guide.energy(self.base.rsample((num,))))
         ok, norm = self.base_optim.apply(loss)
         self.num_skipped += not ok
-        if self._base_average is not None:
+        if self._base_average is not None and self.ema_decay is not None:
             parameters = [p.detach() for p in self.base_optim.parameters]
-            torch._foreach_lerp_(self._base_average, parameters, 1.0 - self.ema_decay)
+            weight = 1.0 - self.ema_decay
+            torch._foreach_lerp_(self._base_average, parameters, weight)  # pyright: ignore[reportPrivateImportUsage]
         return norm
 
 

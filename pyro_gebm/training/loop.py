@@ -56,7 +56,8 @@ class Optimizer:
         Only the gradients of the parameters are computed.
         """
         grads = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        norm = torch.stack(torch._foreach_norm([g for g in grads if g is not None])).norm()
+        present = [grad for grad in grads if grad is not None]
+        norm = torch.stack(torch._foreach_norm(present)).norm()  # pyright: ignore[reportPrivateImportUsage]
         ok = bool(torch.isfinite(loss) & torch.isfinite(norm))
         self.skipped_in_row = 0 if ok else self.skipped_in_row + 1
         if ok:
@@ -142,6 +143,7 @@ class Run:
     def _cycle(self):
         """One base step after its energy steps; the mean of their losses."""
         rows, before = [], self.training.base_steps_taken
+        losses: Any = None
         while self.training.base_steps_taken == before:
             losses = self.training.step(self.batches.next())
             rows.append(torch.stack(losses[:-1]))

@@ -15,9 +15,11 @@ from pyro_gebm.training.contrastive import PersistentChains
 
 __all__ = [
     "OBJECTIVES",
+    "BaseObjective",
     "ContrastiveDivergence",
     "DonskerVaradhan",
     "Energies",
+    "EnergyObjective",
     "KALEObjective",
     "MaximumLikelihood",
     "Objective",
@@ -37,7 +39,29 @@ class Energies(NamedTuple):
     log_partition: torch.Tensor
 
 
-class Objective(Protocol):
+class EnergyObjective(Protocol):
+    """An objective of the energy."""
+
+    def energy_loss(self, energies: Energies) -> torch.Tensor:
+        """The loss of the energy, a scalar."""
+        ...
+
+
+class BaseObjective(Protocol):
+    """An objective of the base."""
+
+    def base_loss(self, base: Distribution, data: torch.Tensor, energies: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """The loss of the base, a scalar.
+
+        Args:
+            base: the base, of the parameters that are trained.
+            data: a batch.
+            energies: returns the energies of fresh base draws, `(M,)`, differentiable in the base.
+        """
+        ...
+
+
+class Objective(EnergyObjective, BaseObjective, Protocol):
     """What `KALE(objective=...)` takes: an object with `energy_loss`, `base_loss`, or both.
 
     A part without a loss cannot be trained: its optimiser must then be None. Both losses are minimised; the guide's
@@ -54,18 +78,6 @@ class Objective(Protocol):
         ...     def base_loss(self, base, data, energies):
         ...         return energies().mean()
     """
-
-    def energy_loss(self, energies: Energies) -> torch.Tensor:
-        """The loss of the energy, a scalar."""
-
-    def base_loss(self, base: Distribution, data: torch.Tensor, energies: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """The loss of the base, a scalar.
-
-        Args:
-            base: the base, of the parameters that are trained.
-            data: a batch.
-            energies: returns the energies of fresh base draws, `(M,)`, differentiable in the base.
-        """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +141,7 @@ class ContrastiveDivergence:
 
     def energy_loss(self, energies: Energies) -> torch.Tensor:
         """Mean energy of data minus that of the chains."""
+        assert energies.chains is not None  # it starts them
         return energies.data.mean() - energies.chains.mean()
 
 

@@ -16,20 +16,15 @@ from jax import lax, random
 from numpyro.distributions import biject_to
 from numpyro.distributions.util import sum_rightmost
 
-from gebm.ladder import FRICTION, MAX_STEPS, NUM_HALVINGS, REAL_ENERGIES, TRAJECTORY_LENGTH, batched, no_finite_energy
-from gebm.langevin import NUM_PROBES
-from gebm.validation import instance
 from numpyro_gebm.callables import over_batch
 from numpyro_gebm.dynamics.keys import standard_normal
 from numpyro_gebm.dynamics.metropolis import accept_probability, choose
-from numpyro_gebm.dynamics.steps import KineticState, PotentialAndGrad, trajectory, value_and_grad
-from numpyro_gebm.gebm import EnergyTiltedPrior
+from numpyro_gebm.dynamics.steps import KineticState, trajectory, value_and_grad
 
 __all__ = [
     "Ladder",
     "Points",
     "effective_fraction",
-    "latent_of_a_gebm",
     "length_scale_of",
     "log_increment",
     "move",
@@ -37,6 +32,13 @@ __all__ = [
     "potential_at",
     "systematic_resample",
 ]
+
+#: Friction and length of a trajectory in units of the length scale of the law, and the most steps it takes.
+FRICTION, TRAJECTORY_LENGTH, MAX_STEPS = 0.5, 1.57, 64
+#: Random directions along which the covariance is applied, to estimate the trace of its square.
+NUM_PROBES = 16
+#: Halvings of the interval in which the next rung lies.
+NUM_HALVINGS = 40
 
 
 class Points(NamedTuple):
@@ -50,7 +52,7 @@ class Points(NamedTuple):
 
 
 class Ladder:
-    """Prior and -beta E of a GEBM over unconstrained latents of shape `(N, d)`.
+    """Prior and neg_beta_energy of a GEBM over unconstrained latents of shape `(N, d)`.
 
     Args:
         latent: an `EnergyTiltedPrior`.
@@ -59,47 +61,49 @@ class Ladder:
         ValueError: if it has a batch shape.
     """
 
-    def __init__(self, latent: EnergyTiltedPrior) -> None:
+    def __init__(self, latent):
         if latent.batch_shape != ():
-            raise ValueError(batched(latent.batch_shape))
+            raise ValueError(
+                f"Expected a GEBM with batch_shape (); got {latent.batch_shape}. Take one member of it at a time."
+            )
         self._gebm, self._prior = latent.gebm, latent.gebm.latent_prior
         self._transform = biject_to(self._prior.support)
         self._shape = self._transform.inverse_shape(latent.event_shape)
 
-    def sample_prior(self, rng_key: jax.Array, num: int) -> jax.Array:
+    def sample_prior(self, rng_key, num):
         """Positions of exact draws of the prior, shape `(num, d)`."""
         return self.unconstrain(self._prior.sample(rng_key, (num,)))
 
-    def shaped(self, u: jax.Array) -> jax.Array:
+    def shaped(self, u):
         """Positions in the unconstrained shape of a latent, with a leading axis of N."""
         return u.reshape(-1, *self._shape)
 
-    def constrain(self, u: jax.Array) -> jax.Array:
+    def constrain(self, u):
         """Latents, shape `(N,) + event_shape`, at positions."""
         return self._transform(self.shaped(u))
 
-    def unconstrain(self, z: jax.Array) -> jax.Array:
+    def unconstrain(self, z):
         """Positions at latents."""
         return self._transform.inv(z).reshape(len(z), -1)
 
-    def log_prior(self, u: jax.Array) -> jax.Array:
+    def log_prior(self, u):
         """Log density of the prior at positions, shape `(N,)`."""
         u = self.shaped(u)
         z = self._transform(u)
         jacobian = self._transform.log_abs_det_jacobian(u, z)
         return self._prior.log_prob(z) + sum_rightmost(jacobian, jnp.ndim(jacobian) - 1)
 
-    def neg_beta_energy(self, u: jax.Array) -> jax.Array:
+    def neg_beta_energy(self, u):
         """-beta E at positions, shape `(N,)`."""
         gebm = self._gebm
         energy = over_batch(gebm.energy, gebm.decode(self.constrain(u)), gebm.event_dim)
         return -gebm.inverse_temperature * energy
 
-    def evaluate(self, u: jax.Array) -> Points:
+    def evaluate(self, u):
         """`Points` at positions."""
         return Points(u, *value_and_grad(self.log_prior, u), *value_and_grad(self.neg_beta_energy, u))
 
-    def start(self, rng_key: jax.Array, num: int) -> Points:
+    def start(self, rng_key, num):
         """`Points` at exact draws of the prior.
 
         Raises, at run time:
@@ -107,21 +111,17 @@ class Ladder:
         """
         points = self.evaluate(self.sample_prior(rng_key, num))
         bad = (jnp.isnan(points.neg_beta_energy) | (points.neg_beta_energy == jnp.inf)).any()
-        points = eqx.error_if(points, bad, REAL_ENERGIES)
+        points = eqx.error_if(points, bad, "Expected real energies; got NaN or -inf at a draw of the base.")
         infinite = (points.neg_beta_energy == -jnp.inf).all()
-        return eqx.error_if(points, infinite, no_finite_energy(num))
+        message = f"Expected finite energies at some draws of the base; got inf at all {num} of them."
+        return eqx.error_if(points, infinite, message)
 
-    def potential_and_grad(self, t: float | jax.Array) -> PotentialAndGrad:
+    def potential_and_grad(self, t):
         """A callable from positions to the potential of the rung t (a scalar, or shape `(N,)`) and its gradient."""
         return lambda u: value_and_grad(lambda u: -self.log_prior(u) - log_increment(t, self.neg_beta_energy(u)), u)
 
 
-def latent_of_a_gebm(name: str, value: EnergyTiltedPrior) -> EnergyTiltedPrior:
-    """Check that an argument is the latent law of a GEBM."""
-    return instance(name, value, EnergyTiltedPrior, "latent law of a GEBM", "Pass `gebm.latent`.")
-
-
-def potential_at(points: Points, t: float | jax.Array) -> tuple[jax.Array, jax.Array]:
+def potential_at(points, t):
     """Potential of the rung t (a scalar, or shape `(N,)`) at `Points`, and its gradient."""
     t = jnp.asarray(t)
     over_rows = t if t.ndim == 0 else t[:, None]
@@ -129,15 +129,7 @@ def potential_at(points: Points, t: float | jax.Array) -> tuple[jax.Array, jax.A
     return -points.log_prior - log_increment(t, points.neg_beta_energy), grad
 
 
-def move(
-    rng_key: jax.Array,
-    points: Points,
-    ladder: Ladder,
-    t: float | jax.Array,
-    step_size: float | jax.Array,
-    length_scale: float | jax.Array,
-    num_moves: int,
-) -> tuple[Points, jax.Array, jax.Array]:
+def move(rng_key, points, ladder, t, step_size, length_scale, num_moves):
     """Metropolis-adjusted Langevin trajectories (arXiv:2202.13230) on one rung.
 
     They are 1.57 length scales long, or 64 steps where that is less.
@@ -174,7 +166,7 @@ def move(
     return ladder.evaluate(state.z), total / num_moves, (num_moves * num_steps).astype(int) + 1
 
 
-def length_scale_of(u: jax.Array) -> jax.Array:
+def length_scale_of(u):
     r"""Length scale $\sqrt{\operatorname{tr} \Sigma^2 / \operatorname{tr} \Sigma}$ of positions, shape `(N, d)`.
 
     Positions that are not finite do not count; it is 1 for positions that are all the same.
@@ -188,18 +180,18 @@ def length_scale_of(u: jax.Array) -> jax.Array:
     return jnp.where((scale > 0) & (scale < jnp.inf), scale, 1.0)
 
 
-def effective_fraction(log_weights: jax.Array) -> jax.Array:
+def effective_fraction(log_weights):
     r"""$(\sum w)^2 / (N \sum w^2)$, the effective sample size of weights over their number; shape `(N,)` to `()`."""
     w = jnp.exp(log_weights - log_weights.max())
     return w.sum() ** 2 / (w**2).sum() / len(w)
 
 
-def log_increment(step: float | jax.Array, neg_beta_energy: jax.Array) -> jax.Array:
+def log_increment(step, neg_beta_energy):
     """Log-weights of a step up the ladder, -step beta E; 0 for no step, also where the energy is infinite."""
     return jnp.where(step == 0, 0.0, step * neg_beta_energy)
 
 
-def next_rung(t: jax.Array, neg_beta_energy: jax.Array, fraction: float) -> jax.Array:
+def next_rung(t, neg_beta_energy, fraction):
     """The rung above t at which the weights of the step have the effective fraction asked for; 1 at most.
 
     Particles of infinite energy have weight 0 on every rung above t, and do not count.
@@ -229,7 +221,7 @@ def next_rung(t: jax.Array, neg_beta_energy: jax.Array, fraction: float) -> jax.
     return jnp.where(good_at(1.0), 1.0, low)
 
 
-def systematic_resample(rng_key: jax.Array, log_weights: jax.Array) -> jax.Array:
+def systematic_resample(rng_key, log_weights):
     """Indices of as many draws as there are weights, by systematic resampling; shape `(N,)`."""
     num = len(log_weights)
     cumulative = jnp.cumsum(jax.nn.softmax(log_weights))
