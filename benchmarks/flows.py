@@ -105,7 +105,7 @@ def main():
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=200, help="steps a round, from the start")
+    parser.add_argument("--steps", type=int, default=200, help="steps per round, from the start")
     parser.add_argument("--reference", help="a checkout of pierreglaser/kale-flow")
     args = parser.parse_args()
     jax.config.update("jax_enable_x64", True)

@@ -2,10 +2,10 @@
 
     python examples/curve.py --backend numpyro --out out/curve
 
-(a) The base has the right support and the wrong mass: it stays as it is, and the energy alone is trained.
+(a) The base has the right support and the wrong mass: it is frozen, and the energy alone is trained.
 (b) The base has the wrong support and the wrong mass: both are trained, then the energy alone on the finished base.
 
-Prints a Markdown table for each, over several seeds, and leaves the figures of the first seed under the output folder.
+Prints a Markdown table for each, over several seeds, and writes the figures of the first seed to the output folder.
 """
 
 import argparse

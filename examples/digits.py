@@ -2,7 +2,7 @@
 
     python examples/digits.py --backend numpyro --out out
 
-Leaves under the output folder: samples.png (held-out digits, base, GEBM), trace.png, training.png, draws_nuts.nc,
+Writes to the output folder: samples.png (held-out digits, base, GEBM), trace.png, training.png, draws_nuts.nc,
 draws_kinetic_langevin.nc and gebm.npz.
 """
 
@@ -77,7 +77,7 @@ def _parse(argv):
     parser.add_argument("--final-steps", type=int, help="energy steps on the finished base")
     parser.add_argument("--chains", type=int, default=4)
     parser.add_argument("--warmup", type=int, default=300)
-    parser.add_argument("--samples", type=int, default=1000, help="draws a chain")
+    parser.add_argument("--samples", type=int, default=1000, help="draws per chain")
     parser.add_argument("--draws", type=int, default=4000, help="independent draws for the comparison")
     parser.add_argument("--no-progress", action="store_true")
     args = parser.parse_args(argv)

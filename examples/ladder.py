@@ -1,10 +1,10 @@
-"""What single chains cannot find, and the ladder can: weights of distant modes, and log Z as a function of beta.
+"""What single chains cannot find and the ladder can: the weights of distant modes, and log Z as a function of beta.
 
     python examples/ladder.py --backend numpyro
 
 (1) The latent law has two modes 8 standard deviations apart, of weights 0.8 and 0.2. Four chains of NUTS start from
 draws of the prior. (2) The inverse temperature is a random variable of a model, with and without log Z(beta).
-Tables are printed, figures left in the output folder.
+Prints tables, and writes figures to the output folder.
 """
 
 import argparse
@@ -36,12 +36,12 @@ def main(argv=None):
 def _parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", choices=("numpyro", "pyro"), default="numpyro")
-    parser.add_argument("--seeds", type=int, default=5, help="of the two modes")
-    parser.add_argument("--prior-scale", type=float, default=3.0, help="standard deviation of the prior of the modes")
-    parser.add_argument("--draws", type=int, default=1000, help="a chain of NUTS and of replica exchange")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds of the first part, the two modes")
+    parser.add_argument("--prior-scale", type=float, default=3.0, help="standard deviation of its prior")
+    parser.add_argument("--draws", type=int, default=1000, help="draws per chain of NUTS and of replica exchange")
     parser.add_argument("--warmup", type=int, default=500)
     parser.add_argument("--particles", type=int, default=16_384)
-    parser.add_argument("--chains", type=int, default=32, help="of replica exchange")
+    parser.add_argument("--chains", type=int, default=32, help="chains of replica exchange")
     parser.add_argument("--out", default="out/ladder", help="output folder")
     return parser.parse_args(argv)
 

@@ -3,7 +3,7 @@
     python examples/particle_flows.py --backend numpyro --out out/flows
 
 Three rings: particles start as a blob at the edge of the first of three rings. Shape transfer: they start as a heart
-and go to a spiral. Prints the divergences along the way.
+and become a spiral. Prints the divergences along the way.
 """
 
 import argparse
@@ -60,8 +60,8 @@ def _parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", choices=("numpyro", "pyro"), default="numpyro")
     parser.add_argument("--points", type=int, default=400, help="particles of the shape transfer, at least 6")
-    parser.add_argument("--scale", type=float, default=1.0, help="factor of all numbers of steps")
-    parser.add_argument("--frames", type=int, default=40, help="of an animation")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor for all numbers of steps")
+    parser.add_argument("--frames", type=int, default=40, help="frames of each animation")
     parser.add_argument("--out", default="out/flows", help="output folder")
     parser.add_argument("--no-progress", action="store_true")
     return parser.parse_args(argv)

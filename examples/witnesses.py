@@ -42,7 +42,7 @@ def _parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--backend", choices=("numpyro", "pyro"), default="numpyro")
     parser.add_argument("--samples", type=int, default=300, help="points of each sample in the figures")
-    parser.add_argument("--limit-samples", type=int, nargs="+", default=[100, 500, 2000], help="the same in the table")
+    parser.add_argument("--limit-samples", type=int, nargs="+", default=[100, 500, 2000], help="points in the table")
     parser.add_argument("--out", default="out/witnesses", help="output folder")
     return parser.parse_args(argv)
 

@@ -2,15 +2,23 @@ r"""Estimates of a log-partition from importance weights, and whether they can b
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from gebm.pareto import pareto_k
+from gebm.validation import integer, one_of, optional
 
-__all__ = ["LogPartition", "bridge", "from_log_weights"]
+__all__ = ["METHODS", "NUM_GROUPS", "NUM_PARTICLES", "LogPartition", "bridge", "estimate", "from_log_weights"]
 
+#: Ways to estimate a log-partition.
+METHODS: Final = ("importance", "ais", "smc", "bridge")
+#: Draws of the base, particles, and groups that they are cut into, where their number is not given.
+NUM_BASE_DRAWS: Final = 100_000
+NUM_PARTICLES: Final = 4096
+NUM_GROUPS: Final = 64
 #: Pareto shape above which an importance sampling estimate is not to be trusted (arXiv:1507.02646).
 MAX_PARETO_K = 0.7
 #: Fewest effective samples for which a standard error is.
@@ -39,6 +47,58 @@ class LogPartition(NamedTuple):
     ess: float
     pareto_k: float
     warnings: tuple[str, ...]
+
+
+def estimate(
+    method: str,
+    num_samples: int | None,
+    draws: Any,
+    event_shape: tuple[int, ...],
+    *,
+    of_base: Callable[[int], np.ndarray],
+    of_draws: Callable[[Any], np.ndarray],
+    of_particles: Callable[[int, int], LogPartition],
+    effective_sample_size: Callable[[np.ndarray], Any],
+) -> LogPartition:
+    """Estimate a log-partition by one of `METHODS`; what the two packages compute each in their own way is passed in.
+
+    Args:
+        method: one of `METHODS`.
+        num_samples: base draws or particles; None is the default of the method.
+        draws: latents of the tilted law, shape `(chains, draws) + event_shape`, for "bridge".
+        event_shape: shape of one latent.
+        of_base: log-weights of so many draws of the base.
+        of_draws: log-weights of draws, shape `(chains, draws)`.
+        of_particles: the estimate of an `SMC` of so many particles in so many groups.
+        effective_sample_size: callable from an array of shape `(chains, draws)`.
+
+    Returns:
+        A `LogPartition`.
+
+    Raises:
+        TypeError: if the number of samples is not an integer.
+        ValueError: for an unknown method, draws of a wrong shape, or fewer than two samples.
+        RuntimeError: if the energy is NaN at a draw of the base.
+    """
+    one_of("method", method, METHODS)
+    num = optional(partial(integer, minimum=2))("num_samples", num_samples)
+    if (draws is not None) != (method == "bridge"):
+        raise ValueError(f"Expected draws of the tilted law with method='bridge' and only there; got {method!r}.")
+    if method in ("ais", "smc"):
+        num = num or NUM_PARTICLES
+        num_groups = num if method == "ais" else NUM_GROUPS
+        return of_particles(-(-num // num_groups) * num_groups, num_groups)
+    if method == "bridge" and (draws.ndim < 2 or tuple(draws.shape[2:]) != tuple(event_shape)):
+        raise ValueError(
+            f"Expected draws of shape (chains, draws) + {tuple(event_shape)}; got {tuple(draws.shape)}. Use "
+            "`mcmc.get_samples(group_by_chain=True)`."
+        )
+    log_weights = of_base(num or (NUM_BASE_DRAWS if draws is None else draws.shape[0] * draws.shape[1]))
+    if (bad := np.isnan(log_weights)).any():
+        raise RuntimeError(f"Expected real energies; got NaN at {int(bad.sum())} draws of the base.")
+    return (
+        from_log_weights(log_weights) if draws is None else bridge(log_weights, of_draws(draws), effective_sample_size)
+    )
 
 
 def from_log_weights(log_weights: ArrayLike, num_each: int = 1) -> LogPartition:
@@ -80,7 +140,7 @@ def from_log_weights(log_weights: ArrayLike, num_each: int = 1) -> LogPartition:
 
 
 def bridge(
-    base_tilts: ArrayLike, draw_tilts: ArrayLike, effective_sample_size: Callable[[np.ndarray], float]
+    base_log_weights: ArrayLike, draw_log_weights: ArrayLike, effective_sample_size: Callable[[np.ndarray], Any]
 ) -> LogPartition:
     r"""Bridge sampling between a base and the law tilted by weights w, with the optimal bridge.
 
@@ -89,8 +149,8 @@ def bridge(
     Source: doi:10.2307/24306045; the standard error is that of doi:10.1111/j.1368-423X.2004.00125.x.
 
     Args:
-        base_tilts: log w at independent draws of the base, shape `(n_0,)`.
-        draw_tilts: log w at draws of the tilted law, shape `(chains, draws)`.
+        base_log_weights: log w at independent draws of the base, shape `(n_0,)`.
+        draw_log_weights: log w at draws of the tilted law, shape `(chains, draws)`.
         effective_sample_size: callable from an array of that shape to its effective sample size.
 
     Returns:
@@ -102,25 +162,26 @@ def bridge(
     Example:
         >>> import numpy as np
         >>> rng = np.random.default_rng(0)
-        >>> tilts = -1.5 * rng.normal(size=4000) ** 2, -1.5 * (0.5 * rng.normal(size=(4, 1000))) ** 2
-        >>> estimate = bridge(*tilts, effective_sample_size=np.size)
+        >>> weights = -1.5 * rng.normal(size=4000) ** 2, -1.5 * (0.5 * rng.normal(size=(4, 1000))) ** 2
+        >>> estimate = bridge(*weights, effective_sample_size=np.size)
         >>> bool(abs(estimate.value + 0.5 * np.log(4.0)) < 4 * estimate.std_error < 0.1)
         True
     """
-    base_tilts, draw_tilts = np.asarray(base_tilts, np.float64), np.asarray(draw_tilts, np.float64)
-    for name, tilts in (("base", base_tilts), ("tilted law", draw_tilts)):
-        if not (tilts < math.inf).all():
+    base_log_weights = np.asarray(base_log_weights, np.float64)
+    draw_log_weights = np.asarray(draw_log_weights, np.float64)
+    for name, log_weights in (("base", base_log_weights), ("tilted law", draw_log_weights)):
+        if not (log_weights < math.inf).all():
             raise ValueError(f"Expected energies above -inf; got NaN or -inf at draws of the {name}.")
-    num_base, num_draws = base_tilts.size, draw_tilts.size
+    num_base, num_draws = base_log_weights.size, draw_log_weights.size
     share = num_draws / (num_base + num_draws)
-    finite = np.concatenate([base_tilts[np.isfinite(base_tilts)], draw_tilts.ravel()])
+    finite = np.concatenate([base_log_weights[np.isfinite(base_log_weights)], draw_log_weights.ravel()])
     low, high = finite.min() - 50.0, finite.max() + 50.0
     value = 0.0
     for _ in range(100):  # the equation that Z solves is monotone
         value = 0.5 * (low + high)
-        of_base, of_draws = _bridged(base_tilts - value, draw_tilts - value, share)
+        of_base, of_draws = _bridged(base_log_weights - value, draw_log_weights - value, share)
         low, high = (value, high) if of_base.mean() > of_draws.mean() else (low, value)
-    of_base, of_draws = _bridged(base_tilts - value, draw_tilts - value, share)
+    of_base, of_draws = _bridged(base_log_weights - value, draw_log_weights - value, share)
     fraction = _effective_fraction(of_base)
     num_effective = np.fmin(float(effective_sample_size(of_draws)), num_draws)  # NaN for draws that are all the same
     ess = min(num_base * fraction, num_effective * _effective_fraction(of_draws))

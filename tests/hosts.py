@@ -50,7 +50,7 @@ class Host:
 
     def normal(self, dim, loc=0.0, scale=1.0):
         """N(loc, scale² I) in `dim` dimensions."""
-        return self.dist.Normal(self.array(np.full(dim, loc)), self.array(np.full(dim, scale))).to_event(1)
+        return self.dist.Normal(self.array([float(loc)] * dim), self.array([float(scale)] * dim)).to_event(1)
 
     def linear_gaussian(self, beta, **kwargs):
         """The GEBM of `cases.linear_gaussian`."""
@@ -187,12 +187,20 @@ class NumPyro(Host):
         return self.ppl.infer.NUTS(model, init_strategy=self.infer.init_to_prior)
 
     def mcmc(self, kernel, num_warmup, num_samples, num_chains=1, *args, seed=0, start=None, stock=False):
-        """A finished run of the host's MCMC; `start` has (chain, ...) by site."""
-        MCMC, settings = self.ppl.infer.MCMC, {"chain_method": "vectorized", "progress_bar": False}
-        mcmc = MCMC(kernel, num_warmup=num_warmup, num_samples=num_samples, num_chains=num_chains, **settings)
+        """A finished run of the host's MCMC, chains together or (`stock`) in turn; `start` has (chain, ...) by site."""
+        mcmc = self._mcmc(kernel, num_warmup, num_samples, num_chains, "sequential" if stock else "vectorized")
         start = start and {name: self.array(x if num_chains > 1 else x[0]) for name, x in start.items()}
         mcmc.run(self.jax.random.key(seed), *args, init_params=start)
         return mcmc
+
+    def _mcmc(self, kernel, num_warmup, num_samples, num_chains, chain_method="vectorized"):
+        settings = {"num_chains": num_chains, "chain_method": chain_method, "progress_bar": False}
+        return self.ppl.infer.MCMC(kernel, num_warmup=num_warmup, num_samples=num_samples, **settings)
+
+    def stream(self, kernel, path, num_warmup, num_samples, num_chains=1, seed=0, **kwargs):
+        """Draws of `stream_draws`."""
+        mcmc, key = self._mcmc(kernel, num_warmup, num_samples, num_chains), self.jax.random.key(seed)
+        return self.infer.stream_draws(mcmc, path, rng_key=key, **{"progress_bar": False} | kwargs)
 
 
 class Pyro(Host):
@@ -223,8 +231,7 @@ class Pyro(Host):
 
     def array(self, x, dtype=None):
         """A tensor; whole numbers and float64 stay what they are."""
-        torch, x = self.torch, self.torch.as_tensor(x, dtype=dtype and getattr(self.torch, dtype))
-        return x.to(torch.get_default_dtype()) if dtype is None and x.dtype == torch.float64 else x
+        return self.torch.as_tensor(x, dtype=dtype and getattr(self.torch, dtype))
 
     def numpy(self, x):
         """As a NumPy array."""
@@ -340,6 +347,12 @@ class Pyro(Host):
             mcmc = MCMC(kernel, num_samples, num_warmup, **settings)
             mcmc.run(*args)
         return mcmc
+
+    def stream(self, kernel, path, num_warmup, num_samples, num_chains=1, seed=0, **kwargs):
+        """Draws of `stream_draws`."""
+        self.ppl.set_rng_seed(seed)
+        mcmc = self.infer.VectorizedMCMC(kernel, num_samples, num_warmup, num_chains)
+        return self.infer.stream_draws(mcmc, path, **{"progress_bar": False} | kwargs)
 
 
 class _NumPyroSteps:

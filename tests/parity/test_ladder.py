@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from gebm.ladder import spaced_evenly
+
 U = np.random.default_rng(0).normal(size=(11, 2))
 
 
@@ -60,15 +62,13 @@ def test_a_trajectory_without_friction(both, ladders, monkeypatch):
         np.testing.assert_allclose(x, y, rtol=1e-8, atol=1e-10)
 
 
-def test_an_evenly_spaced_ladder(both):
+def test_an_evenly_spaced_ladder():
     t, barrier = np.linspace(0.0, 1.0, 6) ** 2, np.array([9.0, 5.0, 3.0, 1.0, 0.5, 0.2])
     columns = (t, np.full(6, 0.7), np.linspace(2.0, 1.0, 6), barrier)
-    numpyro, pyro = modules(both, "pilot")
-    ours = numpyro.spaced_evenly(numpyro.Rungs(*(both[0].array(np.append(x, 0.0)) for x in columns), 6, 0))
-    theirs = pyro.spaced_evenly(pyro.Rungs(*(list(x) for x in columns), []))
-    for a, b in zip(ours, theirs):
-        np.testing.assert_allclose(a, b)
-    crossed = np.interp(theirs[0], t, np.append(0.0, np.cumsum(np.diff(t) * (barrier[1:] + barrier[:-1]) / 2)))
+    even, step_size, length_scale = spaced_evenly(*columns)
+    assert step_size == 0.7
+    np.testing.assert_allclose(length_scale, np.interp(even, t, columns[2]))
+    crossed = np.interp(even, t, np.append(0.0, np.cumsum(np.diff(t) * (barrier[1:] + barrier[:-1]) / 2)))
     np.testing.assert_allclose(np.diff(crossed), crossed[-1] / (len(crossed) - 1))
     assert len(crossed) == np.ceil(2 * crossed[-1]) + 1
 

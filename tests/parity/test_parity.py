@@ -285,10 +285,10 @@ METHODS = [
 #: Functions that are not in an `__all__` of a package but that its files share.
 SHARED = [
     *(f"training.guide.{name}" for name in ("newton_step", "gradient_step", "settle_log_partition")),
-    *(f"dynamics.steps.{name}" for name in pyro_dynamics.__all__ if name not in ("KineticState", "SPLITTINGS")),
-    *(f"infer.adaptation.{name}" for name in pyro_adaptation.__all__ if name not in ("AdaptState", "Window")),
-    *(f"infer.ladder.pilot.{name}" for name in ("pilot", "spaced_evenly")),
+    *(f"dynamics.steps.{name}" for name in pyro_dynamics.__all__ if name.islower()),
+    *(f"infer.adaptation.{name}" for name in pyro_adaptation.__all__ if name.islower()),
     *(
+        "infer.ladder.pilot.pilot",
         "infer.ladder.tempering.Ladder",
         *(f"infer.ladder.tempering.{name}" for name in ("length_scale_of", "move", "next_rung")),
     ),

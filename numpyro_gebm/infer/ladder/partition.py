@@ -8,17 +8,24 @@ from jax import random
 from numpyro.diagnostics import effective_sample_size
 from tqdm import tqdm
 
-from gebm.weights import bridge, from_log_weights
-from numpyro_gebm.infer.ladder.smc import DELAY, SMC
+from gebm.ladder import BATCH_SIZE, DELAY, FINITE_MEAN_ENERGIES
+from gebm.weights import LogPartition, estimate
+from numpyro_gebm.gebm import GEBM
+from numpyro_gebm.infer.ladder.smc import SMC
 from numpyro_gebm.infer.ladder.tempering import Ladder
 
 __all__ = ["LogPartitionCurve", "log_partition", "log_partition_curve"]
 
-#: Base draws whose energies are computed at once.
-BATCH_SIZE = 4096
 
-
-def log_partition(gebm, method="smc", *, rng_key, num_samples=None, draws=None, progress_bar=True):
+def log_partition(
+    gebm: GEBM,
+    method: str = "smc",
+    *,
+    rng_key: jax.Array,
+    num_samples: int | None = None,
+    draws: jax.Array | np.ndarray | None = None,
+    progress_bar: bool = True,
+) -> LogPartition:
     r"""Estimate the log-partition $A = \log \int \exp(-\beta E)\, dG$ of a GEBM, with a standard error.
 
     - `"importance"`: the mean of $e^{-\beta E}$ over base draws. Without bias, and useless where base and model
@@ -54,23 +61,21 @@ def log_partition(gebm, method="smc", *, rng_key, num_samples=None, draws=None, 
         >>> abs(estimate.value + 0.5 * math.log(4.0)) < 4 * estimate.std_error
         True
     """
-    if num_samples is not None and num_samples < 2:
-        raise ValueError(f"Expected num_samples >= 2 or None; got {num_samples}.")
-    if (draws is not None) != (method == "bridge"):
-        raise ValueError(f"Expected draws of the tilted law with method='bridge' and only there; got {method!r}.")
-    if method == "importance":
-        return from_log_weights(_base_tilts(gebm.latent, rng_key, num_samples or 100_000, progress_bar))
-    if method in ("ais", "smc"):
-        num = num_samples or SMC.num_particles
-        num_groups = num if method == "ais" else SMC.num_groups
-        smc = SMC(-(-num // num_groups) * num_groups, num_groups)
-        return smc.run(gebm.latent, rng_key=rng_key, progress_bar=progress_bar).log_partition
-    if method == "bridge":
-        draws = _checked(draws, gebm.latent.event_shape)
-        num = num_samples or draws.shape[0] * draws.shape[1]
-        on_draws = _tilts(gebm.latent, draws.reshape(-1, *draws.shape[2:])).reshape(draws.shape[:2])
-        return bridge(_base_tilts(gebm.latent, rng_key, num, progress_bar), on_draws, effective_sample_size)
-    raise ValueError(f"Expected method 'importance', 'ais', 'smc' or 'bridge'; got {method!r}.")
+    latent = gebm.latent
+
+    def of_particles(num: int, num_groups: int) -> LogPartition:
+        return SMC(num, num_groups).run(latent, rng_key=rng_key, progress_bar=progress_bar).log_partition
+
+    return estimate(
+        method,
+        num_samples,
+        None if draws is None else jnp.asarray(draws),
+        latent.event_shape,
+        of_base=lambda num: _log_weights_of_base(latent, rng_key, num, progress_bar),
+        of_draws=lambda draws: _log_weights(latent, draws.reshape(-1, *latent.event_shape)).reshape(draws.shape[:2]),
+        of_particles=of_particles,
+        effective_sample_size=effective_sample_size,
+    )
 
 
 class LogPartitionCurve(eqx.Module):
@@ -96,7 +101,7 @@ class LogPartitionCurve(eqx.Module):
     values: jax.Array
     slopes: jax.Array
 
-    def __call__(self, inverse_temperature):
+    def __call__(self, inverse_temperature: float | jax.Array) -> jax.Array:
         x, y, slope = self.inverse_temperatures, self.values, self.slopes
         beta = jnp.asarray(inverse_temperature, y.dtype)
         i = jnp.clip(jnp.searchsorted(x, beta, side="right") - 1, 0, len(x) - 2)
@@ -108,7 +113,9 @@ class LogPartitionCurve(eqx.Module):
         return jnp.where(beta > x[-1], jnp.inf, inside)
 
 
-def log_partition_curve(gebm, smc=None, *, rng_key, progress_bar=True):
+def log_partition_curve(
+    gebm: GEBM, smc: SMC | None = None, *, rng_key: jax.Array, progress_bar: bool = True
+) -> LogPartitionCurve:
     r"""$\log Z(\beta)$ from 0 to the inverse temperature of a GEBM, as a function to give to it as `log_partition`.
 
     The inverse temperature can then be a random variable of a model: `gebm.temper(beta)` stays normalised.
@@ -141,9 +148,7 @@ def log_partition_curve(gebm, smc=None, *, rng_key, progress_bar=True):
     dtype = gebm.inverse_temperature.dtype
     values = (result.inverse_temperatures, result.log_partitions, -result.mean_energies)
     if not np.isfinite(values[2]).all():
-        raise ValueError(
-            "Expected finite energies on the ladder; their mean is infinite. log Z(beta) has no slope there."
-        )
+        raise ValueError(FINITE_MEAN_ENERGIES)
     return LogPartitionCurve(*(jnp.asarray(x, dtype) for x in values))
 
 
@@ -153,25 +158,12 @@ def _base_draws(latent, rng_key):
 
 
 @jax.jit
-def _tilts(latent, z):
+def _log_weights(latent, z):
     ladder = Ladder(latent)
     return ladder.neg_beta_energy(ladder.unconstrain(z))
 
 
-def _base_tilts(latent, rng_key, num, progress_bar):
+def _log_weights_of_base(latent, rng_key, num, progress_bar):
     keys = random.split(rng_key, -(-num // BATCH_SIZE))
     keys = tqdm(keys, "Draws of the base", unit="batch", delay=DELAY, disable=not progress_bar)
-    tilts = np.concatenate([np.asarray(_tilts(latent, _base_draws(latent, key))) for key in keys])[:num]
-    if np.isnan(tilts).any():
-        raise RuntimeError(f"Expected real energies; got NaN at {int(np.isnan(tilts).sum())} draws of the base.")
-    return tilts
-
-
-def _checked(draws, event_shape):
-    draws = jnp.asarray(draws)
-    if draws.ndim != 2 + len(event_shape) or draws.shape[2:] != event_shape:
-        raise ValueError(
-            f"Expected draws of shape (chains, draws) + {event_shape}; got {draws.shape}. Use "
-            "`mcmc.get_samples(group_by_chain=True)`."
-        )
-    return draws
+    return np.concatenate([np.asarray(_log_weights(latent, _base_draws(latent, key))) for key in keys])[:num]

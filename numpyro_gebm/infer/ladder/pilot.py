@@ -5,11 +5,11 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax, random
 
+from gebm.ladder import MAX_RUNGS, NUM_FIRST_MOVES, TARGET_ACCEPT_PROB, TOO_MANY_RUNGS
 from numpyro_gebm.infer.ladder.tempering import (
-    Points,
+    Ladder,
     length_scale_of,
     log_increment,
     move,
@@ -17,12 +17,7 @@ from numpyro_gebm.infer.ladder.tempering import (
     systematic_resample,
 )
 
-__all__ = ["MAX_RUNGS", "Rungs", "pilot", "spaced_evenly"]
-
-#: Most rungs of a ladder.
-MAX_RUNGS = 1000
-#: Acceptance that step sizes are adapted to, and trajectories on the prior that find the first of them.
-TARGET_ACCEPT_PROB, NUM_FIRST_MOVES = 0.8, 20
+__all__ = ["Rungs", "pilot"]
 
 
 class Rungs(NamedTuple):
@@ -32,8 +27,8 @@ class Rungs(NamedTuple):
         t: rungs, increasing from 0 to 1.
         step_size: of the trajectories, in units of the length scale.
         length_scale: of the law of the rung.
-        barrier: $\tfrac12 \mathbb{E}|V - V'|$ for independent tilts V, V' of the rung: the rate at which swaps with it
-            are rejected, per unit of t (arXiv:1905.02939).
+        barrier: rate at which swaps with the rung are rejected, per unit of t (arXiv:1905.02939):
+            $\tfrac12 \mathbb{E}|V - V'|$ for independent values V, V' of $\beta E$ there.
         num: how many rungs there are.
         num_gradients: gradients of the energy that the run took.
     """
@@ -46,7 +41,7 @@ class Rungs(NamedTuple):
     num_gradients: jax.Array
 
 
-def pilot(ladder, rng_key, num_particles, num_moves, fraction):
+def pilot(ladder: Ladder, rng_key: jax.Array, num_particles: int, num_moves: int, fraction: float) -> Rungs:
     """A ladder, each rung as far up as the weights of particles allow, its step size adapted on the way.
 
     Args:
@@ -76,7 +71,7 @@ def pilot(ladder, rng_key, num_particles, num_moves, fraction):
         new = jnp.where(first, 0.0, next_rung(t, points.neg_beta_energy, fraction))
         key_resample, key_move = random.split(random.fold_in(key, rungs.num))
         index = systematic_resample(key_resample, log_increment(new - t, points.neg_beta_energy))
-        points = Points(*(x[index] for x in points))
+        points = jax.tree.map(lambda x: x[index], points)
         scale = length_scale_of(points.u)
 
         def adapt(i, carry):
@@ -94,30 +89,7 @@ def pilot(ladder, rng_key, num_particles, num_moves, fraction):
     empty = jnp.zeros(MAX_RUNGS, points.neg_beta_energy.dtype)
     start = (points, Rungs(*[empty] * 4, jnp.asarray(0), jnp.asarray(num_particles)), jnp.asarray(0.5, empty.dtype))
     _, rungs, _ = lax.while_loop(unfinished, climb, start)
-    return eqx.error_if(
-        rungs,
-        rungs.t[rungs.num - 1] < 1,
-        f"The ladder needs more than {MAX_RUNGS} rungs. Lower the inverse temperature or effective_fraction.",
-    )
-
-
-def spaced_evenly(rungs, num_rungs=None):
-    r"""A ladder with the same rate of rejected swaps between all neighbours (arXiv:1905.02939).
-
-    Args:
-        rungs: `Rungs` of a pilot run.
-        num_rungs: how many; None is $2 \Lambda + 1$, rounded up, at least 2; $\Lambda$ is the integral of the barrier.
-
-    Returns:
-        `(t, step size, length scale)`: arrays of NumPy, but the step size is one for all, the smallest.
-    """
-    t, step_size, length_scale, barrier = (np.asarray(x[: int(rungs.num)], np.float64) for x in rungs[:4])
-    total = np.concatenate([[0.0], np.cumsum(np.diff(t) * 0.5 * (barrier[1:] + barrier[:-1]))])
-    num = max(2, int(np.ceil(2 * total[-1])) + 1) if num_rungs is None else num_rungs
-    shares = np.linspace(0.0, total[-1], num)
-    even = np.interp(shares, total, t) if total[-1] > 0 else np.linspace(0.0, 1.0, num)
-    even[0], even[-1] = 0.0, 1.0
-    return even, float(step_size.min()), np.interp(even, t, length_scale)
+    return eqx.error_if(rungs, rungs.t[rungs.num - 1] < 1, TOO_MANY_RUNGS)
 
 
 def _half_mean_difference(x):

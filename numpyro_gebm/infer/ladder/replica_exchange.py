@@ -1,24 +1,26 @@
 """Replica exchange (parallel tempering) on the ladder of a GEBM, as a NumPyro kernel."""
 
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import random
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import identity, is_prng_key
 
+from gebm.ladder import NUM_PILOT, NUM_PILOT_MOVES, PILOT_FRACTION, spaced_evenly
+from gebm.validation import check_fields, integer, optional
 from numpyro_gebm.dynamics.keys import as_given, typed
 from numpyro_gebm.gebm import EnergyTiltedPrior
 from numpyro_gebm.infer.chain_kernel import ChainKernel
-from numpyro_gebm.infer.ladder.pilot import pilot, spaced_evenly
-from numpyro_gebm.infer.ladder.tempering import Ladder, Points, move, potential_at
+from numpyro_gebm.infer.ladder.pilot import pilot
+from numpyro_gebm.infer.ladder.tempering import Ladder, Points, latent_of_a_gebm, move, potential_at
 
 __all__ = ["ReplicaExchange", "ReplicaExchangeState"]
-
-#: Of the pilot run: particles, trajectories on each rung, effective sample size of its weights over their number.
-NUM_PILOT, NUM_MOVES, EFFECTIVE_FRACTION = 1024, 4, 0.7
 
 
 class ReplicaExchangeState(NamedTuple):
@@ -51,6 +53,7 @@ class ReplicaExchangeState(NamedTuple):
     rng_key: jax.Array
 
 
+@dataclass(kw_only=True, eq=False)
 class ReplicaExchange(MCMCKernel, ChainKernel):
     r"""Replica exchange: R replicas on a ladder from the base to the tilted law, which swap places.
 
@@ -92,6 +95,11 @@ class ReplicaExchange(MCMCKernel, ChainKernel):
         (100,)
     """
 
+    latent: Annotated[EnergyTiltedPrior, latent_of_a_gebm] = field(kw_only=False)
+    num_rungs: Annotated[int | None, optional(partial(integer, minimum=2))] = None
+    num_moves: Annotated[int, integer] = 1
+    site: str = "z"
+
     sample_field = "z"
     default_fields = (
         "z",
@@ -103,16 +111,12 @@ class ReplicaExchange(MCMCKernel, ChainKernel):
         "diverging",
     )
 
-    def __init__(self, latent, *, num_rungs=None, num_moves=1, site="z"):
-        if not isinstance(latent, EnergyTiltedPrior):
-            raise TypeError(f"Expected the latent law of a GEBM, `gebm.latent`; got {type(latent).__name__}.")
-        if num_rungs is not None and not num_rungs >= 2:
-            raise ValueError(f"Expected num_rungs >= 2 or None; got {num_rungs}.")
-        if not num_moves >= 1:
-            raise ValueError(f"Expected num_moves >= 1; got {num_moves}.")
-        self._latent, self._num_moves, self._site = latent, num_moves, site
-        rungs = _pilot(latent)
-        self._t, self._step_size, self._length_scale = spaced_evenly(rungs, num_rungs)
+    def __post_init__(self):
+        check_fields(self)
+        rungs = _pilot(self.latent)
+        columns = (rungs.t, rungs.step_size, rungs.length_scale, rungs.barrier)
+        columns = (np.asarray(x[: int(rungs.num)], np.float64) for x in columns)
+        self._t, self._step_size, self._length_scale = spaced_evenly(*columns, self.num_rungs)
         self.num_pilot_gradients = int(rungs.num_gradients)
         self._sample_fn = None
 
@@ -122,14 +126,14 @@ class ReplicaExchange(MCMCKernel, ChainKernel):
         return None
 
     @property
-    def inverse_temperatures(self):
+    def inverse_temperatures(self) -> jax.Array:
         """The ladder, shape `(R,)`."""
-        return self._latent.gebm.inverse_temperature * self._t
+        return self.latent.gebm.inverse_temperature * self._t
 
     def init(self, rng_key, num_warmup, init_params=None, model_args=(), model_kwargs=None):
         single = is_prng_key(rng_key)
         keys = typed(rng_key)
-        start = init_params[self._site] if isinstance(init_params, dict) else init_params
+        start = init_params[self.site] if isinstance(init_params, dict) else init_params
 
         def one(key, start):
             return self._start(key, start, len(self._t))
@@ -143,15 +147,15 @@ class ReplicaExchange(MCMCKernel, ChainKernel):
         return state
 
     def _start(self, key, start, num_rungs):
-        ladder, (key, key_start) = Ladder(self._latent), random.split(key)
+        ladder, (key, key_start) = Ladder(self.latent), random.split(key)
         points = ladder.start(key_start, num_rungs)
         if start is not None:
             given = ladder.evaluate(jnp.broadcast_to(jnp.reshape(start, (1, -1)), points.u.shape))
-            points = Points(*(jnp.concatenate([x[:1], y[1:]]) for x, y in zip(points, given)))
+            points = jax.tree.map(lambda x, y: jnp.concatenate([x[:1], y[1:]]), points, given)
         zero = jnp.zeros((), points.neg_beta_energy.dtype)
         return ReplicaExchangeState(
             i=jnp.zeros((), int),
-            z={self._site: ladder.constrain(points.u[-1:])[0]},
+            z={self.site: ladder.constrain(points.u[-1:])[0]},
             points=points,
             rising=jnp.zeros(num_rungs, bool),
             potential_energy=potential_at(points, 1.0)[0][-1],
@@ -167,15 +171,15 @@ class ReplicaExchange(MCMCKernel, ChainKernel):
         return self._sample_fn(state)
 
     def _advance(self, state):
-        ladder, num_rungs = Ladder(self._latent), len(self._t)
+        ladder, num_rungs = Ladder(self.latent), len(self._t)
         t, length_scale = (jnp.asarray(x, state.points.neg_beta_energy.dtype) for x in (self._t, self._length_scale))
         key, key_prior, key_move, key_swap = random.split(typed(state.rng_key), 4)
-        others = Points(*(x[1:] for x in state.points))
+        others = jax.tree.map(lambda x: x[1:], state.points)
         others, accept_prob, num_steps = move(
-            key_move, others, ladder, t[1:], self._step_size, length_scale[1:], self._num_moves
+            key_move, others, ladder, t[1:], self._step_size, length_scale[1:], self.num_moves
         )
         fresh = ladder.evaluate(ladder.sample_prior(key_prior, 1))
-        points = Points(*(jnp.concatenate([x, y]) for x, y in zip(fresh, others)))
+        points = jax.tree.map(lambda x, y: jnp.concatenate([x, y]), fresh, others)
         log_ratio = (t[1:] - t[:-1]) * (points.neg_beta_energy[:-1] - points.neg_beta_energy[1:])
         swap_accept_prob = jnp.where(jnp.isnan(log_ratio), 0.0, jnp.exp(jnp.minimum(0.0, log_ratio)))
         tried = jnp.arange(num_rungs - 1) % 2 == state.i % 2
@@ -183,10 +187,10 @@ class ReplicaExchange(MCMCKernel, ChainKernel):
         down, up = jnp.append(swapped, False), jnp.append(jnp.zeros(1, bool), swapped)
         index = jnp.arange(num_rungs) + down - up
         rising = state.rising.at[0].set(True)[index]
-        points = Points(*(x[index] for x in points))
+        points = jax.tree.map(lambda x: x[index], points)
         return ReplicaExchangeState(
             i=state.i + 1,
-            z={self._site: ladder.constrain(points.u[-1:])[0]},
+            z={self.site: ladder.constrain(points.u[-1:])[0]},
             points=points,
             rising=rising.at[-1].set(False),
             potential_energy=potential_at(points, 1.0)[0][-1],
@@ -210,4 +214,4 @@ class ReplicaExchange(MCMCKernel, ChainKernel):
 
 @eqx.filter_jit
 def _pilot(latent):
-    return pilot(Ladder(latent), random.key(0), NUM_PILOT, NUM_MOVES, EFFECTIVE_FRACTION)
+    return pilot(Ladder(latent), random.key(0), NUM_PILOT, NUM_PILOT_MOVES, PILOT_FRACTION)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import equinox as eqx
 import jax
@@ -11,18 +11,14 @@ import numpy as np
 from jax import lax, random
 from tqdm import tqdm
 
-from gebm.weights import LogPartition, from_log_weights
-from numpyro_gebm.infer.ladder.pilot import MAX_RUNGS, pilot
+from gebm.ladder import DELAY, MAX_RUNGS, NUM_PILOT, check_groups, with_warning
+from gebm.validation import check_fields, integer, probability
+from gebm.weights import NUM_GROUPS, NUM_PARTICLES, LogPartition, from_log_weights
+from numpyro_gebm.gebm import EnergyTiltedPrior
+from numpyro_gebm.infer.ladder.pilot import pilot
 from numpyro_gebm.infer.ladder.tempering import Ladder, Points, log_increment, move, systematic_resample
 
 __all__ = ["SMC", "SMCResult"]
-
-#: Particles of the pilot run, at most.
-NUM_PILOT = 1024
-#: Seconds after which a progress bar is shown.
-DELAY = 2.0
-#: Acceptance of the moves on a rung below which the estimate comes with a warning.
-MIN_ACCEPT_PROB = 0.1
 
 
 class SMCResult(NamedTuple):
@@ -85,27 +81,16 @@ class SMC:
         (100,)
     """
 
-    num_particles: int = 4096
-    num_groups: int = 64
-    num_moves: int = 4
-    effective_fraction: float = 0.7
+    num_particles: Annotated[int, integer] = NUM_PARTICLES
+    num_groups: Annotated[int, partial(integer, minimum=2)] = NUM_GROUPS
+    num_moves: Annotated[int, integer] = 4
+    effective_fraction: Annotated[float, probability] = 0.7
 
     def __post_init__(self):
-        if not (self.num_groups >= 2 and self.num_particles >= self.num_groups and self.num_moves >= 1):
-            raise ValueError(
-                "Expected 2 <= num_groups <= num_particles and num_moves >= 1; got "
-                f"num_particles={self.num_particles}, num_groups={self.num_groups}, num_moves={self.num_moves}."
-            )
-        if self.num_particles % self.num_groups:
-            raise ValueError(
-                "Expected num_particles to be a multiple of num_groups; got "
-                f"num_particles={self.num_particles}, num_groups={self.num_groups}. Use "
-                f"{-(-self.num_particles // self.num_groups) * self.num_groups}."
-            )
-        if not 0 < self.effective_fraction < 1:
-            raise ValueError(f"Expected effective_fraction in (0, 1); got {self.effective_fraction}.")
+        check_fields(self)
+        check_groups(self.num_particles, self.num_groups)
 
-    def run(self, latent, *, rng_key, progress_bar=True):
+    def run(self, latent: EnergyTiltedPrior, *, rng_key: jax.Array, progress_bar: bool = True) -> SMCResult:
         """Particles of the tilted law, and log Z.
 
         Args:
@@ -126,22 +111,21 @@ class SMC:
             state = _climb(k, state, latent, rungs, rng_key, self)
             if progress_bar:
                 jax.block_until_ready(state)
-        t, tilts, accept_probs = (
-            np.asarray(x[:num], np.float64) for x in (rungs.t, state.mean_neg_beta_energies, state.accept_probs)
-        )
+        t, step_sizes = (np.asarray(x[:num], np.float64) for x in (rungs.t, rungs.step_size * rungs.length_scale))
+        log_partitions, mean_neg_beta_energies, accept_probs = (np.asarray(x[:num]) for x in state.records)
         log_partition = from_log_weights(state.log_weight, self.num_particles // self.num_groups)
         return SMCResult(
             z=_particles(state, latent, rng_key),
-            log_partition=_with_warning(log_partition, beta * t, accept_probs),
+            log_partition=with_warning(log_partition, beta * t, accept_probs),
             inverse_temperatures=beta * t,
-            log_partitions=np.asarray(state.log_partitions[:num]),
-            mean_energies=-tilts / beta if beta > 0 else np.full_like(tilts, np.nan),
-            step_sizes=np.asarray(rungs.step_size * rungs.length_scale)[:num],
+            log_partitions=log_partitions,
+            mean_energies=-mean_neg_beta_energies / beta if beta > 0 else np.full_like(t, np.nan),
+            step_sizes=step_sizes,
             accept_probs=accept_probs,
             num_gradients=int(state.num_gradients),
         )
 
-    def __call__(self, latent, num_samples, *, rng_key):
+    def __call__(self, latent: EnergyTiltedPrior, num_samples: int, *, rng_key: jax.Array) -> jax.Array:
         """Draw latents.
 
         Args:
@@ -156,15 +140,21 @@ class SMC:
         return _draw(latent, rng_key, dataclasses.replace(self, num_particles=num_each * self.num_groups))[:num_samples]
 
 
+class _Records(NamedTuple):
+    """Of each rung so far: log Z, mean of -beta E, acceptance."""
+
+    log_partitions: jax.Array
+    mean_neg_beta_energies: jax.Array
+    accept_probs: jax.Array
+
+
 class _State(NamedTuple):
-    """Particles on the way up; log-weights of groups; of each rung so far log Z, mean neg_beta_energy, acceptance."""
+    """Particles on the way up, gradients spent, log-weights of groups, and what was recorded."""
 
     points: Points
     num_gradients: jax.Array
     log_weight: jax.Array
-    log_partitions: jax.Array
-    mean_neg_beta_energies: jax.Array
-    accept_probs: jax.Array
+    records: _Records
 
 
 @eqx.filter_jit
@@ -176,9 +166,8 @@ def _start(latent, rng_key, config):
     points = ladder.start(key_start, config.num_particles)
     nothing = jnp.zeros(MAX_RUNGS + 1, points.neg_beta_energy.dtype)
     log_weight = jnp.zeros(config.num_groups, points.neg_beta_energy.dtype)
-    mean_neg_beta_energies = nothing.at[0].set(points.neg_beta_energy.mean())
-    num_gradients = rungs.num_gradients + config.num_particles
-    return rungs, _State(points, num_gradients, log_weight, nothing, mean_neg_beta_energies, nothing)
+    records = _Records(nothing, nothing.at[0].set(points.neg_beta_energy.mean()), nothing)
+    return rungs, _State(points, rungs.num_gradients + config.num_particles, log_weight, records)
 
 
 @partial(jax.jit, static_argnums=5)
@@ -191,13 +180,13 @@ def _climb(k, state, latent, rungs, rng_key, config):
     log_weight = state.log_weight + jax.nn.logsumexp(increment, 1) - jnp.log(shape[1])
     among_all = systematic_resample(key_all, jnp.repeat(log_weight, shape[1]))
     index = jnp.where(k < rungs.num, _resample_groups(key_resample, increment), among_all)
-    points = Points(*(x[index] for x in state.points))
+    points = jax.tree.map(lambda x: x[index], state.points)
     tuning = (rungs.t[rung], rungs.step_size[rung], rungs.length_scale[rung])
     points, accept_prob, num = move(key_move, points, Ladder(latent), *tuning, config.num_moves)
     mean_neg_beta_energy = jax.nn.softmax(log_weight) @ points.neg_beta_energy.reshape(shape).mean(1)
-    new = (jax.nn.logsumexp(log_weight) - jnp.log(shape[0]), mean_neg_beta_energy, accept_prob.mean())
-    records = (x.at[k].set(y) for x, y in zip(state[3:], new))
-    return _State(points, state.num_gradients + num * config.num_particles, log_weight, *records)
+    new = _Records(jax.nn.logsumexp(log_weight) - jnp.log(shape[0]), mean_neg_beta_energy, accept_prob.mean())
+    records = jax.tree.map(lambda x, y: x.at[k].set(y), state.records, new)
+    return _State(points, state.num_gradients + num * config.num_particles, log_weight, records)
 
 
 @jax.jit
@@ -212,18 +201,6 @@ def _draw(latent, rng_key, config):
     rungs, state = _start(latent, rng_key, config)
     climb = partial(_climb, latent=latent, rungs=rungs, rng_key=rng_key, config=config)
     return _particles(lax.fori_loop(1, rungs.num + 1, climb, state), latent, rng_key)
-
-
-def _with_warning(log_partition, inverse_temperatures, accept_probs):
-    """The estimate, with a warning if particles hardly moved on some rung."""
-    lowest = 1 + int(np.argmin(accept_probs[1:]))
-    if accept_probs[lowest] >= MIN_ACCEPT_PROB:
-        return log_partition
-    warning = (
-        f"At beta = {inverse_temperatures[lowest]:.3g} {100 * accept_probs[lowest]:.1f} % of the moves were accepted: "
-        "the particles are copies of a few, and their law is in doubt. Are the scales of the latents very different?"
-    )
-    return log_partition._replace(warnings=(*log_partition.warnings, warning))
 
 
 def _resample_groups(rng_key, log_weights):

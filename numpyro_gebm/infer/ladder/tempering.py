@@ -16,15 +16,20 @@ from jax import lax, random
 from numpyro.distributions import biject_to
 from numpyro.distributions.util import sum_rightmost
 
+from gebm.ladder import FRICTION, MAX_STEPS, NUM_HALVINGS, REAL_ENERGIES, TRAJECTORY_LENGTH, batched, no_finite_energy
+from gebm.langevin import NUM_PROBES
+from gebm.validation import instance
 from numpyro_gebm.callables import over_batch
 from numpyro_gebm.dynamics.keys import standard_normal
 from numpyro_gebm.dynamics.metropolis import accept_probability, choose
-from numpyro_gebm.dynamics.steps import KineticState, trajectory, value_and_grad
+from numpyro_gebm.dynamics.steps import KineticState, PotentialAndGrad, trajectory, value_and_grad
+from numpyro_gebm.gebm import EnergyTiltedPrior
 
 __all__ = [
     "Ladder",
     "Points",
     "effective_fraction",
+    "latent_of_a_gebm",
     "length_scale_of",
     "log_increment",
     "move",
@@ -32,13 +37,6 @@ __all__ = [
     "potential_at",
     "systematic_resample",
 ]
-
-#: Friction and length of a trajectory in units of the length scale of the law, and the most steps it takes.
-FRICTION, TRAJECTORY_LENGTH, MAX_STEPS = 0.5, 1.57, 64
-#: Random directions along which the covariance is applied, to estimate the trace of its square.
-NUM_PROBES = 16
-#: Halvings of the interval in which the next rung lies.
-NUM_HALVINGS = 40
 
 
 class Points(NamedTuple):
@@ -52,7 +50,7 @@ class Points(NamedTuple):
 
 
 class Ladder:
-    """Prior and neg_beta_energy of a GEBM over unconstrained latents of shape `(N, d)`.
+    """Prior and -beta E of a GEBM over unconstrained latents of shape `(N, d)`.
 
     Args:
         latent: an `EnergyTiltedPrior`.
@@ -61,49 +59,47 @@ class Ladder:
         ValueError: if it has a batch shape.
     """
 
-    def __init__(self, latent):
+    def __init__(self, latent: EnergyTiltedPrior) -> None:
         if latent.batch_shape != ():
-            raise ValueError(
-                f"Expected a GEBM with batch_shape (); got {latent.batch_shape}. Take one member of it at a time."
-            )
+            raise ValueError(batched(latent.batch_shape))
         self._gebm, self._prior = latent.gebm, latent.gebm.latent_prior
         self._transform = biject_to(self._prior.support)
         self._shape = self._transform.inverse_shape(latent.event_shape)
 
-    def sample_prior(self, rng_key, num):
+    def sample_prior(self, rng_key: jax.Array, num: int) -> jax.Array:
         """Positions of exact draws of the prior, shape `(num, d)`."""
         return self.unconstrain(self._prior.sample(rng_key, (num,)))
 
-    def shaped(self, u):
+    def shaped(self, u: jax.Array) -> jax.Array:
         """Positions in the unconstrained shape of a latent, with a leading axis of N."""
         return u.reshape(-1, *self._shape)
 
-    def constrain(self, u):
+    def constrain(self, u: jax.Array) -> jax.Array:
         """Latents, shape `(N,) + event_shape`, at positions."""
         return self._transform(self.shaped(u))
 
-    def unconstrain(self, z):
+    def unconstrain(self, z: jax.Array) -> jax.Array:
         """Positions at latents."""
         return self._transform.inv(z).reshape(len(z), -1)
 
-    def log_prior(self, u):
+    def log_prior(self, u: jax.Array) -> jax.Array:
         """Log density of the prior at positions, shape `(N,)`."""
         u = self.shaped(u)
         z = self._transform(u)
         jacobian = self._transform.log_abs_det_jacobian(u, z)
         return self._prior.log_prob(z) + sum_rightmost(jacobian, jnp.ndim(jacobian) - 1)
 
-    def neg_beta_energy(self, u):
+    def neg_beta_energy(self, u: jax.Array) -> jax.Array:
         """-beta E at positions, shape `(N,)`."""
         gebm = self._gebm
         energy = over_batch(gebm.energy, gebm.decode(self.constrain(u)), gebm.event_dim)
         return -gebm.inverse_temperature * energy
 
-    def evaluate(self, u):
+    def evaluate(self, u: jax.Array) -> Points:
         """`Points` at positions."""
         return Points(u, *value_and_grad(self.log_prior, u), *value_and_grad(self.neg_beta_energy, u))
 
-    def start(self, rng_key, num):
+    def start(self, rng_key: jax.Array, num: int) -> Points:
         """`Points` at exact draws of the prior.
 
         Raises, at run time:
@@ -111,17 +107,21 @@ class Ladder:
         """
         points = self.evaluate(self.sample_prior(rng_key, num))
         bad = (jnp.isnan(points.neg_beta_energy) | (points.neg_beta_energy == jnp.inf)).any()
-        points = eqx.error_if(points, bad, "Expected real energies; got NaN or -inf at a draw of the base.")
+        points = eqx.error_if(points, bad, REAL_ENERGIES)
         infinite = (points.neg_beta_energy == -jnp.inf).all()
-        message = f"Expected finite energies at some draws of the base; got inf at all {num} of them."
-        return eqx.error_if(points, infinite, message)
+        return eqx.error_if(points, infinite, no_finite_energy(num))
 
-    def potential_and_grad(self, t):
+    def potential_and_grad(self, t: float | jax.Array) -> PotentialAndGrad:
         """A callable from positions to the potential of the rung t (a scalar, or shape `(N,)`) and its gradient."""
         return lambda u: value_and_grad(lambda u: -self.log_prior(u) - log_increment(t, self.neg_beta_energy(u)), u)
 
 
-def potential_at(points, t):
+def latent_of_a_gebm(name: str, value: EnergyTiltedPrior) -> EnergyTiltedPrior:
+    """Check that an argument is the latent law of a GEBM."""
+    return instance(name, value, EnergyTiltedPrior, "latent law of a GEBM", "Pass `gebm.latent`.")
+
+
+def potential_at(points: Points, t: float | jax.Array) -> tuple[jax.Array, jax.Array]:
     """Potential of the rung t (a scalar, or shape `(N,)`) at `Points`, and its gradient."""
     t = jnp.asarray(t)
     over_rows = t if t.ndim == 0 else t[:, None]
@@ -129,7 +129,15 @@ def potential_at(points, t):
     return -points.log_prior - log_increment(t, points.neg_beta_energy), grad
 
 
-def move(rng_key, points, ladder, t, step_size, length_scale, num_moves):
+def move(
+    rng_key: jax.Array,
+    points: Points,
+    ladder: Ladder,
+    t: float | jax.Array,
+    step_size: float | jax.Array,
+    length_scale: float | jax.Array,
+    num_moves: int,
+) -> tuple[Points, jax.Array, jax.Array]:
     """Metropolis-adjusted Langevin trajectories (arXiv:2202.13230) on one rung.
 
     They are 1.57 length scales long, or 64 steps where that is less.
@@ -166,7 +174,7 @@ def move(rng_key, points, ladder, t, step_size, length_scale, num_moves):
     return ladder.evaluate(state.z), total / num_moves, (num_moves * num_steps).astype(int) + 1
 
 
-def length_scale_of(u):
+def length_scale_of(u: jax.Array) -> jax.Array:
     r"""Length scale $\sqrt{\operatorname{tr} \Sigma^2 / \operatorname{tr} \Sigma}$ of positions, shape `(N, d)`.
 
     Positions that are not finite do not count; it is 1 for positions that are all the same.
@@ -180,18 +188,18 @@ def length_scale_of(u):
     return jnp.where((scale > 0) & (scale < jnp.inf), scale, 1.0)
 
 
-def effective_fraction(log_weights):
+def effective_fraction(log_weights: jax.Array) -> jax.Array:
     r"""$(\sum w)^2 / (N \sum w^2)$, the effective sample size of weights over their number; shape `(N,)` to `()`."""
     w = jnp.exp(log_weights - log_weights.max())
     return w.sum() ** 2 / (w**2).sum() / len(w)
 
 
-def log_increment(step, neg_beta_energy):
+def log_increment(step: float | jax.Array, neg_beta_energy: jax.Array) -> jax.Array:
     """Log-weights of a step up the ladder, -step beta E; 0 for no step, also where the energy is infinite."""
     return jnp.where(step == 0, 0.0, step * neg_beta_energy)
 
 
-def next_rung(t, neg_beta_energy, fraction):
+def next_rung(t: jax.Array, neg_beta_energy: jax.Array, fraction: float) -> jax.Array:
     """The rung above t at which the weights of the step have the effective fraction asked for; 1 at most.
 
     Particles of infinite energy have weight 0 on every rung above t, and do not count.
@@ -221,7 +229,7 @@ def next_rung(t, neg_beta_energy, fraction):
     return jnp.where(good_at(1.0), 1.0, low)
 
 
-def systematic_resample(rng_key, log_weights):
+def systematic_resample(rng_key: jax.Array, log_weights: jax.Array) -> jax.Array:
     """Indices of as many draws as there are weights, by systematic resampling; shape `(N,)`."""
     num = len(log_weights)
     cumulative = jnp.cumsum(jax.nn.softmax(log_weights))

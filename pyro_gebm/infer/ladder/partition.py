@@ -5,18 +5,24 @@ import torch
 from pyro.ops.stats import effective_sample_size
 from tqdm import tqdm
 
-from gebm.weights import bridge, from_log_weights
+from gebm.ladder import BATCH_SIZE, DELAY, FINITE_MEAN_ENERGIES
+from gebm.weights import LogPartition, estimate
 from pyro_gebm.callables import draw_quietly
-from pyro_gebm.infer.ladder.smc import DELAY, SMC
+from pyro_gebm.gebm import GEBM
+from pyro_gebm.infer.ladder.smc import SMC
 from pyro_gebm.infer.ladder.tempering import Ladder
 
 __all__ = ["LogPartitionCurve", "log_partition", "log_partition_curve"]
 
-#: Base draws whose energies are computed at once.
-BATCH_SIZE = 4096
 
-
-def log_partition(gebm, method="smc", *, num_samples=None, draws=None, progress_bar=True):
+def log_partition(
+    gebm: GEBM,
+    method: str = "smc",
+    *,
+    num_samples: int | None = None,
+    draws: torch.Tensor | np.ndarray | None = None,
+    progress_bar: bool = True,
+) -> LogPartition:
     r"""Estimate the log-partition $A = \log \int \exp(-\beta E)\, dG$ of a GEBM, with a standard error.
 
     - `"importance"`: the mean of $e^{-\beta E}$ over base draws. Without bias, and useless where base and model
@@ -52,23 +58,21 @@ def log_partition(gebm, method="smc", *, num_samples=None, draws=None, progress_
         >>> abs(estimate.value + 0.5 * math.log(4.0)) < 4 * estimate.std_error
         True
     """
-    if num_samples is not None and num_samples < 2:
-        raise ValueError(f"Expected num_samples >= 2 or None; got {num_samples}.")
-    if (draws is not None) != (method == "bridge"):
-        raise ValueError(f"Expected draws of the tilted law with method='bridge' and only there; got {method!r}.")
-    if method == "importance":
-        return from_log_weights(_base_tilts(gebm.latent, num_samples or 100_000, progress_bar))
-    if method in ("ais", "smc"):
-        num = num_samples or SMC.num_particles
-        num_groups = num if method == "ais" else SMC.num_groups
-        smc = SMC(-(-num // num_groups) * num_groups, num_groups)
-        return smc.run(gebm.latent, progress_bar=progress_bar).log_partition
-    if method == "bridge":
-        draws = _checked(draws, gebm.latent_prior)
-        num = num_samples or draws.shape[0] * draws.shape[1]
-        on_draws = _tilts(gebm.latent, draws.flatten(0, 1)).reshape(draws.shape[:2])
-        return bridge(_base_tilts(gebm.latent, num, progress_bar), on_draws, _effective_sample_size)
-    raise ValueError(f"Expected method 'importance', 'ais', 'smc' or 'bridge'; got {method!r}.")
+    latent = gebm.latent
+
+    def of_particles(num: int, num_groups: int) -> LogPartition:
+        return SMC(num, num_groups).run(latent, progress_bar=progress_bar).log_partition
+
+    return estimate(
+        method,
+        num_samples,
+        None if draws is None else torch.as_tensor(draws).to(draw_quietly(gebm.latent_prior, 1)),
+        latent.event_shape,
+        of_base=lambda num: _log_weights_of_base(latent, num, progress_bar),
+        of_draws=lambda draws: _log_weights(latent, draws.reshape(-1, *latent.event_shape)).reshape(draws.shape[:2]),
+        of_particles=of_particles,
+        effective_sample_size=lambda values: effective_sample_size(torch.as_tensor(values)),
+    )
 
 
 class LogPartitionCurve(torch.nn.Module):
@@ -90,13 +94,13 @@ class LogPartitionCurve(torch.nn.Module):
         (0.0, -0.5)
     """
 
-    def __init__(self, inverse_temperatures, values, slopes):
+    def __init__(self, inverse_temperatures: torch.Tensor, values: torch.Tensor, slopes: torch.Tensor) -> None:
         super().__init__()
         self.register_buffer("inverse_temperatures", inverse_temperatures)
         self.register_buffer("values", values)
         self.register_buffer("slopes", slopes)
 
-    def forward(self, inverse_temperature):
+    def forward(self, inverse_temperature: float | torch.Tensor) -> torch.Tensor:
         x, y, slope = self.inverse_temperatures, self.values, self.slopes
         beta = torch.as_tensor(inverse_temperature, dtype=y.dtype, device=y.device)
         i = (torch.searchsorted(x, beta.detach().contiguous(), right=True) - 1).clamp(0, len(x) - 2)
@@ -108,7 +112,7 @@ class LogPartitionCurve(torch.nn.Module):
         return torch.where(beta > x[-1], torch.inf, inside)
 
 
-def log_partition_curve(gebm, smc=None, *, progress_bar=True):
+def log_partition_curve(gebm: GEBM, smc: SMC | None = None, *, progress_bar: bool = True) -> LogPartitionCurve:
     r"""$\log Z(\beta)$ from 0 to the inverse temperature of a GEBM, as a function to give to it as `log_partition`.
 
     The inverse temperature can then be a random variable of a model: `gebm.temper(beta)` stays normalised.
@@ -140,38 +144,19 @@ def log_partition_curve(gebm, smc=None, *, progress_bar=True):
     result = (smc or SMC(16_384, effective_fraction=0.9)).run(gebm.latent, progress_bar=progress_bar)
     values = (result.inverse_temperatures, result.log_partitions, -result.mean_energies)
     if not np.isfinite(values[2]).all():
-        raise ValueError(
-            "Expected finite energies on the ladder; their mean is infinite. log Z(beta) has no slope there."
-        )
+        raise ValueError(FINITE_MEAN_ENERGIES)
     return LogPartitionCurve(*(torch.as_tensor(x).to(gebm.inverse_temperature) for x in values))
 
 
 @torch.no_grad()
-def _tilts(latent, z):
+def _log_weights(latent, z):
     ladder = Ladder(latent)
     u = ladder.unconstrain(z)
     return np.concatenate([ladder.neg_beta_energy(part).double().cpu().numpy() for part in u.split(BATCH_SIZE)])
 
 
-def _base_tilts(latent, num, progress_bar):
+def _log_weights_of_base(latent, num, progress_bar):
     prior = latent.gebm.latent_prior
     sizes = [BATCH_SIZE] * (num // BATCH_SIZE) + [num % BATCH_SIZE] * (num % BATCH_SIZE > 0)
     sizes = tqdm(sizes, "Draws of the base", unit="batch", delay=DELAY, disable=not progress_bar)
-    tilts = np.concatenate([_tilts(latent, prior.sample((size,))) for size in sizes])
-    if np.isnan(tilts).any():
-        raise RuntimeError(f"Expected real energies; got NaN at {int(np.isnan(tilts).sum())} draws of the base.")
-    return tilts
-
-
-def _effective_sample_size(values):
-    return effective_sample_size(torch.as_tensor(values))
-
-
-def _checked(draws, prior):
-    draws, event_shape = torch.as_tensor(draws).to(draw_quietly(prior, 1)), tuple(prior.event_shape)
-    if draws.dim() != 2 + len(event_shape) or tuple(draws.shape[2:]) != event_shape:
-        raise ValueError(
-            f"Expected draws of shape (chains, draws) + {event_shape}; got {tuple(draws.shape)}. Use "
-            "`mcmc.get_samples(group_by_chain=True)`."
-        )
-    return draws
+    return np.concatenate([_log_weights(latent, prior.sample((size,))) for size in sizes])

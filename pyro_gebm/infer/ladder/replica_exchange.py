@@ -1,21 +1,23 @@
 """Replica exchange (parallel tempering) on the ladder of a GEBM, as a kernel of `VectorizedMCMC`."""
 
 from collections import OrderedDict
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, NamedTuple
 
+import numpy as np
 import torch
 from torch.distributions import biject_to
 
+from gebm.ladder import NUM_PILOT, NUM_PILOT_MOVES, PILOT_FRACTION, spaced_evenly
+from gebm.validation import check_fields, integer, optional
 from pyro_gebm.gebm import EnergyTiltedPrior
 from pyro_gebm.infer.chain_kernel import ChainKernel
-from pyro_gebm.infer.ladder.pilot import pilot, spaced_evenly
-from pyro_gebm.infer.ladder.tempering import Ladder, Points, move, potential_at
+from pyro_gebm.infer.ladder.pilot import pilot
+from pyro_gebm.infer.ladder.tempering import Ladder, Points, latent_of_a_gebm, move, potential_at
 from pyro_gebm.training.checkpoints import get_rng_state, set_rng_state
 
 __all__ = ["ReplicaExchange", "ReplicaExchangeState"]
-
-#: Of the pilot run: particles, trajectories on each rung, effective sample size of its weights over their number.
-NUM_PILOT, NUM_MOVES, EFFECTIVE_FRACTION = 1024, 4, 0.7
 
 
 class ReplicaExchangeState(NamedTuple):
@@ -42,6 +44,7 @@ class ReplicaExchangeState(NamedTuple):
     diverging: torch.Tensor
 
 
+@dataclass(kw_only=True, eq=False)
 class ReplicaExchange(ChainKernel):
     r"""Replica exchange: R replicas on a ladder from the base to the tilted law, which swap places.
 
@@ -84,24 +87,25 @@ class ReplicaExchange(ChainKernel):
         torch.Size([100])
     """
 
-    def __init__(self, latent, *, num_rungs=None, num_moves=1, site="z"):
-        if not isinstance(latent, EnergyTiltedPrior):
-            raise TypeError(f"Expected the latent law of a GEBM, `gebm.latent`; got {type(latent).__name__}.")
-        if num_rungs is not None and not num_rungs >= 2:
-            raise ValueError(f"Expected num_rungs >= 2 or None; got {num_rungs}.")
-        if not num_moves >= 1:
-            raise ValueError(f"Expected num_moves >= 1; got {num_moves}.")
-        self._ladder, self._num_moves, self._site = Ladder(latent), num_moves, site
-        rungs = pilot(self._ladder, NUM_PILOT, NUM_MOVES, EFFECTIVE_FRACTION)
-        t, self._step_size, length_scale = spaced_evenly(rungs, num_rungs)
+    latent: Annotated[EnergyTiltedPrior, latent_of_a_gebm] = field(kw_only=False)
+    num_rungs: Annotated[int | None, optional(partial(integer, minimum=2))] = None
+    num_moves: Annotated[int, integer] = 1
+    site: str = "z"
+
+    def __post_init__(self):
+        check_fields(self)
+        self._ladder = Ladder(self.latent)
+        rungs = pilot(self._ladder, NUM_PILOT, NUM_PILOT_MOVES, PILOT_FRACTION)
+        columns = (np.array(x) for x in (rungs.t, rungs.step_size, rungs.length_scale, rungs.barrier))
+        t, self._step_size, length_scale = spaced_evenly(*columns, self.num_rungs)
         self.num_pilot_gradients = sum(rungs.num_gradients)
-        self._beta = latent.gebm.inverse_temperature
+        self._beta = self.latent.gebm.inverse_temperature
         self._t, self._length_scale = (torch.as_tensor(x).to(self._beta) for x in (t, length_scale))
-        self.transforms = {site: biject_to(latent.support).inv}
-        self.state = None
+        self.transforms = {self.site: biject_to(self.latent.support).inv}
+        self.state: ReplicaExchangeState | None = None
 
     @property
-    def inverse_temperatures(self):
+    def inverse_temperatures(self) -> torch.Tensor:
         """The ladder, shape `(R,)`."""
         return self._beta * self._t
 
@@ -123,11 +127,11 @@ class ReplicaExchange(ChainKernel):
             raise TypeError("Expected no arguments: ReplicaExchange works on a GEBM, not on a model.")
         points, shape = self._ladder.start(len(self._t) * num_chains), (len(self._t), num_chains)
         if initial_params is not None:
-            given = self._ladder.evaluate(initial_params[self._site].detach().reshape(num_chains, -1))
+            given = self._ladder.evaluate(initial_params[self.site].detach().reshape(num_chains, -1))
             if potential_at(given, 1.0)[0].isnan().any():
                 raise ValueError("Expected a real potential at `initial_params`, which are unconstrained; got NaN.")
-            rest = Points(*(x.repeat(shape[0] - 1, *[1] * (x.dim() - 1)) for x in given))
-            points = Points(*(torch.cat([x[:num_chains], y]) for x, y in zip(points, rest)))
+            rest = given.map(lambda x: x.repeat(shape[0] - 1, *[1] * (x.dim() - 1)))
+            points = points.map(lambda x, y: torch.cat([x[:num_chains], y]), rest)
         zero = torch.zeros_like(points.neg_beta_energy[:num_chains])
         self.state = ReplicaExchangeState(
             i=0,
@@ -145,11 +149,11 @@ class ReplicaExchange(ChainKernel):
         """The next draw of all chains."""
         state, t = self.state, self._t
         num_rungs, num_chains = state.rising.shape
-        others = Points(*(x[1:].flatten(0, 1) for x in state.points))
+        others = state.points.map(lambda x: x[1:].flatten(0, 1))
         t_of, scale_of = (x[1:].repeat_interleave(num_chains) for x in (t, self._length_scale))
-        others, accept_prob, num_steps = move(others, self._ladder, t_of, self._step_size, scale_of, self._num_moves)
+        others, accept_prob, num_steps = move(others, self._ladder, t_of, self._step_size, scale_of, self.num_moves)
         fresh = self._ladder.evaluate(self._ladder.sample_prior(num_chains))
-        points = _reshaped(Points(*(torch.cat([x, y]) for x, y in zip(fresh, others))), (num_rungs, num_chains))
+        points = _reshaped(fresh.map(lambda x, y: torch.cat([x, y]), others), (num_rungs, num_chains))
         log_ratio = (t[1:] - t[:-1])[:, None] * (points.neg_beta_energy[:-1] - points.neg_beta_energy[1:])
         swap_accept_prob = log_ratio.clamp(max=0.0).exp().nan_to_num(0.0)
         tried = torch.arange(num_rungs - 1, device=t.device) % 2 == state.i % 2
@@ -157,7 +161,7 @@ class ReplicaExchange(ChainKernel):
         none = torch.zeros_like(swapped[:1], dtype=torch.long)
         index = torch.arange(num_rungs, device=t.device)[:, None]
         index = index + torch.cat([swapped.long(), none]) - torch.cat([none, swapped.long()])
-        points = Points(*(_gathered(x, index) for x in points))
+        points = points.map(lambda x: _gathered(x, index))
         rising = state.rising.clone()
         rising[0] = True
         rising = rising.gather(0, index)
@@ -176,12 +180,12 @@ class ReplicaExchange(ChainKernel):
     def positions(self):
         """Draws of all chains: dict of an unconstrained tensor with a leading axis of N."""
         u = self.state.points.u[-1]
-        return {self._site: self._ladder.shaped(u)}
+        return {self.site: self._ladder.shaped(u)}
 
     def statistics(self):
         """Statistics of the last draw: dict of tensors with a leading axis of N, named as in ArviZ."""
         state = self.state
-        last = Points(*(x[-1] for x in state.points))
+        last = state.points.map(lambda x: x[-1])
         return {
             "lp": -potential_at(last, 1.0)[0],
             "acceptance_rate": state.accept_prob,
@@ -230,7 +234,7 @@ class ReplicaExchange(ChainKernel):
 
 
 def _reshaped(points, shape):
-    return Points(*(x.reshape(*shape, *x.shape[1:]) for x in points))
+    return points.map(lambda x: x.reshape(*shape, *x.shape[1:]))
 
 
 def _gathered(x, index):

@@ -2,24 +2,21 @@
 
 import dataclasses
 import math
-from typing import NamedTuple
+from functools import partial
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from gebm.weights import LogPartition, from_log_weights
+from gebm.ladder import DELAY, NUM_PILOT, check_groups, with_warning
+from gebm.validation import check_fields, integer, probability
+from gebm.weights import NUM_GROUPS, NUM_PARTICLES, LogPartition, from_log_weights
+from pyro_gebm.gebm import EnergyTiltedPrior
 from pyro_gebm.infer.ladder.pilot import pilot
-from pyro_gebm.infer.ladder.tempering import Ladder, Points, log_increment, move, systematic_resample
+from pyro_gebm.infer.ladder.tempering import Ladder, log_increment, move, systematic_resample
 
 __all__ = ["SMC", "SMCResult"]
-
-#: Particles of the pilot run, at most.
-NUM_PILOT = 1024
-#: Seconds after which a progress bar is shown.
-DELAY = 2.0
-#: Acceptance of the moves on a rung below which the estimate comes with a warning.
-MIN_ACCEPT_PROB = 0.1
 
 
 class SMCResult(NamedTuple):
@@ -83,27 +80,16 @@ class SMC:
         torch.Size([100])
     """
 
-    num_particles: int = 4096
-    num_groups: int = 64
-    num_moves: int = 4
-    effective_fraction: float = 0.7
+    num_particles: Annotated[int, integer] = NUM_PARTICLES
+    num_groups: Annotated[int, partial(integer, minimum=2)] = NUM_GROUPS
+    num_moves: Annotated[int, integer] = 4
+    effective_fraction: Annotated[float, probability] = 0.7
 
     def __post_init__(self):
-        if not (self.num_groups >= 2 and self.num_particles >= self.num_groups and self.num_moves >= 1):
-            raise ValueError(
-                "Expected 2 <= num_groups <= num_particles and num_moves >= 1; got "
-                f"num_particles={self.num_particles}, num_groups={self.num_groups}, num_moves={self.num_moves}."
-            )
-        if self.num_particles % self.num_groups:
-            raise ValueError(
-                "Expected num_particles to be a multiple of num_groups; got "
-                f"num_particles={self.num_particles}, num_groups={self.num_groups}. Use "
-                f"{-(-self.num_particles // self.num_groups) * self.num_groups}."
-            )
-        if not 0 < self.effective_fraction < 1:
-            raise ValueError(f"Expected effective_fraction in (0, 1); got {self.effective_fraction}.")
+        check_fields(self)
+        check_groups(self.num_particles, self.num_groups)
 
-    def run(self, latent, *, progress_bar=True):
+    def run(self, latent: EnergyTiltedPrior, *, progress_bar: bool = True) -> SMCResult:
         """Particles of the tilted law, and log Z.
 
         Args:
@@ -119,21 +105,23 @@ class SMC:
         """
         z, rungs, num_gradients, log_weight, *records = _run(latent, self, progress_bar)
         beta = float(latent.gebm.inverse_temperature)
-        log_partitions, tilts, accept_probs = (torch.stack(record).double().cpu().numpy() for record in records)
+        log_partitions, mean_neg_beta_energies, accept_probs = (
+            torch.stack(record).double().cpu().numpy() for record in records
+        )
         inverse_temperatures = beta * np.array(rungs.t)
         log_partition = from_log_weights(log_weight.double().cpu().numpy(), self.num_particles // self.num_groups)
         return SMCResult(
             z=z,
-            log_partition=_with_warning(log_partition, inverse_temperatures, accept_probs),
+            log_partition=with_warning(log_partition, inverse_temperatures, accept_probs),
             inverse_temperatures=inverse_temperatures,
             log_partitions=log_partitions,
-            mean_energies=-tilts / beta if beta > 0 else np.full_like(tilts, np.nan),
+            mean_energies=-mean_neg_beta_energies / beta if beta > 0 else np.full_like(accept_probs, np.nan),
             step_sizes=np.array(rungs.step_size) * np.array(rungs.length_scale),
             accept_probs=accept_probs,
             num_gradients=num_gradients,
         )
 
-    def __call__(self, latent, num_samples):
+    def __call__(self, latent: EnergyTiltedPrior, num_samples: int) -> torch.Tensor:
         """Draw latents.
 
         Args:
@@ -160,15 +148,19 @@ def _run(latent, config, progress_bar):
     for k in tqdm(range(1, len(rungs.t)), "SMC", unit="rung", delay=DELAY, disable=not progress_bar):
         increment = log_increment(rungs.t[k] - rungs.t[k - 1], points.neg_beta_energy).reshape(shape)
         log_weight = log_weight + torch.logsumexp(increment, 1) - math.log(shape[1])
-        points = _take(points, (systematic_resample(increment) + offsets).reshape(-1))
-        points, accept_prob, num = move(points, ladder, *(x[k] for x in rungs[:3]), config.num_moves)
+        index = (systematic_resample(increment) + offsets).reshape(-1)
+        points = points.map(lambda x, index=index: x[index])
+        points, accept_prob, num = move(
+            points, ladder, rungs.t[k], rungs.step_size[k], rungs.length_scale[k], config.num_moves
+        )
         log_partitions.append(torch.logsumexp(log_weight, 0) - math.log(shape[0]))
         mean_neg_beta_energies.append(torch.softmax(log_weight, 0) @ points.neg_beta_energy.reshape(shape).mean(1))
         accept_probs.append(accept_prob.mean())
         num_gradients += num * config.num_particles
     # particles of all groups are resampled together and moved once more
-    points = _take(points, systematic_resample(log_weight.repeat_interleave(shape[1])))
-    points, _, num = move(points, ladder, *(x[-1] for x in rungs[:3]), config.num_moves)
+    index = systematic_resample(log_weight.repeat_interleave(shape[1]))
+    points = points.map(lambda x: x[index])
+    points, _, num = move(points, ladder, 1.0, rungs.step_size[-1], rungs.length_scale[-1], config.num_moves)
     shuffled = torch.randperm(config.num_particles, device=points.u.device)
     num_gradients += num * config.num_particles
     return (
@@ -180,19 +172,3 @@ def _run(latent, config, progress_bar):
         mean_neg_beta_energies,
         accept_probs,
     )
-
-
-def _with_warning(log_partition, inverse_temperatures, accept_probs):
-    """The estimate, with a warning if particles hardly moved on some rung."""
-    lowest = 1 + int(np.argmin(accept_probs[1:]))
-    if accept_probs[lowest] >= MIN_ACCEPT_PROB:
-        return log_partition
-    warning = (
-        f"At beta = {inverse_temperatures[lowest]:.3g} {100 * accept_probs[lowest]:.1f} % of the moves were accepted: "
-        "the particles are copies of a few, and their law is in doubt. Are the scales of the latents very different?"
-    )
-    return log_partition._replace(warnings=(*log_partition.warnings, warning))
-
-
-def _take(points, index):
-    return Points(*(x[index] for x in points))

@@ -8,21 +8,27 @@ which at t = 0 is exactly the prior, and at t = 1 the tilted prior. Positions ar
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from pyro.distributions.util import sum_rightmost
 from torch.distributions import biject_to
 
+from gebm.ladder import FRICTION, MAX_STEPS, NUM_HALVINGS, REAL_ENERGIES, TRAJECTORY_LENGTH, batched, no_finite_energy
+from gebm.langevin import NUM_PROBES
+from gebm.validation import instance
 from pyro_gebm.base import without_validation
 from pyro_gebm.callables import over_batch
 from pyro_gebm.dynamics.metropolis import accept_probability, choose
-from pyro_gebm.dynamics.steps import KineticState, trajectory, value_and_grad
+from pyro_gebm.dynamics.steps import KineticState, PotentialAndGrad, trajectory, value_and_grad
+from pyro_gebm.gebm import EnergyTiltedPrior
 
 __all__ = [
     "Ladder",
     "Points",
     "effective_fraction",
+    "latent_of_a_gebm",
     "length_scale_of",
     "log_increment",
     "move",
@@ -30,13 +36,6 @@ __all__ = [
     "potential_at",
     "systematic_resample",
 ]
-
-#: Friction and length of a trajectory in units of the length scale of the law, and the most steps it takes.
-FRICTION, TRAJECTORY_LENGTH, MAX_STEPS = 0.5, 1.57, 64
-#: Random directions along which the covariance is applied, to estimate the trace of its square.
-NUM_PROBES = 16
-#: Halvings of the interval in which the next rung lies.
-NUM_HALVINGS = 40
 
 
 class Points(NamedTuple):
@@ -48,9 +47,13 @@ class Points(NamedTuple):
     neg_beta_energy: torch.Tensor
     neg_beta_energy_grad: torch.Tensor
 
+    def map(self, fn: Callable[..., torch.Tensor], *others: "Points") -> "Points":
+        """Apply a function to every tensor, as `jax.tree.map` does."""
+        return Points(*map(fn, self, *others))
+
 
 class Ladder:
-    """Prior and neg_beta_energy of a GEBM over unconstrained latents of shape `(N, d)`.
+    """Prior and -beta E of a GEBM over unconstrained latents of shape `(N, d)`.
 
     Args:
         latent: an `EnergyTiltedPrior`.
@@ -59,50 +62,47 @@ class Ladder:
         ValueError: if it has a batch shape.
     """
 
-    def __init__(self, latent):
+    def __init__(self, latent: EnergyTiltedPrior) -> None:
         if latent.batch_shape:
-            raise ValueError(
-                f"Expected a GEBM with batch_shape (); got {tuple(latent.batch_shape)}. Take one member of it at "
-                "a time."
-            )
+            raise ValueError(batched(latent.batch_shape))
         self._gebm, self._prior = latent.gebm, without_validation(latent.gebm.latent_prior)
         self._transform = biject_to(self._prior.support)
         self._shape = self._transform.inverse_shape(latent.event_shape)
 
-    def sample_prior(self, num):
+    def sample_prior(self, num: int) -> torch.Tensor:
         """Positions of exact draws of the prior, shape `(num, d)`."""
         return self.unconstrain(self._prior.sample((num,)))
 
-    def shaped(self, u):
+    def shaped(self, u: torch.Tensor) -> torch.Tensor:
         """Positions in the unconstrained shape of a latent, with a leading axis of N."""
         return u.reshape(-1, *self._shape)
 
-    def constrain(self, u):
+    def constrain(self, u: torch.Tensor) -> torch.Tensor:
         """Latents, shape `(N,) + event_shape`, at positions."""
         return self._transform(self.shaped(u))
 
-    def unconstrain(self, z):
+    def unconstrain(self, z: torch.Tensor) -> torch.Tensor:
         """Positions at latents."""
         return self._transform.inv(z).reshape(len(z), -1)
 
-    def log_prior(self, u):
+    def log_prior(self, u: torch.Tensor) -> torch.Tensor:
         """Log density of the prior at positions, shape `(N,)`."""
         u = self.shaped(u)
         z = self._transform(u)
         jacobian = self._transform.log_abs_det_jacobian(u, z)
         return self._prior.log_prob(z) + sum_rightmost(jacobian, jacobian.dim() - 1)
 
-    def neg_beta_energy(self, u):
+    def neg_beta_energy(self, u: torch.Tensor) -> torch.Tensor:
         """-beta E at positions, shape `(N,)`."""
         gebm = self._gebm
         energy = over_batch(gebm.energy, gebm.decode(self.constrain(u)), len(gebm.event_shape))
         return -gebm.inverse_temperature * energy
 
-    def evaluate(self, u):
+    def evaluate(self, u: torch.Tensor) -> Points:
         """`Points` at positions."""
         return Points(u, *value_and_grad(self.log_prior, u), *value_and_grad(self.neg_beta_energy, u))
 
-    def start(self, num):
+    def start(self, num: int) -> Points:
         """`Points` at exact draws of the prior.
 
         Raises:
@@ -110,24 +110,36 @@ class Ladder:
         """
         points = self.evaluate(self.sample_prior(num))
         if (points.neg_beta_energy.isnan() | (points.neg_beta_energy == math.inf)).any():
-            raise RuntimeError("Expected real energies; got NaN or -inf at a draw of the base.")
+            raise RuntimeError(REAL_ENERGIES)
         if (points.neg_beta_energy == -math.inf).all():
-            raise RuntimeError(f"Expected finite energies at some draws of the base; got inf at all {num} of them.")
+            raise RuntimeError(no_finite_energy(num))
         return points
 
-    def potential_and_grad(self, t):
+    def potential_and_grad(self, t: float | torch.Tensor) -> PotentialAndGrad:
         """A callable from positions to the potential of the rung t (a scalar, or shape `(N,)`) and its gradient."""
         return lambda u: value_and_grad(lambda u: -self.log_prior(u) - log_increment(t, self.neg_beta_energy(u)), u)
 
 
-def potential_at(points, t):
+def latent_of_a_gebm(name: str, value: EnergyTiltedPrior) -> EnergyTiltedPrior:
+    """Check that an argument is the latent law of a GEBM."""
+    return instance(name, value, EnergyTiltedPrior, "latent law of a GEBM", "Pass `gebm.latent`.")
+
+
+def potential_at(points: Points, t: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Potential of the rung t (a scalar, or shape `(N,)`) at `Points`, and its gradient."""
     over_rows = t[:, None] if isinstance(t, torch.Tensor) and t.dim() else t
     grad = -points.log_prior_grad - log_increment(over_rows, points.neg_beta_energy_grad)
     return -points.log_prior - log_increment(t, points.neg_beta_energy), grad
 
 
-def move(points, ladder, t, step_size, length_scale, num_moves):
+def move(
+    points: Points,
+    ladder: Ladder,
+    t: float | torch.Tensor,
+    step_size: float,
+    length_scale: float | torch.Tensor,
+    num_moves: int,
+) -> tuple[Points, torch.Tensor, int]:
     """Metropolis-adjusted Langevin trajectories (arXiv:2202.13230) on one rung.
 
     They are 1.57 length scales long, or 64 steps where that is less.
@@ -159,7 +171,7 @@ def move(points, ladder, t, step_size, length_scale, num_moves):
     return ladder.evaluate(state.z), total / num_moves, num_moves * num_steps + 1
 
 
-def length_scale_of(u):
+def length_scale_of(u: torch.Tensor) -> float:
     r"""Length scale $\sqrt{\operatorname{tr} \Sigma^2 / \operatorname{tr} \Sigma}$ of positions, shape `(N, d)`.
 
     Positions that are not finite do not count; it is 1 for positions that are all the same.
@@ -173,18 +185,18 @@ def length_scale_of(u):
     return scale if 0 < scale < math.inf else 1.0
 
 
-def effective_fraction(log_weights):
+def effective_fraction(log_weights: torch.Tensor) -> torch.Tensor:
     r"""$(\sum w)^2 / (N \sum w^2)$, the effective sample size of weights over their number; shape `(N,)` to `()`."""
     w = torch.exp(log_weights - log_weights.max())
     return w.sum() ** 2 / w.square().sum() / len(w)
 
 
-def log_increment(step, neg_beta_energy):
+def log_increment(step: float | torch.Tensor, neg_beta_energy: torch.Tensor) -> torch.Tensor:
     """Log-weights of a step up the ladder, -step beta E; 0 for no step, also where the energy is infinite."""
     return step * neg_beta_energy if isinstance(step, torch.Tensor) or step else torch.zeros_like(neg_beta_energy)
 
 
-def next_rung(t, neg_beta_energy, fraction):
+def next_rung(t: float, neg_beta_energy: torch.Tensor, fraction: float) -> float:
     """The rung above t at which the weights of the step have the effective fraction asked for; 1 at most.
 
     Particles of infinite energy have weight 0 on every rung above t, and do not count.
@@ -208,7 +220,7 @@ def next_rung(t, neg_beta_energy, fraction):
     return float(torch.where(reached, 1.0, low))
 
 
-def systematic_resample(log_weights):
+def systematic_resample(log_weights: torch.Tensor) -> torch.Tensor:
     """Indices of as many draws as there are weights, by systematic resampling along the last axis; same shape."""
     num = log_weights.shape[-1]
     cumulative = torch.softmax(log_weights, -1).cumsum(-1)

@@ -1,0 +1,137 @@
+"""What the samplers on the ladder from a base to its tilted law share: its spacing, settings, warnings and messages."""
+
+from typing import Final
+
+import numpy as np
+
+from gebm.weights import LogPartition
+
+__all__ = [
+    "BATCH_SIZE",
+    "DELAY",
+    "FINITE_MEAN_ENERGIES",
+    "FRICTION",
+    "MAX_RUNGS",
+    "MAX_STEPS",
+    "MIN_ACCEPT_PROB",
+    "NUM_FIRST_MOVES",
+    "NUM_HALVINGS",
+    "NUM_PILOT",
+    "NUM_PILOT_MOVES",
+    "PILOT_FRACTION",
+    "REAL_ENERGIES",
+    "TARGET_ACCEPT_PROB",
+    "TOO_MANY_RUNGS",
+    "TRAJECTORY_LENGTH",
+    "batched",
+    "check_groups",
+    "no_finite_energy",
+    "spaced_evenly",
+    "with_warning",
+]
+
+#: Friction and length of a trajectory in units of the length scale of the law, and the most steps it takes.
+FRICTION: Final = 0.5
+TRAJECTORY_LENGTH: Final = 1.57
+MAX_STEPS: Final = 64
+#: Halvings of the interval in which the next rung lies.
+NUM_HALVINGS: Final = 40
+#: Most rungs of a ladder.
+MAX_RUNGS: Final = 1000
+#: Acceptance that step sizes are adapted to, and trajectories on the prior that find the first of them.
+TARGET_ACCEPT_PROB: Final = 0.8
+NUM_FIRST_MOVES: Final = 20
+#: Particles of a pilot run, at most.
+NUM_PILOT: Final = 1024
+#: Of the pilot run of replica exchange: trajectories on each rung, effective sample size of its weights over their
+#: number.
+NUM_PILOT_MOVES: Final = 4
+PILOT_FRACTION: Final = 0.7
+#: Base draws whose energies are computed at once.
+BATCH_SIZE: Final = 4096
+#: Seconds after which a progress bar is shown.
+DELAY: Final = 2.0
+#: Acceptance of the moves on a rung below which an estimate comes with a warning.
+MIN_ACCEPT_PROB: Final = 0.1
+
+REAL_ENERGIES: Final = "Expected real energies; got NaN or -inf at a draw of the base."
+TOO_MANY_RUNGS: Final = (
+    f"The ladder needs more than {MAX_RUNGS} rungs. Lower the inverse temperature or effective_fraction."
+)
+FINITE_MEAN_ENERGIES: Final = (
+    "Expected finite energies on the ladder; their mean is infinite, and log Z(beta) has no slope there."
+)
+
+
+def no_finite_energy(num: int) -> str:
+    """The message for energies that are infinite at all draws of the base."""
+    return f"Expected finite energies at some draws of the base; got inf at all {num} of them."
+
+
+def batched(batch_shape: tuple[int, ...]) -> str:
+    """The message for a GEBM with a batch shape."""
+    return f"Expected a GEBM with batch_shape (); got {tuple(batch_shape)}. Take one member of it at a time."
+
+
+def check_groups(num_particles: int, num_groups: int) -> None:
+    """Check that particles can be cut into groups of one size.
+
+    Raises:
+        ValueError: if not.
+    """
+    if num_particles % num_groups:
+        raise ValueError(
+            f"Expected num_particles to be a multiple of num_groups; got num_particles={num_particles}, "
+            f"num_groups={num_groups}. Use {-(-num_particles // num_groups) * num_groups}."
+        )
+
+
+def spaced_evenly(
+    t: np.ndarray,
+    step_size: np.ndarray,
+    length_scale: np.ndarray,
+    barrier: np.ndarray,
+    num_rungs: int | None = None,
+) -> tuple[np.ndarray, float, np.ndarray]:
+    r"""A ladder with the same rate of rejected swaps between all neighbours (arXiv:1905.02939).
+
+    Args:
+        t: rungs of a pilot run, increasing from 0 to 1, shape `(K,)`.
+        step_size: of its trajectories, shape `(K,)`.
+        length_scale: of the laws of its rungs, shape `(K,)`.
+        barrier: rate at which swaps are rejected, per unit of t, shape `(K,)`.
+        num_rungs: how many; None is $2 \Lambda + 1$, rounded up, at least 2; $\Lambda$ is the integral of the barrier.
+
+    Returns:
+        `(t, step size, length scale)`; the step size is one for all, the smallest.
+    """
+    total = np.concatenate([[0.0], np.cumsum(np.diff(t) * 0.5 * (barrier[1:] + barrier[:-1]))])
+    num = max(2, int(np.ceil(2 * total[-1])) + 1) if num_rungs is None else num_rungs
+    shares = np.linspace(0.0, total[-1], num)
+    even = np.interp(shares, total, t) if total[-1] > 0 else np.linspace(0.0, 1.0, num)
+    even[0], even[-1] = 0.0, 1.0
+    return even, float(step_size.min()), np.interp(even, t, length_scale)
+
+
+def with_warning(
+    log_partition: LogPartition, inverse_temperatures: np.ndarray, accept_probs: np.ndarray
+) -> LogPartition:
+    """An estimate, with a warning if particles hardly moved on some rung.
+
+    Args:
+        log_partition: the estimate.
+        inverse_temperatures: the ladder, shape `(K,)`.
+        accept_probs: mean acceptance probability of the moves on each rung, shape `(K,)`.
+
+    Returns:
+        The estimate.
+    """
+    lowest = 1 + int(np.argmin(accept_probs[1:]))
+    if accept_probs[lowest] >= MIN_ACCEPT_PROB:
+        return log_partition
+    warning = (
+        f"At beta = {inverse_temperatures[lowest]:.3g}, only {100 * accept_probs[lowest]:.1f} % of the moves were "
+        "accepted: the particles are copies of a few, and their law is in doubt. Are the scales of the latents very "
+        "different?"
+    )
+    return log_partition._replace(warnings=(*log_partition.warnings, warning))
