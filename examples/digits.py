@@ -43,10 +43,10 @@ def main(argv=None):
     start = time.perf_counter()
 
     print(f"Training on {len(images)} digits by KALE ({args.backend}) ...", flush=True)
-    gebm, curves = host.train(images, args.seed, SETTINGS, args.steps, args.final_steps, show)
+    gebm, results = host.train(images, args.seed, SETTINGS, args.steps, args.final_steps, show, held_out)
     trained = time.perf_counter()
     host.save(gebm, out / "gebm.npz")
-    axes = host.plot_losses(*curves, labels=("base and energy", "energy alone"))
+    axes = host.plot_losses(*results, labels=("base and energy", "energy alone"))
     axes[0].figure.savefig(out / "training.png", dpi=100)
 
     print(f"Sampling the latent law: NUTS, {args.chains} chains ...", flush=True)

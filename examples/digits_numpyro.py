@@ -16,8 +16,12 @@ from numpyro_gebm.infer import KineticLangevin, init_to_prior
 STEPS, FINAL_STEPS = 2_000, 8_000
 
 
-def train(images, seed, settings, steps, final_steps, progress_bar=True):
-    """Train base and energy together by KALE, then the energy alone on the finished base."""
+def train(images, seed, settings, steps, final_steps, progress_bar=True, held_out=None):
+    """Train base and energy together by KALE, then the energy alone on the finished base.
+
+    Held-out images are watched, and nothing is chosen by them: the result is compared with them afterwards.
+    """
+    how = {"batch_size": 128, "progress_bar": progress_bar, "validation": held_out, "keep_best": False}
     key_generator, key_energy, key_joint, key_final = jax.random.split(jax.random.key(seed), 4)
     generator = nn.MLP(
         (settings["latent"],), (8, 8), settings["hidden"], output_activation="sigmoid", rng_key=key_generator
@@ -31,7 +35,7 @@ def train(images, seed, settings, steps, final_steps, progress_bar=True):
         energy_optim=optax.adam(settings["rate"], b1=0.5),
         energy_steps=settings["energy_steps"],
     )
-    joint = kale.run(key_joint, steps, images, batch_size=128, progress_bar=progress_bar)
+    joint = kale.run(key_joint, steps, images, **how)
     schedule = optax.cosine_decay_schedule(settings["rate"], max(final_steps, 1))
     kale = KALE(
         joint.gebm.base,
@@ -43,8 +47,8 @@ def train(images, seed, settings, steps, final_steps, progress_bar=True):
         base_optim=None,
         energy_optim=optax.adam(schedule, b1=0.5),
     )
-    final = kale.run(key_final, final_steps, images, batch_size=128, progress_bar=progress_bar)
-    return final.gebm, [joint.losses, final.losses]
+    final = kale.run(key_final, final_steps, images, **how)
+    return final.gebm, [joint, final]
 
 
 def sample_nuts(gebm, seed, num_warmup, num_samples, num_chains, progress_bar=True):

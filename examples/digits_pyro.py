@@ -16,8 +16,12 @@ STEPS, FINAL_STEPS = 2_000, 8_000
 torch.set_num_threads(1)  # networks this small gain nothing from a second thread, and lose much on a busy machine
 
 
-def train(images, seed, settings, steps, final_steps, progress_bar=True):
-    """Train base and energy together by KALE, then the energy alone on the finished base."""
+def train(images, seed, settings, steps, final_steps, progress_bar=True, held_out=None):
+    """Train base and energy together by KALE, then the energy alone on the finished base.
+
+    Held-out images are watched, and nothing is chosen by them: the result is compared with them afterwards.
+    """
+    how = {"batch_size": 128, "progress_bar": progress_bar, "validation": held_out, "keep_best": False}
     pyro.set_rng_seed(seed)
     generator = nn.MLP((settings["latent"],), (8, 8), settings["hidden"], output_activation="sigmoid")
     energy = nn.MLP((8, 8), (), settings["hidden"], activation="leaky_relu")
@@ -37,15 +41,15 @@ def train(images, seed, settings, steps, final_steps, progress_bar=True):
         energy_optim=adam,
         energy_steps=settings["energy_steps"],
     )
-    joint = kale.run(steps, images, batch_size=128, progress_bar=progress_bar)
+    joint = kale.run(steps, images, **how)
     kale = KALE(
         joint.gebm.base,
         KALEGuide(energy, log_partition=joint.gebm.log_partition, penalty=gradient_penalty(settings["final_penalty"])),
         base_optim=None,
         energy_optim=adam_with_decay,
     )
-    final = kale.run(final_steps, images, batch_size=128, progress_bar=progress_bar)
-    return final.gebm, [joint.losses, final.losses]
+    final = kale.run(final_steps, images, **how)
+    return final.gebm, [joint, final]
 
 
 def sample_nuts(gebm, seed, num_warmup, num_samples, num_chains, progress_bar=True):

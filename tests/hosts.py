@@ -16,7 +16,6 @@ NumPyro gives it, and for a batch, which Pyro gives it. What only one host has i
 """
 
 import contextlib
-import copy
 import functools
 import importlib
 import importlib.util
@@ -169,14 +168,14 @@ class NumPyro(Host):
         kwargs = {"progress_bar": False, "init_state": after and after.state} | kwargs
         return kale.run(None if after else self.jax.random.key(seed), num_steps, data, **kwargs)
 
-    def state(self, kale, result):
-        """Everything that `train` changed, NumPy arrays in one order."""
-        state = result.state._replace(rng_key=self.jax.random.key_data(result.state.rng_key))
+    def leaves(self, state):
+        """The arrays of a state of training, in NumPy and in one order."""
+        state = state._replace(rng_key=self.jax.random.key_data(state.rng_key)) if hasattr(state, "rng_key") else state
         return [np.asarray(leaf) for leaf in self.jax.tree.leaves(state)]
 
-    def stepping(self, kale, seed=0):
-        """A training taken step by step."""
-        return _NumPyroSteps(self, kale, seed)
+    def steps(self, kale, after=None, seed=0):
+        """A training taken step by step, from its start or from a result."""
+        return _NumPyroSteps(self, kale, after, seed)
 
     def evaluate(self, kale, result, data):
         """KALE on data after `train`."""
@@ -311,19 +310,15 @@ class Pyro(Host):
             self.ppl.set_rng_seed(seed)
         return kale.run(num_steps, data, **{"progress_bar": False} | kwargs)
 
-    def state(self, kale, result):
-        """Everything that `train` changed, NumPy arrays in one order."""
+    def leaves(self, state):
+        """The arrays of a state of training, in NumPy and in one order."""
+        if isinstance(state, (dict, list, tuple)):
+            values = state.values() if isinstance(state, dict) else state
+            return [leaf for value in values for leaf in self.leaves(value)]
+        return [] if state is None else [np.array(self.numpy(state))]
 
-        def leaves(state):
-            if isinstance(state, (dict, list, tuple)):
-                values = state.values() if isinstance(state, dict) else state
-                return [leaf for value in values for leaf in leaves(value)]
-            return [] if state is None else [self.numpy(state)]
-
-        return copy.deepcopy(leaves(kale.state_dict()))
-
-    def stepping(self, kale, seed=0):
-        """A training taken step by step."""
+    def steps(self, kale, after=None, seed=0):
+        """A training taken step by step, from its start or from a result."""
         self.ppl.set_rng_seed(seed)
         return _PyroSteps(self, kale)
 
@@ -356,44 +351,62 @@ class Pyro(Host):
 
 
 class _NumPyroSteps:
-    """`step(batch)` takes one, with arrays of before and after it as attributes."""
+    """A training: `step(batch)` takes one; attributes are counters, the log-partition, and parts as lists of arrays."""
 
-    def __init__(self, host, kale, seed):
-        self.host, self.kale = host, kale
-        self.state = kale.init(host.jax.random.key(seed), np.zeros((1, *kale.base.event_shape)))
+    def __init__(self, host, kale, after, seed):
+        self._host, self._kale = host, kale
+        start = np.zeros((1, *kale.base.event_shape))
+        self.state = kale.init(host.jax.random.key(seed), start) if after is None else after.state
 
     def step(self, batch):
         """Losses of a step."""
-        self.state, losses = self.kale.update(self.state, batch)
-        return self.host.jax.tree.map(np.asarray, losses)
+        self.state, losses = self._kale.update(self.state, batch)
+        return self._host.jax.tree.map(np.asarray, losses)
+
+    def set(self, **values):
+        """Change counters or the log-partition."""
+        self.state = self.state._replace(**{_NUMBERS[name][0]: self._host.array(v) for name, v in values.items()})
 
     def __getattr__(self, name):
-        """`step_count`, `base_step`, `skipped`, `log_partition`; `base`, `energy`, `base_average` as lists."""
-        value = getattr(self.state, {"step_count": "step"}.get(name, name))
-        arrays = [np.asarray(leaf) for leaf in self.host.jax.tree.leaves(value)]
-        return arrays if name in ("base", "energy", "base_average") else arrays[0]
+        if name in _NUMBERS:
+            return np.asarray(getattr(self.state, _NUMBERS[name][0]))
+        return self._host.leaves(getattr(self.state, name))
 
 
 class _PyroSteps:
-    """`step(batch)` takes one, with arrays of before and after it as attributes."""
+    """A training: `step(batch)` takes one; attributes are counters, the log-partition, and parts as lists of arrays."""
 
     def __init__(self, host, kale):
-        self.host, self.kale = host, kale
+        self._host, self._kale = host, kale
+
+    @property
+    def state(self):
+        return self._kale.state_dict()
 
     def step(self, batch):
         """Losses of a step."""
-        losses = self.kale.step(self.host.array(batch))
-        return type(losses)(*(self.host.numpy(value) for value in losses))
+        losses = self._kale.step(self._host.array(batch))
+        return type(losses)(*(self._host.numpy(value) for value in losses))
+
+    def set(self, **values):
+        """Change counters or the log-partition."""
+        for name, value in values.items():
+            setattr(self._kale, _NUMBERS[name][1], self._host.array(value) if name == "log_partition" else value)
 
     def __getattr__(self, name):
-        """`step_count`, `base_step`, `skipped`, `log_partition`; `base`, `energy`, `base_average` as lists."""
-        kale, numpy = self.kale, self.host.numpy
-        if name in ("base", "energy"):
-            return self.host.parameters(kale.base if name == "base" else kale.guide.energy)
-        if name == "base_average":
-            return [numpy(average).copy() for average in kale.state_dict()["base_average"]]
-        names = {"step_count": "num_steps_taken", "base_step": "base_steps_taken", "skipped": "num_skipped"}
-        return numpy(getattr(kale, names.get(name, name)))
+        if name in _NUMBERS:
+            return self._host.numpy(getattr(self._kale, _NUMBERS[name][1]))
+        parts = {"base": self._kale.base, "energy": self._kale.guide.energy}
+        return self._host.parameters(parts[name]) if name in parts else self._host.leaves(self.state[name])
+
+
+#: Numbers of a training, and what `KALEState` and Pyro's `KALE` call them.
+_NUMBERS = {
+    "num_steps": ("step", "num_steps_taken"),
+    "base_steps": ("base_step", "base_steps_taken"),
+    "skipped": ("skipped", "num_skipped"),
+    "log_partition": ("log_partition", "log_partition"),
+}
 
 
 @functools.cache  # so that new parameters compile nothing
@@ -414,6 +427,14 @@ def _function_module():
             return self.fn(*self.arrays, x)
 
     return Function
+
+
+def compiled_once(build):
+    """For `build(host, ...)`, which makes a training: NumPyro's has no state, so that one is enough for all tests."""
+    cached = functools.cache(build)
+    return functools.wraps(build)(
+        lambda host, *args, **kwargs: (cached if host.name == "numpyro" else build)(host, *args, **kwargs)
+    )
 
 
 HOSTS = {host.name: host for host in (NumPyro, Pyro)}

@@ -1,14 +1,24 @@
 """Training in both hosts: held-out data, own objectives, schedules, checkpoints, what is refused."""
 
-import functools
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 import warnings
 
+import hosts
 import numpy as np
 import pytest
 
+from gebm.checkpoint_files import KEEP
+from gebm.errors import TrainingDiverged
+from gebm.training import energy_bursts
+
 DATA = np.random.default_rng(0).normal(1.0, 1.0, size=(300, 2))
 HELD_OUT = np.random.default_rng(1).normal(1.0, 1.0, size=(200, 2))
+LOOKS = {"validation": HELD_OUT, "validate_every": 4}
 
 
 def build(host, width=8, base=None, base_optim=True, **kwargs):
@@ -33,7 +43,12 @@ def model(host, result):
 
 def same(one, other):
     """Whether two lists of arrays agree to the last bit."""
-    return len(one) == len(other) > 0 and all(np.array_equal(a, b) for a, b in zip(one, other))
+    return len(one) == len(other) > 0 and all(np.array_equal(a, b, equal_nan=True) for a, b in zip(one, other))
+
+
+def state(host, kale, result):
+    """Everything that training changed."""
+    return host.leaves(host.steps(kale, after=result).state)
 
 
 def curves(host, result):
@@ -45,6 +60,10 @@ def curves(host, result):
 
 KINDS = {
     "joint": lambda host: build(host, energy_steps=2),
+    "bursts": lambda host: build(host, energy_steps=energy_bursts(2, initial=9, every=5)),
+    "base average": lambda host: build(host, ema_decay=0.9),
+    "one energy step": lambda host: build(host, energy_steps=1),
+    "wider": lambda host: build(host, width=9),
     "energy alone": lambda host: build(host, base=host.normal(2), base_optim=False),
     "flow": lambda host: build(host, base=host.random_flow(dim=2, num_couplings=1, hidden=(4,)), energy_steps=2),
     "average": lambda host: build(host, base=host.random_flow(dim=2, num_couplings=1, hidden=(4,)), ema_decay=0.9),
@@ -57,13 +76,9 @@ KINDS = {
 }
 
 
+@hosts.compiled_once
 def kale_of(host, kind):
-    """A training of a kind, as new; NumPyro's has no state and is compiled once."""
-    return _compiled(host, kind) if host.name == "numpyro" else KINDS[kind](host)
-
-
-@functools.cache
-def _compiled(host, kind):
+    """A training of a kind, as new."""
     return KINDS[kind](host)
 
 
@@ -74,7 +89,7 @@ def test_training_is_the_same_with_and_without_held_out_data(host, kind):
         train(host, kale, 8, **kwargs)
         for kale, kwargs in zip(kales, ({}, {"validation": HELD_OUT, "validate_every": 3}))
     )
-    assert same(host.state(kales[0], without), host.state(kales[1], looking))
+    assert same(state(host, kales[0], without), state(host, kales[1], looking))
     assert same(curves(host, without), curves(host, looking))
     assert without.validation is None and looking.validation.step.tolist() == [0, 3, 6, 8]
     assert np.isfinite(looking.validation.kale).all() and len(set(looking.validation.kale)) == 4
@@ -146,24 +161,6 @@ def test_a_stream_is_trained_on_with_held_out_data(host):
     assert result.validation.step.tolist() == [0, 5, 7]
 
 
-@pytest.mark.parametrize("kind", ["energy alone", "average"])
-def test_held_out_values_and_the_best_state_are_resumed(host, kind, tmp_path):
-    looks = {"validation": HELD_OUT, "validate_every": 4}
-    kale = kale_of(host, kind)
-    whole = train(host, kale, 12, **looks)
-    train(host, kale_of(host, kind), 7, checkpoint_dir=tmp_path, checkpoint_every=3, **looks)
-    other = kale_of(host, kind)
-    resumed = train(host, other, 12, seed=99, resume_from=tmp_path, **looks)
-    assert same(host.state(kale, whole), host.state(other, resumed)) and same(
-        curves(host, whole), curves(host, resumed)
-    )
-    assert same(whole.validation[:4], resumed.validation[:4])
-    assert whole.validation.best_step == resumed.validation.best_step is not None
-    assert same(model(host, whole), model(host, resumed))
-    first = train(host, kale_of(host, kind), 12, seed=99, resume_from=tmp_path)
-    assert first.validation is None and same(curves(host, whole), curves(host, first))
-
-
 def test_a_run_without_held_out_data_is_resumed_with_them(host, tmp_path):
     train(host, kale_of(host, "energy alone"), 7, checkpoint_dir=tmp_path)
     result = train(host, kale_of(host, "energy alone"), 12, resume_from=tmp_path, validation=HELD_OUT, validate_every=4)
@@ -209,11 +206,6 @@ def test_batches_have_128_points_or_all_unless_told(host):
     assert sorted(set(sizes)) == [40, 128]
 
 
-def test_progress_shows_held_out_kale(host, capsys):
-    train(host, kale_of(host, "energy alone"), 3, validation=HELD_OUT, progress_bar=True)
-    assert "held-out=" in capsys.readouterr().err
-
-
 # --- Schedules
 
 
@@ -250,7 +242,7 @@ def line(host, objective, base_optim=True, energy_optim=True):
 
 
 def test_an_objective_of_the_users_own(host):
-    data, steps = DATA[:, 0], host.stepping(line(host, SquaredHinge()))
+    data, steps = DATA[:, 0], host.steps(line(host, SquaredHinge()))
     a, b, shift = 0.3, 0.2, 0.3
     for _ in range(2):
         x = 0.2 + shift
@@ -303,9 +295,231 @@ def test_chains_of_contrastive_divergence_have_arguments(host):
     objective = objectives.ContrastiveDivergence(num_chains=7, num_steps=2)
     kale = build(host, base=host.normal(2), base_optim=False, objective=objective)
     result = train(host, kale, 2)
-    assert (7, 2) in [array.shape for array in host.state(kale, result)]
+    assert (7, 2) in [array.shape for array in state(host, kale, result)]
     with pytest.raises(ValueError, match="num_chains >= 1"):
         objectives.ContrastiveDivergence(num_chains=0)
+
+
+# --- Checkpoints
+
+
+@pytest.mark.parametrize(
+    "kind, looks",
+    [("joint", {}), ("bursts", {}), ("base average", LOOKS), ("energy alone", LOOKS), ("average", LOOKS)],
+)
+def test_resuming_is_bit_for_bit(host, kind, looks, tmp_path):
+    kale, other = kale_of(host, kind), kale_of(host, kind)
+    whole = train(host, kale, 12, **looks)
+    train(host, kale_of(host, kind), 8, checkpoint_dir=tmp_path, checkpoint_every=3, **looks)
+    assert sorted(path.stem for path in tmp_path.iterdir()) == [f"step-{i:09d}" for i in (3, 6, 8)]
+    resumed = train(host, other, 12, seed=99, resume_from=tmp_path, **looks)
+    assert same(state(host, kale, whole), state(host, other, resumed))
+    assert same(curves(host, whole), curves(host, resumed)) and same(model(host, whole), model(host, resumed))
+    if looks:
+        assert same(whole.validation[:4], resumed.validation[:4])
+        assert whole.validation.best_step == resumed.validation.best_step
+        assert (whole.validation.best_step is None) == (kind == "base average")
+
+
+def test_held_out_data_are_left_out_on_resuming(host, tmp_path):
+    whole = train(host, kale_of(host, "energy alone"), 12)
+    train(host, kale_of(host, "energy alone"), 7, checkpoint_dir=tmp_path, **LOOKS)
+    resumed = train(host, kale_of(host, "energy alone"), 12, resume_from=tmp_path)
+    assert resumed.validation is None and same(model(host, whole), model(host, resumed))
+
+
+def numbered_batches(bad=()):
+    """A loader: endless when iterated once, with NaN in the batches named."""
+    for i in range(10_000):
+        batch = np.random.default_rng(i).normal(size=(20, 2))
+        yield np.where(i in bad, np.nan, batch)
+
+
+def test_resuming_a_stream(host, tmp_path):
+    kale, other = kale_of(host, "joint"), kale_of(host, "joint")
+    whole = train(host, kale, 12, numbered_batches())
+    train(host, kale_of(host, "joint"), 8, numbered_batches(), checkpoint_dir=tmp_path)
+    resumed = train(host, other, 12, numbered_batches(), seed=99, resume_from=tmp_path)
+    assert same(state(host, kale, whole), state(host, other, resumed))
+
+
+def test_a_truncated_checkpoint_falls_back_to_the_one_before(host, tmp_path):
+    kale, other = kale_of(host, "joint"), kale_of(host, "joint")
+    whole = train(host, kale, 8)
+    train(host, kale_of(host, "joint"), 6, checkpoint_dir=tmp_path, checkpoint_every=4)
+    (newest,) = tmp_path.glob("step-000000006.*")
+    newest.write_bytes(newest.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match=f"{newest.name} is damaged; falling back to the one before"):
+        resumed = train(host, other, 8, resume_from=tmp_path)
+    assert same(state(host, kale, whole), state(host, other, resumed))
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"")
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(ValueError, match="Every checkpoint .* is damaged"):
+        train(host, kale_of(host, "joint"), 8, resume_from=tmp_path)
+
+
+def test_checkpoint_errors(host, tmp_path):
+    kale = kale_of(host, "joint")
+    with pytest.raises(FileNotFoundError, match="Expected checkpoints .*found none"):
+        train(host, kale, 3, resume_from=tmp_path)
+    with pytest.raises(ValueError, match="checkpoint_every >= 1 with a checkpoint_dir"):
+        train(host, kale, 3, checkpoint_every=2)
+    train(host, kale, 1, checkpoint_dir=tmp_path)
+    errors = {"pyro": (RuntimeError, "size mismatch"), "numpyro": (ValueError, "does not fit.*same networks and optim")}
+    with pytest.raises(errors[host.name][0], match=errors[host.name][1]):
+        train(host, kale_of(host, "wider"), 3, resume_from=tmp_path)
+
+
+def test_old_checkpoints_are_removed(host, tmp_path):
+    train(host, kale_of(host, "joint"), 10, checkpoint_dir=tmp_path, checkpoint_every=1)
+    assert len(list(tmp_path.iterdir())) == KEEP
+
+
+SCRIPT = """
+import sys
+sys.path[:0] = {path}
+import conftest, hosts, test_training as t
+if "{host}" == "pyro":
+    import torch
+    torch.set_default_dtype(torch.float64)
+host = hosts.get("{host}")
+t.train(host, t.kale_of(host, "energy alone"), 100_000, checkpoint_dir=sys.argv[1], checkpoint_every=7, **t.LOOKS)
+"""
+
+
+def test_kill_minus_nine_and_resume(host, tmp_path):
+    folder, script = tmp_path / "checkpoints", tmp_path / "train.py"
+    script.write_text(SCRIPT.format(path=[os.path.dirname(__file__), *sys.path], host=host.name))
+    process = subprocess.Popen([sys.executable, script, folder])
+    try:
+        while not folder.exists() or len(list(folder.glob("step-*[zt]"))) < 2:
+            assert process.poll() is None
+            time.sleep(0.01)
+        time.sleep(np.random.default_rng().uniform(0, 0.3))
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    done = max(int(path.stem.split("-")[1]) for path in folder.glob("step-*[zt]"))
+    assert done % 7 == 0
+    kale, other = kale_of(host, "energy alone"), kale_of(host, "energy alone")
+    whole = train(host, kale, done + 5, **LOOKS)
+    resumed = train(host, other, done + 5, seed=99, resume_from=folder, **LOOKS)
+    assert same(state(host, kale, whole), state(host, other, resumed))
+    assert same(whole.validation[:4], resumed.validation[:4]) and same(model(host, whole), model(host, resumed))
+
+
+# --- Steps that are not finite
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted(host):
+    kale = kale_of(host, "one energy step")
+    with pytest.warns(RuntimeWarning, match="2 steps were skipped") as caught:
+        result = train(host, kale, 6, numbered_batches(bad=(2, 4)))
+    assert caught[0].filename.endswith("hosts.py")  # the line that called `run`
+    steps, (values, _, log_partitions, *_) = host.steps(kale, after=result), curves(host, result)
+    assert steps.skipped == 2 and steps.num_steps == 6
+    assert np.isnan(values[[2, 4]]).all() and np.isfinite(values[[0, 1, 3, 5]]).all()
+    assert all(np.isfinite(x).all() for x in [*steps.energy, *steps.energy_optim, *steps.base, log_partitions])
+
+
+def test_a_step_that_is_not_finite_changes_nothing(host):
+    steps = host.steps(kale_of(host, "wider"))
+
+    def parts():
+        optim = steps.energy_optim[: -1 if host.name == "pyro" else None]  # Pyro's last counts the steps left out
+        return [*steps.energy, *steps.base, *optim, np.copy(steps.log_partition)]
+
+    steps.step(DATA[:20])
+    before = parts()
+    losses = steps.step(np.full((20, 2), np.nan))
+    assert np.isnan(losses.kale) and steps.skipped == 1 and same(before, parts())
+
+
+def test_many_bad_steps_in_a_row_stop_the_run_with_a_good_state(host):
+    kale, good = kale_of(host, "one energy step"), kale_of(host, "one energy step")
+    restored = "is restored .*" if host.name == "pyro" else ""
+    match = f"at base step 15: .*10 steps in a row.*of base step .*{restored}Lower"
+    with pytest.raises(TrainingDiverged, match=match) as caught:
+        train(host, kale, 100, numbered_batches(bad=range(5, 10_000)))
+    found = caught.value.state  # that of the last look, whenever it was
+    done = int(found["base_steps_taken"] if isinstance(found, dict) else found.base_step)
+    assert 1 <= done <= 5
+    result = train(host, good, done, numbered_batches())
+    assert same(state(host, good, result), host.leaves(found))
+    if host.name == "pyro":
+        assert same(state(host, kale, None), host.leaves(found))
+
+
+def test_bad_base_steps_stop_the_run_even_while_the_energy_trains(host):
+    base = host.Pushforward(host.normal(2), host.network(lambda p, z: z * p**0.5, np.array(0.0)))
+    guide = host.KALEGuide(host.call(host.nn.MLP, (2,), (), (4,)), penalty=None)
+    with pytest.raises(TrainingDiverged, match="10 steps in a row"):
+        train(host, host.KALE(base, guide, host.sgd(1e-3), host.sgd(1e-3)), 50)
+
+
+# --- Streams
+
+
+@pytest.mark.parametrize(
+    "data, match",
+    [
+        (lambda: [], "Expected more batches; the iterable ended for good after 0"),
+        (lambda: iter([np.zeros((4, 2))] * 3), "Expected more batches; the iterable ended for good after 3"),
+        (lambda: [np.zeros((4, 2)), np.zeros((3, 2))], r"batches of one shape, \(4, 2\); got \(3, 2\).*drop_last"),
+        (lambda: [np.zeros((4, 3))], r"Expected data of shape \(N,\) \+ \(2,\).*got \(4, 3\)"),
+    ],
+    ids=["empty", "ended", "changing", "misshapen"],
+)
+def test_bad_loaders(host, data, match):
+    with pytest.raises(ValueError, match=match):
+        train(host, kale_of(host, "joint"), 5, data())
+
+
+def test_loaders_are_iterated_again_and_labels_left_out(host):
+    loader = [(np.random.default_rng(i).normal(size=(20, 2)), np.zeros(20)) for i in range(4)]
+    ends = []
+    for data in (loader, (batch for batch in [x for x, _ in loader] * 7)):
+        kale = kale_of(host, "joint")
+        steps = host.steps(kale, after=train(host, kale, 5, data))
+        assert steps.num_steps == 10
+        ends.append(host.leaves(steps.state))
+    assert same(*ends)
+
+
+# --- What is trained
+
+
+def test_moving_average_of_the_base(host):
+    kale = build(host, ema_decay=0.75, energy_steps=1)
+    steps = host.steps(kale)
+    averages = steps.base
+    for _ in range(3):
+        steps.step(DATA[:20])
+        averages = [0.75 * average + 0.25 * value for average, value in zip(averages, steps.base)]
+    for found, average in zip(steps.base_average, averages, strict=True):
+        np.testing.assert_allclose(found, average, rtol=1e-12, atol=1e-12)
+    result = train(host, kale, 3)
+    steps = host.steps(kale, after=result)
+    assert same(host.parameters(result.gebm.base), steps.base_average)
+    assert not same(steps.base, steps.base_average)
+
+
+def test_trainable_names_what_is_trained(host):
+    names = []
+
+    def trainable(name):
+        names.append(name)
+        return name in ("base.layers.0.bias", "energy.layers.1.weight")
+
+    kale = build(host, trainable=trainable)
+    before = [host.parameters(part) for part in (kale.base, kale.guide.energy)]
+    result = train(host, kale, 2)
+    parts = [f"{part}.layers.{i}.{name}" for part in ("base", "energy") for i in (0, 1) for name in ("weight", "bias")]
+    assert set(parts) <= set(names)
+    after = [host.parameters(part) for part in (result.gebm.base, result.gebm.energy)]
+    changed = [not np.array_equal(*pair) for pairs in zip(before, after) for pair in zip(*pairs, strict=True)]
+    trained = {name for name, moved in zip(parts, changed, strict=True) if moved}
+    assert trained == {"base.layers.0.bias", "energy.layers.1.weight"}
 
 
 # --- Looking
@@ -331,3 +545,13 @@ def test_plot_of_two_runs(host, tmp_path):
         host.plot_losses(first, labels=("a", "b"))
     with pytest.raises(ValueError, match="Expected 4 axes; got 1"):
         host.plot_losses(first, axes=axes[:1])
+
+
+def test_curves_and_progress(host, capsys):
+    result = train(host, kale_of(host, "joint"), 4, validation=HELD_OUT, progress_bar=True)
+    assert [curve.shape for curve in curves(host, result)] == [(4,)] * 5 and np.isfinite(curves(host, result)).all()
+    out, shown = capsys.readouterr()
+    words = ("Training", "4/4", "KALE=", "A=", "penalty=", "|dE|=", "|dB|=", "held-out=")
+    assert out == "" and all(word in shown for word in words)
+    train(host, kale_of(host, "joint"), 2)
+    assert capsys.readouterr() == ("", "")
