@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from gebm.validation import instance
 
-__all__ = ["LIPSCHITZ_CONSTANTS", "check_bounds", "coarse_size", "shape_of"]
+__all__ = ["LIPSCHITZ_CONSTANTS", "check_bounds", "coarse_size", "name_of", "shape_of"]
 
 #: Lipschitz constants of the activations by name.
 LIPSCHITZ_CONSTANTS = {
@@ -17,6 +17,16 @@ LIPSCHITZ_CONSTANTS = {
     "softplus": 1.0,
     "tanh": 1.0,
 }
+
+
+def name_of(network: object) -> str:
+    """What to call a network in a text: a function by its name, anything else by its class.
+
+    Example:
+        >>> name_of(len), name_of(3.0)
+        ('len', 'float')
+    """
+    return getattr(network, "__name__", type(network).__name__)
 
 
 def shape_of(name: str, value: Iterable[int]) -> tuple[int, ...]:

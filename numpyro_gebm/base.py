@@ -9,6 +9,7 @@ import jax
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
+from gebm.networks import name_of
 from numpyro_gebm.callables import Generator, Partitioned, output_of, over_batch
 
 __all__ = ["Distribution", "Pushforward", "decompose", "has_density", "trained_part", "with_trained_part"]
@@ -78,8 +79,7 @@ class Pushforward(Distribution):
         return over_batch(self.generator, z, self.latent_prior.event_dim)
 
     def __repr__(self) -> str:
-        prior, generator = type(self.latent_prior).__name__, getattr(self.generator, "__name__", None)
-        generator = generator or type(self.generator).__name__
+        prior, generator = type(self.latent_prior).__name__, name_of(self.generator)
         return f"Pushforward(latent_prior: {prior}, generator: {generator}, event_shape: {self.event_shape})"
 
     def log_prob(self, value, intermediates=None):

@@ -60,6 +60,9 @@ class AffineCoupling(Transform):
         self.shift = _zero_at_start(MLP((kept,), (changed,), hidden, activation="relu", rng_key=key_shift))
         self.log_scale = _zero_at_start(MLP((kept,), (changed,), hidden, activation="tanh", rng_key=key_log_scale))
 
+    def __repr__(self) -> str:
+        return f"AffineCoupling(dim={self.dim}, hidden={self.hidden}, swap={self.swap})"
+
     def _sizes(self):
         return self.dim // 2, self.dim - self.dim // 2
 

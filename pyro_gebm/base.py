@@ -9,6 +9,7 @@ import torch
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import ExpandedDistribution
 
+from gebm.networks import name_of
 from pyro_gebm.callables import Generator, Shape, draw_quietly, output_of, over_batch
 
 __all__ = ["Pushforward", "decompose", "has_density", "is_discrete", "snapshot", "trained_part", "without_validation"]
@@ -81,9 +82,8 @@ class Pushforward(dist.TorchDistribution):
         return over_batch(self.generator, z, len(self.latent_prior.event_shape))
 
     def __repr__(self) -> str:
-        prior, generator = type(self.latent_prior).__name__, getattr(self.generator, "__name__", None)
-        generator, shape = generator or type(self.generator).__name__, tuple(self.event_shape)
-        return f"Pushforward(latent_prior: {prior}, generator: {generator}, event_shape: {shape})"
+        prior, generator = type(self.latent_prior).__name__, name_of(self.generator)
+        return f"Pushforward(latent_prior: {prior}, generator: {generator}, event_shape: {tuple(self.event_shape)})"
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
         """Not defined: the law of a generator has no density.

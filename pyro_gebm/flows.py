@@ -67,6 +67,9 @@ class AffineCoupling(TransformModule):
         """The network s."""
         return cast(MLP, self._modules["1"])
 
+    def __repr__(self) -> str:
+        return f"AffineCoupling(dim={self.dim}, hidden={self.hidden}, swap={self.swap})"
+
     def _sizes(self):
         return self.dim // 2, self.dim - self.dim // 2
 

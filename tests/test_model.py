@@ -185,6 +185,13 @@ def test_texts(host):
     assert repr(base) == "Pushforward(latent_prior: Independent, generator: MLP, event_shape: (3,))"
     assert repr(gebm) == "GEBM(base: Pushforward, inverse_temperature: 0.5, log_partition: unknown)"
     assert repr(gebm.latent) == f"EnergyTiltedPrior({gebm!r})"
+    energy = host.call(host.nn.MLP, (3,), (), (4,))
+    guide = host.KALEGuide(energy, log_partition=0.5)
+    assert repr(guide) == "KALEGuide(energy: MLP, log_partition: 0.5)"
+    kale = host.KALE(base, guide, host.adam(1e-3), host.adam(1e-3))
+    assert repr(kale) == "KALE(base: Pushforward, energy: MLP, objective: KALEObjective)"
+    flow = host.call(host.flows.real_nvp, 3, 1, (4,))
+    assert repr(flow.transforms[0]) == "AffineCoupling(dim=3, hidden=(4,), swap=False)"
     many = host.GEBM(base, lambda x: x.sum(-1), inverse_temperature=host.array(np.ones(3)), log_partition=0.0)
     assert repr(many) == "GEBM(base: Pushforward, inverse_temperature: of shape (3,), log_partition: known)"
 

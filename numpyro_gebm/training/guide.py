@@ -13,6 +13,7 @@ from numpyro.distributions import Distribution
 from numpyro.util import not_jax_tracer
 
 from gebm import validation
+from gebm.networks import name_of
 from numpyro_gebm.callables import Energy, Partitioned, over_batch
 from numpyro_gebm.divergences import batch_log_partition
 
@@ -218,6 +219,10 @@ class KALEGuide:
         self.log_partition = log_partition
         self.log_partition_rate = validation.positive("log_partition_rate", log_partition_rate)
         self.penalty = validation.callable_or_none("penalty", penalty)
+
+    def __repr__(self) -> str:
+        log_partition = "unknown" if self.log_partition is None else str(self.log_partition)
+        return f"KALEGuide(energy: {name_of(self.energy)}, log_partition: {log_partition})"
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """The critic at one event x; `jax.vmap` it over many.

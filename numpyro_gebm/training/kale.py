@@ -16,6 +16,7 @@ from numpyro.distributions import Distribution
 from gebm.batches import check_shape
 from gebm.checkpoint_files import Checkpoints
 from gebm.held_out import HeldOut, HeldOutEnergies, find_every
+from gebm.networks import name_of
 from gebm.training import ObjectiveName, drive, find_objective, number_of_energy_steps, progress
 from gebm.validation import callable_or_none, instance, integer, probability
 from numpyro_gebm.base import has_density, trained_part, with_trained_part
@@ -122,6 +123,10 @@ class KALE:
         self._evaluate = jax.jit(self._kale_on)
         self._on_held_out = jax.jit(self._held_out_energies)
         self._energy_counts = callable(getattr(self.objective, "energy_loss", None))
+
+    def __repr__(self) -> str:
+        base, objective = type(self.base).__name__, type(self.objective).__name__
+        return f"KALE(base: {base}, energy: {name_of(self.guide.energy)}, objective: {objective})"
 
     def init(self, rng_key: jax.Array, data: Any) -> KALEState:
         """Initial state.

@@ -8,6 +8,7 @@ import torch
 from torch.distributions import Distribution
 
 from gebm import validation
+from gebm.networks import name_of
 from pyro_gebm.callables import Energy
 from pyro_gebm.divergences import batch_log_partition
 
@@ -206,6 +207,10 @@ class KALEGuide:
         self.log_partition = log_partition
         self.log_partition_rate = validation.positive("log_partition_rate", log_partition_rate)
         self.penalty = validation.callable_or_none("penalty", penalty)
+
+    def __repr__(self) -> str:
+        log_partition = "unknown" if self.log_partition is None else f"{float(self.log_partition):g}"
+        return f"KALEGuide(energy: {name_of(self.energy)}, log_partition: {log_partition})"
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """The critic at events x of shape `(N,) + event_shape`.

@@ -11,6 +11,7 @@ from torch.distributions import Distribution
 from gebm.batches import check_shape
 from gebm.checkpoint_files import Checkpoints
 from gebm.held_out import HeldOut, HeldOutEnergies, find_every
+from gebm.networks import name_of
 from gebm.training import ObjectiveName, drive, find_objective, number_of_energy_steps, progress
 from gebm.validation import callable_or_none, instance, integer, probability
 from pyro_gebm.base import has_density, snapshot, trained_part
@@ -115,6 +116,10 @@ class KALE:
             with evaluation_mode(trained_part(base), guide.energy):
                 log_partition = settle_log_partition(base, guide.energy, num_batches=1)
         self.log_partition = torch.as_tensor(log_partition, dtype=energies.dtype, device=energies.device)
+
+    def __repr__(self) -> str:
+        base, objective = type(self.base).__name__, type(self.objective).__name__
+        return f"KALE(base: {base}, energy: {name_of(self.guide.energy)}, objective: {objective})"
 
     def step(self, batch: torch.Tensor) -> KALELosses:
         """One energy step on a batch and, after `energy_steps` of them, one base step.
