@@ -1,4 +1,4 @@
-"""What the samplers on the ladder from a base to its tilted law share: its spacing, settings, warnings and messages."""
+"""The ladder from a base to its tilted law: spacing, settings, warnings and messages of the samplers on it."""
 
 from typing import Final
 
@@ -54,7 +54,7 @@ DELAY: Final = 2.0
 #: Acceptance of the moves on a rung below which an estimate comes with a warning.
 MIN_ACCEPT_PROB: Final = 0.1
 
-REAL_ENERGIES: Final = "Expected real energies; got NaN or -inf at a draw of the base."
+REAL_ENERGIES: Final = "Expected energies above -inf; got NaN or -inf at a draw of the base."
 TOO_MANY_RUNGS: Final = (
     f"The ladder needs more than {MAX_RUNGS} rungs. Lower the inverse temperature or effective_fraction."
 )
@@ -70,11 +70,11 @@ def no_finite_energy(num: int) -> str:
 
 def batched(batch_shape: tuple[int, ...]) -> str:
     """The message for a GEBM with a batch shape."""
-    return f"Expected a GEBM with batch_shape (); got {tuple(batch_shape)}. Take one member of it at a time."
+    return f"Expected a GEBM with batch_shape (); got {tuple(batch_shape)}. Use one member of the batch at a time."
 
 
 def check_groups(num_particles: int, num_groups: int) -> None:
-    """Check that particles can be cut into groups of one size.
+    """Check that particles can be divided into groups of equal size.
 
     Raises:
         ValueError: if not.
@@ -131,7 +131,7 @@ def with_warning(
         return log_partition
     warning = (
         f"At beta = {inverse_temperatures[lowest]:.3g}, only {100 * accept_probs[lowest]:.1f} % of the moves were "
-        "accepted: the particles are copies of a few, and their law is in doubt. Are the scales of the latents very "
-        "different?"
+        "accepted: the particles are copies of a few, and the estimate cannot be trusted. If the scales of the latents "
+        "are very different, rescale them."
     )
     return log_partition._replace(warnings=(*log_partition.warnings, warning))

@@ -60,16 +60,16 @@ def estimate(
     of_particles: Callable[[int, int], LogPartition],
     effective_sample_size: Callable[[np.ndarray], Any],
 ) -> LogPartition:
-    """Estimate a log-partition by one of `METHODS`; what the two packages compute each in their own way is passed in.
+    """Estimate a log-partition by one of `METHODS`; what depends on the host is passed in.
 
     Args:
         method: one of `METHODS`.
         num_samples: base draws or particles; None is the default of the method.
         draws: latents of the tilted law, shape `(chains, draws) + event_shape`, for "bridge".
         event_shape: shape of one latent.
-        of_base: log-weights of so many draws of the base.
-        of_draws: log-weights of draws, shape `(chains, draws)`.
-        of_particles: the estimate of an `SMC` of so many particles in so many groups.
+        of_base: callable from a number of base draws to their log-weights.
+        of_draws: callable from draws to their log-weights, shape `(chains, draws)`.
+        of_particles: callable from numbers of particles and of groups to the estimate of `SMC`.
         effective_sample_size: callable from an array of shape `(chains, draws)`.
 
     Returns:
@@ -83,7 +83,7 @@ def estimate(
     one_of("method", method, METHODS)
     num = optional(partial(integer, minimum=2))("num_samples", num_samples)
     if (draws is not None) != (method == "bridge"):
-        raise ValueError(f"Expected draws of the tilted law with method='bridge' and only there; got {method!r}.")
+        raise ValueError(f"Expected `draws` with method='bridge', and with no other; got method={method!r}.")
     if method in ("ais", "smc"):
         num = num or NUM_PARTICLES
         num_groups = num if method == "ais" else NUM_GROUPS
@@ -95,7 +95,7 @@ def estimate(
         )
     log_weights = of_base(num or (NUM_BASE_DRAWS if draws is None else draws.shape[0] * draws.shape[1]))
     if (bad := np.isnan(log_weights)).any():
-        raise RuntimeError(f"Expected real energies; got NaN at {int(bad.sum())} draws of the base.")
+        raise RuntimeError(f"Expected an energy without NaN; got NaN at {int(bad.sum())} draws of the base.")
     return (
         from_log_weights(log_weights) if draws is None else bridge(log_weights, of_draws(draws), effective_sample_size)
     )

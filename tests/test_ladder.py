@@ -217,7 +217,7 @@ def test_bad_arguments(host):
             ReplicaExchange(gebm.latent, **kwargs)
     with pytest.raises(TypeError, match="gebm.latent"):
         ReplicaExchange(host.normal(2))
-    with pytest.raises(ValueError, match="Expected draws of the tilted law with method='bridge'"):
+    with pytest.raises(ValueError, match="Expected `draws` with method='bridge'"):
         log_z(host, gebm, "bridge")
     with pytest.raises(ValueError, match="Expected draws of shape"):
         log_z(host, gebm, "bridge", draws=np.zeros((10, 2)))
@@ -304,7 +304,7 @@ def test_curve_of_the_log_partition(host):
     beta = np.linspace(0.0, 10.0, 101)
     np.testing.assert_allclose([float(curve(b)) for b in beta], -0.5 * np.log1p(beta), atol=0.02)
     assert float(curve(10.1)) == math.inf  # nothing is known there
-    with pytest.raises(ValueError, match="Expected an inverse temperature above 0"):
+    with pytest.raises(ValueError, match="Expected inverse_temperature > 0"):
         curve_up_to(host, 0.0)
 
 

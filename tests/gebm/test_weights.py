@@ -43,5 +43,5 @@ def test_pareto_shape_of_equal_weights():
 
 @pytest.mark.parametrize("weights", [[0.0, math.nan], [0.0, math.inf], [-math.inf, -math.inf]])
 def test_weights_that_are_no_weights(weights):
-    with pytest.raises(ValueError, match="Expected finite weights, not all of them 0"):
+    with pytest.raises(ValueError, match="Expected finite weights, not all 0"):
         from_log_weights(weights)

@@ -44,7 +44,7 @@ def test_start_restart_and_pickling_of_replica_exchange():
     keys = random.split(random.key(0), 2)
     start = kernel.init(keys, 0, {"w": jnp.array([-1.0, 2.0])})  # unconstrained
     np.testing.assert_allclose(start.z["w"], np.exp([-1.0, 2.0]))
-    with pytest.raises(ValueError, match="Expected a real potential at `init_params`"):
+    with pytest.raises(ValueError, match="Expected a potential without NaN at `init_params`"):
         kernel.init(keys, 0, {"w": jnp.array([-1.0, jnp.nan])})
     mcmc = chains(kernel, 10, 20, "vectorized")
     assert mcmc.get_samples()["w"].shape == (40,)

@@ -23,7 +23,7 @@ def test_start_of_replica_exchange():
     assert HOST.run(kernel, 10, 20, 2, start=start)["w"].shape == (2, 20, 2)
     kernel.setup_chains(0, 2, start)
     torch.testing.assert_close(kernel.positions()["w"], start["w"])
-    with pytest.raises(ValueError, match="Expected a real potential at `initial_params`"):
+    with pytest.raises(ValueError, match="Expected a potential without NaN at `initial_params`"):
         kernel.setup_chains(0, 2, {"w": torch.tensor([[7.0, math.nan], [0.0, 0.0]])})
     with pytest.raises(TypeError, match="Expected no arguments"):
         kernel.setup_chains(0, 2, None, 1.0)

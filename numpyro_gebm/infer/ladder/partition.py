@@ -1,4 +1,4 @@
-"""The log-partition of a GEBM, estimated."""
+"""Estimates of the log-partition of a GEBM."""
 
 import equinox as eqx
 import jax
@@ -116,7 +116,7 @@ class LogPartitionCurve(eqx.Module):
 def log_partition_curve(
     gebm: GEBM, smc: SMC | None = None, *, rng_key: jax.Array, progress_bar: bool = True
 ) -> LogPartitionCurve:
-    r"""$\log Z(\beta)$ from 0 to the inverse temperature of a GEBM, as a function to give to it as `log_partition`.
+    r"""$\log Z(\beta)$ from 0 to the inverse temperature of a GEBM, as a function, for use as its `log_partition`.
 
     The inverse temperature can then be a random variable of a model: `gebm.temper(beta)` stays normalised.
 
@@ -143,7 +143,7 @@ def log_partition_curve(
         True
     """
     if not gebm.inverse_temperature.max() > 0:
-        raise ValueError(f"Expected an inverse temperature above 0, up to which to go; got {gebm.inverse_temperature}.")
+        raise ValueError(f"Expected inverse_temperature > 0, where the curve ends; got {gebm.inverse_temperature}.")
     result = (smc or SMC(16_384, effective_fraction=0.9)).run(gebm.latent, rng_key=rng_key, progress_bar=progress_bar)
     dtype = gebm.inverse_temperature.dtype
     values = (result.inverse_temperatures, result.log_partitions, -result.mean_energies)

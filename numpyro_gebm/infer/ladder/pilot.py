@@ -1,4 +1,4 @@
-"""The pilot run: a ladder from the base of a GEBM to its tilted law, and what samplers on it are tuned with."""
+"""The pilot run: it finds a ladder from the base of a GEBM to its tilted law, and tunes samplers on it."""
 
 from typing import NamedTuple
 
@@ -42,7 +42,7 @@ class Rungs(NamedTuple):
 
 
 def pilot(ladder: Ladder, rng_key: jax.Array, num_particles: int, num_moves: int, fraction: float) -> Rungs:
-    """A ladder, each rung as far up as the weights of particles allow, its step size adapted on the way.
+    """A ladder whose rungs are as far apart as the weights of particles allow, with step sizes adapted along the way.
 
     Args:
         ladder: `Ladder`.

@@ -36,7 +36,7 @@ class ReplicaExchangeState(NamedTuple):
         swap_accept_prob: probability of a swap between neighbours, tried or not, shape `(R - 1,)`.
         round_trips: how many replicas have come up from the first rung to the last so far.
         num_steps: gradients spent on the draw.
-        diverging: whether the trajectory on the last rung was sure to be turned down, as one into NaN is.
+        diverging: whether the trajectory on the last rung was certain to be rejected, as one that meets NaN is.
         rng_key: random key.
     """
 
@@ -55,7 +55,7 @@ class ReplicaExchangeState(NamedTuple):
 
 @dataclass(kw_only=True, eq=False)
 class ReplicaExchange(MCMCKernel, ChainKernel):
-    r"""Replica exchange: R replicas on a ladder from the base to the tilted law, which swap places.
+    r"""Replica exchange: R replicas on a ladder from the base to the tilted law swap places.
 
     Every iteration draws the replica on the first rung afresh from the prior, moves the others by a Metropolis-adjusted
     Langevin trajectory (arXiv:2202.13230), and tries swaps between neighbours with probability
@@ -141,7 +141,7 @@ class ReplicaExchange(MCMCKernel, ChainKernel):
         state = one(keys, start) if single else jax.vmap(one, in_axes=(0, None if start is None else 0))(keys, start)
         nan = jnp.isnan(state.potential_energy).any()
         if not isinstance(nan, jax.core.Tracer) and nan:
-            raise ValueError("Expected a real potential at `init_params`, which are unconstrained; got NaN.")
+            raise ValueError("Expected a potential without NaN at `init_params`, which are unconstrained; got NaN.")
         state = state._replace(rng_key=as_given(state.rng_key, rng_key if single else rng_key[0]))
         self._sample_fn = self._advance if single else jax.vmap(self._advance)
         return state

@@ -1,4 +1,4 @@
-r"""The ladder of a GEBM, from its base to the tilted law: what the samplers on it share.
+r"""The ladder of a GEBM, from its base to the tilted law, for all samplers on it.
 
 On the rung t in [0, 1] the latent, in unconstrained coordinates u, has the law
 
@@ -195,12 +195,12 @@ def effective_fraction(log_weights: jax.Array) -> jax.Array:
 
 
 def log_increment(step: float | jax.Array, neg_beta_energy: jax.Array) -> jax.Array:
-    """Log-weights of a step up the ladder, -step beta E; 0 for no step, also where the energy is infinite."""
+    """Log-weights of a step up the ladder, -step beta E; 0 if there is no step, even where the energy is infinite."""
     return jnp.where(step == 0, 0.0, step * neg_beta_energy)
 
 
 def next_rung(t: jax.Array, neg_beta_energy: jax.Array, fraction: float) -> jax.Array:
-    """The rung above t at which the weights of the step have the effective fraction asked for; 1 at most.
+    """The rung above t at which the weights of the step have the given effective fraction; at most 1.
 
     Particles of infinite energy have weight 0 on every rung above t, and do not count.
 

@@ -1,4 +1,4 @@
-"""The log-partition of a GEBM, estimated."""
+"""Estimates of the log-partition of a GEBM."""
 
 import numpy as np
 import torch
@@ -113,7 +113,7 @@ class LogPartitionCurve(torch.nn.Module):
 
 
 def log_partition_curve(gebm: GEBM, smc: SMC | None = None, *, progress_bar: bool = True) -> LogPartitionCurve:
-    r"""$\log Z(\beta)$ from 0 to the inverse temperature of a GEBM, as a function to give to it as `log_partition`.
+    r"""$\log Z(\beta)$ from 0 to the inverse temperature of a GEBM, as a function, for use as its `log_partition`.
 
     The inverse temperature can then be a random variable of a model: `gebm.temper(beta)` stays normalised.
 
@@ -140,7 +140,7 @@ def log_partition_curve(gebm: GEBM, smc: SMC | None = None, *, progress_bar: boo
         True
     """
     if not gebm.inverse_temperature.max() > 0:
-        raise ValueError(f"Expected an inverse temperature above 0, up to which to go; got {gebm.inverse_temperature}.")
+        raise ValueError(f"Expected inverse_temperature > 0, where the curve ends; got {gebm.inverse_temperature}.")
     result = (smc or SMC(16_384, effective_fraction=0.9)).run(gebm.latent, progress_bar=progress_bar)
     values = (result.inverse_temperatures, result.log_partitions, -result.mean_energies)
     if not np.isfinite(values[2]).all():

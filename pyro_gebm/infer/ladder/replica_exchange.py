@@ -31,7 +31,7 @@ class ReplicaExchangeState(NamedTuple):
         swap_accept_prob: probability of a swap between neighbours, tried or not, shape `(R - 1, N)`.
         round_trips: how many replicas have come up from the first rung to the last so far, shape `(N,)`.
         num_steps: gradients spent on the draw.
-        diverging: whether the trajectory on the last rung was sure to be turned down, as one into NaN is.
+        diverging: whether the trajectory on the last rung was certain to be rejected, as one that meets NaN is.
     """
 
     i: int
@@ -46,7 +46,7 @@ class ReplicaExchangeState(NamedTuple):
 
 @dataclass(kw_only=True, eq=False)
 class ReplicaExchange(ChainKernel):
-    r"""Replica exchange: R replicas on a ladder from the base to the tilted law, which swap places.
+    r"""Replica exchange: R replicas on a ladder from the base to the tilted law swap places.
 
     Every iteration draws the replica on the first rung afresh from the prior, moves the others by a Metropolis-adjusted
     Langevin trajectory (arXiv:2202.13230), and tries swaps between neighbours with probability
@@ -129,7 +129,9 @@ class ReplicaExchange(ChainKernel):
         if initial_params is not None:
             given = self._ladder.evaluate(initial_params[self.site].detach().reshape(num_chains, -1))
             if potential_at(given, 1.0)[0].isnan().any():
-                raise ValueError("Expected a real potential at `initial_params`, which are unconstrained; got NaN.")
+                raise ValueError(
+                    "Expected a potential without NaN at `initial_params`, which are unconstrained; got NaN."
+                )
             rest = given.map(lambda x: x.repeat(shape[0] - 1, *[1] * (x.dim() - 1)))
             points = points.map(lambda x, y: torch.cat([x[:num_chains], y]), rest)
         zero = torch.zeros_like(points.neg_beta_energy[:num_chains])
