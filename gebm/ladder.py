@@ -1,6 +1,7 @@
 """The ladder from a base to its tilted law: spacing, settings, warnings and messages of the samplers on it."""
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,12 +24,16 @@ __all__ = [
     "TARGET_ACCEPT_PROB",
     "TOO_MANY_RUNGS",
     "TRAJECTORY_LENGTH",
+    "Points",
+    "SMCResult",
     "batched",
     "check_groups",
     "no_finite_energy",
     "spaced_evenly",
     "with_warning",
 ]
+
+Array = TypeVar("Array")
 
 #: Friction and length of a trajectory in units of the length scale of the law, and the most steps it takes.
 FRICTION: Final = 0.5
@@ -61,6 +66,44 @@ TOO_MANY_RUNGS: Final = (
 FINITE_MEAN_ENERGIES: Final = (
     "Expected finite energies on the ladder; their mean is infinite, and log Z(beta) has no slope there."
 )
+
+
+class Points(NamedTuple, Generic[Array]):
+    """Positions `u` on the ladder, shape `(N, d)`, with log prior, -beta E (shape `(N,)`), gradients."""
+
+    u: Array
+    log_prior: Array
+    log_prior_grad: Array
+    neg_beta_energy: Array
+    neg_beta_energy_grad: Array
+
+    def map(self, fn: Callable[..., Any], *others: "Points[Array]") -> "Points[Array]":
+        """Apply a function to every array, as `jax.tree.map` does."""
+        return Points(*map(fn, self, *others))
+
+
+class SMCResult(NamedTuple, Generic[Array]):
+    """Result of `SMC.run`.
+
+    Args:
+        z: particles of the tilted law, all of the same weight, shape `(num_particles,) + event_shape`.
+        log_partition: `LogPartition` of the whole ladder, log Z with its standard error.
+        inverse_temperatures: the ladder, from 0 to the GEBM's, shape `(K,)`.
+        log_partitions: log Z at each of them, shape `(K,)`.
+        mean_energies: mean energy at each of them, shape `(K,)`: minus the derivative of log Z.
+        step_sizes: of the trajectories, shape `(K,)`.
+        accept_probs: mean acceptance probability, shape `(K,)`.
+        num_gradients: gradients of the energy that it took, those of the pilot run included.
+    """
+
+    z: Array
+    log_partition: LogPartition
+    inverse_temperatures: np.ndarray
+    log_partitions: np.ndarray
+    mean_energies: np.ndarray
+    step_sizes: np.ndarray
+    accept_probs: np.ndarray
+    num_gradients: int
 
 
 def no_finite_energy(num: int) -> str:

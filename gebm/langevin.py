@@ -1,6 +1,26 @@
-"""Constants of the Langevin samplers: splittings, recorded statistics, limits, and the rule that ends the warm-up."""
+r"""Langevin samplers: the equations, and what the steps and kernels of both packages share.
 
-from typing import Final
+Positions and velocities are arrays of shape `chains + (d,)`, potentials of shape `chains`. The mass is diagonal: with
+`scale` $\sigma$ (a scalar or shape `(d,)`; 1 for unit mass) the steps are those of unit mass in $z / \sigma$, and the
+velocity v is that of $z / \sigma$, standard normal at stationarity.
+
+Overdamped Langevin, with step size h in units of $z / \sigma$ (the authors' step is $\gamma = h^2$):
+
+.. math:: z' = z - \tfrac{h^2}{2} \sigma^2 \nabla U(z) + h\, \sigma\, \xi, \qquad \xi \sim N(0, I)
+
+Kinetic Langevin, with friction $\gamma$ and time t:
+
+.. math:: dz = \sigma v\, dt, \qquad dv = -\sigma \nabla U(z)\, dt - \gamma v\, dt + \sqrt{2\gamma}\, dW
+
+A step of size h (in units of time) is a palindrome of exact sub-steps (arXiv:1203.5428, arXiv:2104.09029):
+
+- A, drift: $z \leftarrow z + \tau \sigma v$
+- B, kick: $v \leftarrow v - \tau \sigma \nabla U(z)$
+- O, Ornstein-Uhlenbeck: $v \leftarrow e^{-\gamma\tau} v + \sqrt{1 - e^{-2\gamma\tau}}\, \xi$
+- U, A and O at once, exactly.
+"""
+
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 __all__ = [
     "ACCEPT_TOLERANCE",
@@ -13,7 +33,16 @@ __all__ = [
     "POTENTIAL_TOLERANCE",
     "SPLITTINGS",
     "STATISTICS",
+    "AdaptState",
+    "Chains",
+    "KineticState",
+    "OfChains",
+    "StepInfo",
+    "Window",
+    "update_window",
 ]
+
+Array = TypeVar("Array")
 
 #: Sub-steps of every splitting and their share of the step. One gradient a step: of BAOAB and OBABO the gradient at
 #: the end serves the next step; ABOBA (arXiv:2003.05033) and UBU take theirs at the mid-point.
@@ -52,3 +81,124 @@ LOG_TOLERANCE: Final = 0.2
 POTENTIAL_TOLERANCE: Final = 0.2
 #: ... and the mean acceptance probability of the window was this close to its target.
 ACCEPT_TOLERANCE: Final = 0.1
+
+
+class KineticState(NamedTuple, Generic[Array]):
+    """Position and velocity, and where the gradient was last taken, with the potential and its gradient there.
+
+    `grad_point` is `z` itself, but for ABOBA and UBU the mid-point of the last step.
+    """
+
+    z: Array
+    v: Array
+    grad_point: Array
+    potential_energy: Array
+    z_grad: Array
+
+
+class Chains(NamedTuple, Generic[Array]):
+    """N chains: `kinetic` of shape `(N, d)`, and a slice variable (GHMC) of shape `(N,)`."""
+
+    kinetic: KineticState[Array]
+    slice: Array
+
+
+class StepInfo(NamedTuple, Generic[Array]):
+    """What a step reports, in shape `(N,)`; `num_steps` counts gradients.
+
+    In Pyro, `energy_error` may be None for a step that is not the last of its draw.
+    """
+
+    energy_error: Array | None
+    diverging: Array
+    num_steps: int | Array = 1
+
+
+class Window(NamedTuple, Generic[Array]):
+    """Sums over the positions y = (z - center) / scale of a window and over its potentials, less `potential_center`.
+
+    `probes`, of shape `(d, NUM_PROBES)`, is fixed; `total_projected` sums y y'probes.
+    """
+
+    center: Array
+    potential_center: Array
+    probes: Array
+    num: Any
+    total: Array
+    total_square: Array
+    total_projected: Array
+    potential: Array
+    potential_square: Array
+    accept_prob: Array
+
+
+class AdaptState(NamedTuple, Generic[Array]):
+    """State of the warm-up, the same for all chains.
+
+    `scale` is the square root of the diagonal of the inverse mass, of shape `(d,)`; `window_end` the step at which the
+    window ends; `before` the log step size, log length scale and mean potential of the window before;
+    `num_warmup_steps` the steps that the warm-up took. In NumPyro the first three have the axis of the chains, as they
+    are reported of each; in Pyro they are a number or a scalar.
+    """
+
+    step_size: float | Array
+    length_scale: float | Array
+    warmup_converged: bool | Array
+    scale: float | Array
+    dual_averaging: Any
+    window: Window[Array]
+    window_length: Any
+    window_end: Any
+    before: tuple[Any, ...]
+    num_warmup_steps: Any
+
+
+class OfChains:
+    """What can be asked of a state whose `chains` is a `Chains`."""
+
+    __slots__ = ()
+    chains: Any
+
+    @property
+    def v(self) -> Any:
+        """Velocity in units of the mass, flat; standard normal at stationarity."""
+        return self.chains.kinetic.v
+
+    @property
+    def slice(self) -> Any:
+        """Slice variable (GHMC)."""
+        return self.chains.slice
+
+    @property
+    def grad_point(self) -> Any:
+        """Where the gradient was last taken, flat: the position, but for the splittings ABOBA and UBU."""
+        return self.chains.kinetic.grad_point
+
+    @property
+    def potential_energy(self) -> Any:
+        """The potential there."""
+        return self.chains.kinetic.potential_energy
+
+    @property
+    def z_grad(self) -> Any:
+        """Its gradient there, flat."""
+        return self.chains.kinetic.z_grad
+
+    @property
+    def kinetic_temperature(self) -> Any:
+        """`|v|^2 / d`; its expectation is 1 without discretisation bias."""
+        return (self.v**2).mean(-1)
+
+
+def update_window(window: Window, z: Any, potential_energy: Any, accept_prob: Any, scale: Any) -> Window:
+    """Add positions of shape `(N, d)`, potentials and acceptance probabilities of shape `(N,)` to a `Window`."""
+    y, potential = (z - window.center) / scale, potential_energy - window.potential_center
+    return window._replace(
+        num=window.num + len(z),
+        total=window.total + y.sum(0),
+        total_square=window.total_square + (y**2).sum(0),
+        total_projected=window.total_projected + y.T @ (y @ window.probes),
+        potential=window.potential + potential.sum(),
+        potential_square=window.potential_square + (potential**2).sum(),
+        accept_prob=window.accept_prob + accept_prob.sum(),
+    )

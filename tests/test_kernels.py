@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 
 from gebm.draw_file import DrawFile
+from gebm.langevin import StepInfo
 from gebm.validation import integer, probability
 
 if not hosts.missing("numpyro"):
     from numpyro_gebm import infer as numpyro_infer
     from numpyro_gebm.dynamics import keys
     from numpyro_gebm.dynamics import metropolis as numpyro_metropolis
-    from numpyro_gebm.infer.state import StepInfo as NumPyroStepInfo
 
     @dataclasses.dataclass(kw_only=True, eq=False)
     class NumPyroRandomWalk(numpyro_infer.LangevinKernel):
@@ -38,7 +38,7 @@ if not hosts.missing("numpyro"):
             error = potential_energy - start.potential_energy
             accept = numpyro_metropolis.accepts(keys.fold_in(rng_key, 1), error)
             kinetic = numpyro_metropolis.choose(accept, end, start)
-            return chains._replace(kinetic=kinetic), NumPyroStepInfo(error, numpyro_metropolis.diverges(error))
+            return chains._replace(kinetic=kinetic), StepInfo(error, numpyro_metropolis.diverges(error))
 
 
 if not hosts.missing("pyro"):
@@ -46,7 +46,6 @@ if not hosts.missing("pyro"):
 
     from pyro_gebm import infer as pyro_infer
     from pyro_gebm.dynamics import metropolis as pyro_metropolis
-    from pyro_gebm.infer.state import StepInfo as PyroStepInfo
 
     @dataclasses.dataclass(kw_only=True, eq=False)
     class PyroRandomWalk(pyro_infer.LangevinKernel):
@@ -62,7 +61,7 @@ if not hosts.missing("pyro"):
             end = start._replace(z=z, grad_point=z, potential_energy=potential_energy, z_grad=z_grad)
             error = potential_energy - start.potential_energy
             kinetic = pyro_metropolis.choose(pyro_metropolis.accepts(error), end, start)
-            return chains._replace(kinetic=kinetic), PyroStepInfo(error, pyro_metropolis.diverges(error))
+            return chains._replace(kinetic=kinetic), StepInfo(error, pyro_metropolis.diverges(error))
 
 
 KERNELS = ("ULA", "MALA", "KineticLangevin", "MALT", "GHMC", "RandomWalk")

@@ -1,37 +1,16 @@
-r"""Pure steps of Langevin dynamics, for any number of chains at once.
-
-Positions and velocities are arrays of shape `chains + (d,)`, potentials of shape `chains`. The mass is diagonal: with
-`scale` $\sigma$ (a scalar or shape `(d,)`; 1 for unit mass) the steps are those of unit mass in $z / \sigma$, and the
-velocity v is that of $z / \sigma$, standard normal at stationarity.
-
-Overdamped Langevin, with step size h in units of $z / \sigma$ (the authors' step is $\gamma = h^2$):
-
-.. math:: z' = z - \tfrac{h^2}{2} \sigma^2 \nabla U(z) + h\, \sigma\, \xi, \qquad \xi \sim N(0, I)
-
-Kinetic Langevin, with friction $\gamma$ and time t:
-
-.. math:: dz = \sigma v\, dt, \qquad dv = -\sigma \nabla U(z)\, dt - \gamma v\, dt + \sqrt{2\gamma}\, dW
-
-A step of size h (in units of time) is a palindrome of exact sub-steps (arXiv:1203.5428, arXiv:2104.09029):
-
-- A, drift: $z \leftarrow z + \tau \sigma v$
-- B, kick: $v \leftarrow v - \tau \sigma \nabla U(z)$
-- O, Ornstein-Uhlenbeck: $v \leftarrow e^{-\gamma\tau} v + \sqrt{1 - e^{-2\gamma\tau}}\, \xi$
-- U, A and O at once, exactly.
-"""
+"""Pure steps of Langevin dynamics, for any number of chains at once; `gebm.langevin` has the equations."""
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from gebm.langevin import SPLITTINGS
+from gebm.langevin import SPLITTINGS, KineticState
 from numpyro_gebm.dynamics.keys import fold_in, split, standard_normal
 
 __all__ = [
-    "KineticState",
     "PerChain",
     "PotentialAndGrad",
     "energy_error",
@@ -51,19 +30,6 @@ __all__ = [
 PerChain: TypeAlias = float | jax.Array
 #: From positions to potentials, of shape `chains`, and their gradients.
 PotentialAndGrad: TypeAlias = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
-
-
-class KineticState(NamedTuple):
-    """Position and velocity, and where the gradient was last taken, with the potential and its gradient there.
-
-    `grad_point` is `z` itself, but for ABOBA and UBU the mid-point of the last step.
-    """
-
-    z: jax.Array
-    v: jax.Array
-    grad_point: jax.Array
-    potential_energy: jax.Array
-    z_grad: jax.Array
 
 
 def kinetic_step(

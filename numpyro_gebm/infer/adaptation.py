@@ -11,67 +11,27 @@ draws alone, the dual averaging starts again, and the warm-up is over once a win
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax, random
 from numpyro.infer.hmc_util import dual_averaging
 
-from gebm.langevin import ACCEPT_TOLERANCE, GAMMA, GROWTH, LOG_TOLERANCE, NUM_PROBES, POTENTIAL_TOLERANCE
+from gebm.langevin import (
+    ACCEPT_TOLERANCE,
+    GAMMA,
+    GROWTH,
+    LOG_TOLERANCE,
+    NUM_PROBES,
+    POTENTIAL_TOLERANCE,
+    AdaptState,
+    Window,
+    update_window,
+)
 
-__all__ = [
-    "AdaptState",
-    "Window",
-    "adapt",
-    "finish",
-    "init_adaptation",
-    "moments",
-    "on_chain_axis",
-    "start_window",
-    "update_window",
-]
+__all__ = ["adapt", "finish", "init_adaptation", "moments", "on_chain_axis", "start_window"]
 
 _init_dual_averaging, _update_dual_averaging = dual_averaging(gamma=GAMMA)
-
-
-class Window(NamedTuple):
-    """Sums over the positions y = (z - center) / scale of a window and over its potentials, less `potential_center`.
-
-    `probes`, of shape `(d, NUM_PROBES)`, is fixed; `total_projected` sums y y'probes.
-    """
-
-    center: jax.Array
-    potential_center: jax.Array
-    probes: jax.Array
-    num: jax.Array
-    total: jax.Array
-    total_square: jax.Array
-    total_projected: jax.Array
-    potential: jax.Array
-    potential_square: jax.Array
-    accept_prob: jax.Array
-
-
-class AdaptState(NamedTuple):
-    """State of the warm-up, the same for all chains.
-
-    `step_size`, `length_scale` and `warmup_converged` have the axis of the chains, as they are reported of each.
-    `scale` is the square root of the diagonal of the inverse mass, of shape `(d,)`; `window_end` the step at which the
-    window ends; `before` the log step size, log length scale and mean potential of the window before;
-    `num_warmup_steps` the steps that the warm-up took.
-    """
-
-    step_size: jax.Array
-    length_scale: jax.Array
-    warmup_converged: jax.Array
-    scale: jax.Array
-    dual_averaging: tuple
-    window: Window
-    window_length: jax.Array
-    window_end: jax.Array
-    before: tuple
-    num_warmup_steps: jax.Array
 
 
 def on_chain_axis(fn: Callable[[jax.Array], jax.Array], state: AdaptState) -> AdaptState:
@@ -88,22 +48,6 @@ def start_window(z: jax.Array, potential_energy: jax.Array, probes: jax.Array) -
     zero, zeros = jnp.zeros((), z.dtype), jnp.zeros(z.shape[1], z.dtype)
     center, potential_center = z.mean(0), potential_energy.mean().astype(z.dtype)
     return Window(center, potential_center, probes, zero, zeros, zeros, jnp.zeros_like(probes), zero, zero, zero)
-
-
-def update_window(
-    window: Window, z: jax.Array, potential_energy: jax.Array, accept_prob: jax.Array, scale: jax.Array
-) -> Window:
-    """Add positions of shape `(N, d)`, potentials and acceptance probabilities of shape `(N,)` to a `Window`."""
-    y, potential = (z - window.center) / scale, potential_energy - window.potential_center
-    return window._replace(
-        num=window.num + len(z),
-        total=window.total + y.sum(0),
-        total_square=window.total_square + (y**2).sum(0),
-        total_projected=window.total_projected + y.T @ (y @ window.probes),
-        potential=window.potential + potential.sum(),
-        potential_square=window.potential_square + (potential**2).sum(),
-        accept_prob=window.accept_prob + accept_prob.sum(),
-    )
 
 
 def moments(window: Window) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:

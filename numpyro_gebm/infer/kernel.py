@@ -16,21 +16,21 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.infer.util import initialize_model
 from numpyro.util import identity, is_prng_key
 
-from gebm.langevin import PATIENCE, STATISTICS
+from gebm.langevin import PATIENCE, STATISTICS, AdaptState, Chains, KineticState, StepInfo
 from gebm.validation import callable_or_none, check_fields, positive, probability
 from numpyro_gebm.dynamics.keys import as_given, fold_in, split, standard_normal, typed, uniform
 from numpyro_gebm.dynamics.metropolis import accept_probability
-from numpyro_gebm.dynamics.steps import KineticState, PotentialAndGrad
-from numpyro_gebm.infer.adaptation import AdaptState, adapt, finish, init_adaptation
+from numpyro_gebm.dynamics.steps import PotentialAndGrad
+from numpyro_gebm.infer.adaptation import adapt, finish, init_adaptation
 from numpyro_gebm.infer.initialization import init_to_prior
-from numpyro_gebm.infer.state import Chains, LangevinState, SavedState, StepInfo, flat, many, one
+from numpyro_gebm.infer.state import LangevinState, SavedState, flat, many, one, restored, saved
 
 __all__ = ["LangevinKernel"]
 
 
 @dataclass(kw_only=True, eq=False)
 class LangevinKernel(MCMCKernel):
-    """Base of the kernels: start, warm-up, statistics and many chains around the step of a subclass.
+    r"""Base of the kernels: start, warm-up, statistics and many chains around the step of a subclass.
 
     With `chain_method="vectorized"` all chains are stepped, and adapted, together. During the warm-up an iteration is
     one step, so that the chains adapt often; afterwards a draw is `num_steps` of them. Once the warm-up has converged,
@@ -45,13 +45,19 @@ class LangevinKernel(MCMCKernel):
         step_size: initial step size.
         adapt_step_size: whether the warm-up adapts it.
         target_accept_prob: mean acceptance probability it is adapted to.
-        adapt_mass_matrix: whether the warm-up adapts a diagonal mass.
+        adapt_mass_matrix: whether the warm-up adapts a diagonal mass, $1 / \sigma^2$; else $\sigma = 1$.
         init_strategy: where chains start; a draw of every site's base prior by default.
 
     Attributes:
         default_fields: paths in `LangevinState` to what is recorded of every draw.
         first_window: steps in the first window of the warm-up.
         max_step: the largest step size, in units of the length scale of the law.
+
+    Raises:
+        TypeError: for an argument of a wrong type.
+        ValueError: for both or neither of model and potential_fn, an argument out of its range, or an initial point
+            where the potential is not finite.
+        RuntimeError: at run time, if the potential is NaN for 100 draws in a row.
     """
 
     model: Annotated[Callable[..., Any] | None, callable_or_none] = field(default=None, kw_only=False)
@@ -250,11 +256,11 @@ class LangevinKernel(MCMCKernel):
 
     def save(self, state: LangevinState) -> SavedState:
         """What is written of a state of many chains."""
-        return SavedState.of(state)
+        return saved(state)
 
     def restore(self, saved: SavedState) -> LangevinState:
         """The state that was saved."""
-        return saved.restored()
+        return restored(saved)
 
     def postprocess_fn(self, model_args, model_kwargs):
         return identity if self._postprocess_fn is None else self._postprocess_fn(*model_args, **model_kwargs)

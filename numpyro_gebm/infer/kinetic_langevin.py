@@ -8,12 +8,11 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
-from gebm.langevin import SPLITTINGS
+from gebm.langevin import SPLITTINGS, StepInfo
 from gebm.validation import callable_or_none, integer, nonnegative, one_of, optional, probability
 from numpyro_gebm.dynamics.metropolis import choose, diverges
 from numpyro_gebm.dynamics.steps import energy_error, kinetic_step
 from numpyro_gebm.infer.kernel import LangevinKernel
-from numpyro_gebm.infer.state import StepInfo
 
 __all__ = ["KineticLangevin"]
 
@@ -37,25 +36,17 @@ class KineticLangevin(LangevinKernel):
     A step that leads to a potential that is not finite is not taken; the velocity is then reversed, and the draw is
     reported as diverging. With ABOBA and UBU `potential_energy` is taken at the mid-point of the last step.
 
+    `model` or `potential_fn` and the other arguments are those of `LangevinKernel`, as is what is raised.
+
     Args:
-        model: a NumPyro model; exactly one of `model` and `potential_fn` is given.
-        potential_fn: callable from a pytree of unconstrained arrays (one chain) to a scalar; needs `init_params`.
         step_size: initial h, in units of time (that of the latent over $\sigma$, as the velocity's scale is one).
         friction: $\gamma$, in units of inverse time; None is 1 over the length scale of the law, which the warm-up
             estimates; 0 is Hamiltonian dynamics.
         num_steps: steps a draw.
         integrator: one of "BAOAB", "ABOBA", "OBABO", "UBU".
-        adapt_step_size: whether the warm-up adapts the step size.
         target_accept_prob: acceptance probability that a test of the deterministic part would have.
-        adapt_mass_matrix: whether the warm-up adapts a diagonal mass, $1 / \sigma^2$; else $\sigma = 1$.
         step_size_schedule: callable from the number of draws since the warm-up to a factor of the step size, such as
             `lambda i: 0.1 ** (i // 200)`; None for none.
-        init_strategy: where chains start; a draw of every site's base prior by default.
-
-    Raises:
-        ValueError: for both or neither of model and potential_fn, an argument out of its range, or an initial point
-            where the potential is not finite.
-        RuntimeError: at run time, if the potential is NaN for 100 draws in a row.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist

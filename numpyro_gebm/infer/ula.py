@@ -7,11 +7,11 @@ from typing import Annotated
 import jax
 import jax.numpy as jnp
 
+from gebm.langevin import StepInfo
 from gebm.validation import callable_or_none, integer, probability
 from numpyro_gebm.dynamics.metropolis import choose, diverges
 from numpyro_gebm.dynamics.steps import overdamped_step
 from numpyro_gebm.infer.kernel import LangevinKernel
-from numpyro_gebm.infer.state import StepInfo
 
 __all__ = ["ULA"]
 
@@ -27,22 +27,14 @@ class ULA(LangevinKernel):
     acceptance probability that a test would have had, and stays below 0.3 of the law's length scale. Source:
     arXiv:2003.05033 (with step $h^2$).
 
+    `model` or `potential_fn` and the other arguments are those of `LangevinKernel`, as is what is raised.
+
     Args:
-        model: a NumPyro model; exactly one of `model` and `potential_fn` is given.
-        potential_fn: callable from a pytree of unconstrained arrays (one chain) to a scalar; needs `init_params`.
         step_size: initial h, in units of the latent over $\sigma$.
-        adapt_step_size: whether the warm-up adapts it.
-        target_accept_prob: acceptance probability it is adapted to.
-        adapt_mass_matrix: whether the warm-up adapts a diagonal mass, $1 / \sigma^2$; else $\sigma = 1$.
+        target_accept_prob: acceptance probability, as if there were a test, that the warm-up adapts it to.
         num_steps: steps a draw.
         step_size_schedule: callable from the number of draws since the warm-up to a factor of the step size, such as
             `lambda i: 0.1 ** (i // 200)`; None for none.
-        init_strategy: where chains start; a draw of every site's base prior by default.
-
-    Raises:
-        ValueError: for both or neither of model and potential_fn, an argument out of its range, or an initial point
-            where the potential is not finite.
-        RuntimeError: at run time, if the potential is NaN for 100 draws in a row.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist

@@ -12,52 +12,23 @@ are numbers read off the device.
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from pyro.ops.dual_averaging import DualAveraging
 
-from gebm.langevin import ACCEPT_TOLERANCE, GAMMA, GROWTH, LOG_TOLERANCE, NUM_PROBES, POTENTIAL_TOLERANCE
+from gebm.langevin import (
+    ACCEPT_TOLERANCE,
+    GAMMA,
+    GROWTH,
+    LOG_TOLERANCE,
+    NUM_PROBES,
+    POTENTIAL_TOLERANCE,
+    AdaptState,
+    Window,
+    update_window,
+)
 
-__all__ = ["AdaptState", "Window", "adapt", "finish", "init_adaptation", "moments", "start_window", "update_window"]
-
-
-class Window(NamedTuple):
-    """Sums over the positions y = (z - center) / scale of a window and over its potentials, less `potential_center`.
-
-    `probes`, of shape `(d, NUM_PROBES)`, is fixed; `total_projected` sums y y'probes.
-    """
-
-    center: torch.Tensor
-    potential_center: torch.Tensor
-    probes: torch.Tensor
-    num: int
-    total: torch.Tensor
-    total_square: torch.Tensor
-    total_projected: torch.Tensor
-    potential: torch.Tensor
-    potential_square: torch.Tensor
-    accept_prob: torch.Tensor
-
-
-class AdaptState(NamedTuple):
-    """State of the warm-up, the same for all chains.
-
-    `step_size` is a scalar tensor while it is adapted, else a number; `scale` the square root of the diagonal of the
-    inverse mass, 1 until a mass is known; `window_end` the step at which the window ends; `before` the log step size,
-    log length scale and mean potential of the window before; `num_warmup_steps` the steps that the warm-up took.
-    """
-
-    step_size: float | torch.Tensor
-    length_scale: float
-    warmup_converged: bool
-    scale: float | torch.Tensor
-    dual_averaging: DualAveraging
-    window: Window
-    window_length: int
-    window_end: int
-    before: tuple
-    num_warmup_steps: int
+__all__ = ["adapt", "finish", "init_adaptation", "moments", "start_window"]
 
 
 def start_window(z: torch.Tensor, potential_energy: torch.Tensor, probes: torch.Tensor) -> Window:
@@ -65,26 +36,6 @@ def start_window(z: torch.Tensor, potential_energy: torch.Tensor, probes: torch.
     zero, zeros = torch.zeros_like(potential_energy[0]), torch.zeros_like(z[0])
     return Window(
         z.mean(0), potential_energy.mean(), probes, 0, zeros, zeros, torch.zeros_like(probes), zero, zero, zero
-    )
-
-
-def update_window(
-    window: Window,
-    z: torch.Tensor,
-    potential_energy: torch.Tensor,
-    accept_prob: torch.Tensor,
-    scale: float | torch.Tensor,
-) -> Window:
-    """Add positions of shape `(N, d)`, potentials and acceptance probabilities of shape `(N,)` to a `Window`."""
-    y, potential = (z - window.center) / scale, potential_energy - window.potential_center
-    return window._replace(
-        num=window.num + len(z),
-        total=window.total + y.sum(0),
-        total_square=window.total_square + (y**2).sum(0),
-        total_projected=window.total_projected + y.T @ (y @ window.probes),
-        potential=window.potential + potential.sum(),
-        potential_square=window.potential_square + (potential**2).sum(),
-        accept_prob=window.accept_prob + accept_prob.sum(),
     )
 
 

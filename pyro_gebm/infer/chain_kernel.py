@@ -30,7 +30,7 @@ class ChainKernel(Protocol):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Start many chains.
+        """Start N chains of a warm-up of so many iterations at most.
 
         Args:
             warmup_steps: iterations of the warm-up, at most.
@@ -50,10 +50,7 @@ class ChainKernel(Protocol):
         ...
 
     def statistics(self) -> dict[str, torch.Tensor]:
-        """Statistics of the last draw: dict of tensors with a leading axis of N, named as in ArviZ.
-
-        "diverging" and "acceptance_rate" are among them.
-        """
+        """Statistics of the last draw in shape `(N,)`, "diverging" and "acceptance_rate" among them."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -73,7 +70,7 @@ class ChainKernel(Protocol):
         return
 
     def check(self) -> None:
-        """Raise an error if the run has become useless; called now and then, so it may read from the device."""
+        """Raise an error if the run is of no use any more; called now and then, and may read from the device."""
         return
 
     def logging(self) -> Mapping[str, Any]:

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import torch
 
+from gebm.langevin import Chains, StepInfo
 from gebm.validation import integer, nonnegative, optional
 from pyro_gebm.dynamics.metropolis import choose, diverges
 from pyro_gebm.dynamics.steps import energy_error, leapfrog_step, refreshed, update_slice
 from pyro_gebm.infer.kernel import LangevinKernel
-from pyro_gebm.infer.state import Chains, StepInfo
 
 __all__ = ["GHMC"]
 
@@ -29,24 +29,14 @@ class GHMC(LangevinKernel):
     $1 / \gamma$. Source: doi:10.1016/0370-2693(91)91575-8; arXiv:2110.11576 for the setting of friction and step size
     from many chains.
 
+    `model` or `potential_fn` and the other arguments are those of `LangevinKernel`, as is what is raised.
+
     Args:
-        model: a Pyro model; exactly one of `model` and `potential_fn` is given.
-        potential_fn: callable from a dict of unconstrained tensors (one chain) to a scalar; needs
-            `initial_params`.
         step_size: initial h, in units of time (that of the latent over $\sigma$, as the velocity's scale is one).
         friction: $\gamma$, in units of inverse time; None is 0.7 over the length scale of the law, which the warm-up
             estimates; 0 is Hamiltonian dynamics.
         num_steps: steps a draw.
-        adapt_step_size: whether the warm-up adapts the step size.
-        target_accept_prob: mean acceptance probability it is adapted to.
-        adapt_mass_matrix: whether the warm-up adapts a diagonal mass, $1 / \sigma^2$; else $\sigma = 1$.
-        init_strategy: where chains start; a draw of every site's base prior by default.
-        transforms: transforms of constrained sites, as for Pyro's HMC; found automatically if None.
-
-    Raises:
-        ValueError: for both or neither of model and potential_fn, an argument out of its range, or an initial point
-            where the potential is not finite.
-        RuntimeError: at run time, if the potential is NaN for 100 draws in a row.
+        target_accept_prob: mean acceptance probability that the warm-up adapts the step size to.
 
     Example:
         >>> import pyro, pyro.distributions as dist

@@ -12,14 +12,14 @@ import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 
 from gebm.arviz_data import named_statistics
-from gebm.langevin import PATIENCE, STATISTICS
+from gebm.langevin import PATIENCE, STATISTICS, AdaptState, Chains, KineticState, StepInfo
 from gebm.validation import callable_or_none, check_fields, positive, probability
 from pyro_gebm.dynamics.metropolis import accept_probability
-from pyro_gebm.dynamics.steps import KineticState, PotentialAndGrad
-from pyro_gebm.infer.adaptation import AdaptState, adapt, finish, init_adaptation
+from pyro_gebm.dynamics.steps import PotentialAndGrad
+from pyro_gebm.infer.adaptation import adapt, finish, init_adaptation
 from pyro_gebm.infer.initialization import init_to_prior
 from pyro_gebm.infer.potential import initialize_chains
-from pyro_gebm.infer.state import Chains, LangevinState, StepInfo
+from pyro_gebm.infer.state import LangevinState
 from pyro_gebm.training.checkpoints import get_rng_state, set_rng_state
 
 __all__ = ["LangevinKernel"]
@@ -30,7 +30,7 @@ _KEPT = ("step_size", "length_scale", "warmup_converged", "scale", "num_warmup_s
 
 @dataclass(kw_only=True, eq=False)
 class LangevinKernel(MCMCKernel):
-    """Base of the kernels: start, warm-up, statistics and many chains around the step of a subclass.
+    r"""Base of the kernels: start, warm-up, statistics and many chains around the step of a subclass.
 
     Runs under `pyro.infer.MCMC`, a chain at a time, and under `infer.VectorizedMCMC`, where all chains are stepped,
     and adapted, together. During the warm-up an iteration is one step, so that the chains adapt often; afterwards a
@@ -45,7 +45,7 @@ class LangevinKernel(MCMCKernel):
         step_size: initial step size.
         adapt_step_size: whether the warm-up adapts it.
         target_accept_prob: mean acceptance probability it is adapted to.
-        adapt_mass_matrix: whether the warm-up adapts a diagonal mass.
+        adapt_mass_matrix: whether the warm-up adapts a diagonal mass, $1 / \sigma^2$; else $\sigma = 1$.
         init_strategy: where chains start; a draw of every site's base prior by default.
         transforms: transforms of constrained sites, as for Pyro's HMC; found automatically if None.
 
@@ -54,6 +54,12 @@ class LangevinKernel(MCMCKernel):
         first_window: steps in the first window of the warm-up.
         max_step: the largest step size, in units of the length scale of the law.
         state: `LangevinState` of the run; None before it.
+
+    Raises:
+        TypeError: for an argument of a wrong type.
+        ValueError: for both or neither of model and potential_fn, an argument out of its range, or an initial point
+            where the potential is not finite.
+        RuntimeError: at run time, if the potential is NaN for 100 draws in a row.
     """
 
     model: Annotated[Callable[..., Any] | None, callable_or_none] = field(default=None, kw_only=False)
@@ -123,15 +129,7 @@ class LangevinKernel(MCMCKernel):
         self.setup_chains(warmup_steps, 1, start, *args, **kwargs)
 
     def setup_chains(self, warmup_steps, num_chains, initial_params, *args, **kwargs):
-        """Start many chains.
-
-        Args:
-            warmup_steps: iterations of the warm-up, at most.
-            num_chains: N.
-            initial_params: dict of unconstrained tensors with a leading axis of N; None draws them.
-            args: arguments of the model.
-            kwargs: keyword arguments of the model.
-        """
+        """Start many chains: see `ChainKernel`."""
         self._warmup_steps, self._statistics = warmup_steps, []
         if self.model is not None:
             initial_params, self._potential, self.transforms = initialize_chains(

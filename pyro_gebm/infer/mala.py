@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Annotated
 
+from gebm.langevin import StepInfo
 from gebm.validation import integer, probability
 from pyro_gebm.dynamics.metropolis import accepts, choose, diverges
 from pyro_gebm.dynamics.steps import overdamped_step
 from pyro_gebm.infer.kernel import LangevinKernel
-from pyro_gebm.infer.state import StepInfo
 
 __all__ = ["MALA"]
 
@@ -24,22 +24,12 @@ class MALA(LangevinKernel):
     $\xi' = \xi - \tfrac{h}{2} \sigma (\nabla U(z) + \nabla U(z'))$ is the noise of the reverse move. One gradient a
     step. The exact twin of `ULA`. Source: doi:10.1111/1467-9868.00123.
 
-    Args:
-        model: a Pyro model; exactly one of `model` and `potential_fn` is given.
-        potential_fn: callable from a dict of unconstrained tensors (one chain) to a scalar; needs
-            `initial_params`.
-        step_size: initial h, in units of the latent over $\sigma$.
-        adapt_step_size: whether the warm-up adapts it.
-        target_accept_prob: mean acceptance probability it is adapted to.
-        adapt_mass_matrix: whether the warm-up adapts a diagonal mass, $1 / \sigma^2$; else $\sigma = 1$.
-        num_steps: steps a draw.
-        init_strategy: where chains start; a draw of every site's base prior by default.
-        transforms: transforms of constrained sites, as for Pyro's HMC; found automatically if None.
+    `model` or `potential_fn` and the other arguments are those of `LangevinKernel`, as is what is raised.
 
-    Raises:
-        ValueError: for both or neither of model and potential_fn, an argument out of its range, or an initial point
-            where the potential is not finite.
-        RuntimeError: at run time, if the potential is NaN for 100 draws in a row.
+    Args:
+        step_size: initial h, in units of the latent over $\sigma$.
+        target_accept_prob: mean acceptance probability that the warm-up adapts the step size to.
+        num_steps: steps a draw.
 
     Example:
         >>> import pyro, pyro.distributions as dist

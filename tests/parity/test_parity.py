@@ -239,11 +239,11 @@ ONLY_NUMPYRO = {"nn": {"Applied"}}
 ONLY_PYRO = {"infer": {"VectorizedMCMC"}}
 #: Arguments that one host needs and the other does not: random keys, explicit states, Pyro's transforms.
 NUMPYRO_ARGUMENTS = {
-    "nn.MLP": {"key"},
-    "nn.ConvGenerator": {"key"},
-    "nn.ConvEnergy": {"key"},
-    "flows.AffineCoupling": {"key"},
-    "flows.real_nvp": {"key"},
+    "nn.MLP": {"rng_key"},
+    "nn.ConvGenerator": {"rng_key"},
+    "nn.ConvEnergy": {"rng_key"},
+    "flows.AffineCoupling": {"rng_key"},
+    "flows.real_nvp": {"rng_key"},
     "divergences.mmd_test": {"rng_key"},
     "divergences.kernels.random_features": {"rng_key"},
     "particle_flows.kale_flow": {"rng_key"},
@@ -259,6 +259,7 @@ NUMPYRO_ARGUMENTS = {
     "infer.AnnealedMALA.__call__": {"rng_key"},
     "infer.stream_draws": {"rng_key", "init_params"},
     "dynamics.steps.kinetic_step": {"rng_key"},
+    "dynamics.steps.overdamped_step": {"rng_key"},
     "dynamics.steps.refreshed": {"rng_key"},
     "dynamics.steps.trajectory": {"rng_key"},
     "infer.ladder.pilot.pilot": {"rng_key"},
@@ -269,7 +270,9 @@ NUMPYRO_ARGUMENTS = {
     "log_partition_curve": {"rng_key"},
     "training.guide.settle_log_partition": {"rng_key"},
 }
-PYRO_ARGUMENTS = {f"infer.{name}": {"transforms"} for name in ("GHMC", "KineticLangevin", "MALA", "MALT", "ULA")}
+PYRO_ARGUMENTS = {
+    f"infer.{name}": {"transforms"} for name in ("GHMC", "KineticLangevin", "LangevinKernel", "MALA", "MALT", "ULA")
+}
 #: Methods that twins have in common, beyond their constructors.
 METHODS = [
     *(f"GEBM.{name}" for name in ("decode", "log_prob", "sample", "temper", "log_weight")),

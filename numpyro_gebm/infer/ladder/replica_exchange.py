@@ -12,13 +12,13 @@ from jax import random
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import identity, is_prng_key
 
-from gebm.ladder import NUM_PILOT, NUM_PILOT_MOVES, PILOT_FRACTION, spaced_evenly
+from gebm.ladder import NUM_PILOT, NUM_PILOT_MOVES, PILOT_FRACTION, Points, spaced_evenly
 from gebm.validation import check_fields, integer, optional
 from numpyro_gebm.dynamics.keys import as_given, typed
 from numpyro_gebm.gebm import EnergyTiltedPrior
 from numpyro_gebm.infer.chain_kernel import ChainKernel
 from numpyro_gebm.infer.ladder.pilot import pilot
-from numpyro_gebm.infer.ladder.tempering import Ladder, Points, latent_of_a_gebm, move, potential_at
+from numpyro_gebm.infer.ladder.tempering import Ladder, latent_of_a_gebm, move, potential_at
 
 __all__ = ["ReplicaExchange", "ReplicaExchangeState"]
 

@@ -7,8 +7,6 @@ On the rung t in [0, 1] the latent, in unconstrained coordinates u, has the law
 which at t = 0 is exactly the prior, and at t = 1 the tilted prior. Positions are arrays of shape `(N, d)`.
 """
 
-from typing import NamedTuple
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -16,18 +14,26 @@ from jax import lax, random
 from numpyro.distributions import biject_to
 from numpyro.distributions.util import sum_rightmost
 
-from gebm.ladder import FRICTION, MAX_STEPS, NUM_HALVINGS, REAL_ENERGIES, TRAJECTORY_LENGTH, batched, no_finite_energy
-from gebm.langevin import NUM_PROBES
+from gebm.ladder import (
+    FRICTION,
+    MAX_STEPS,
+    NUM_HALVINGS,
+    REAL_ENERGIES,
+    TRAJECTORY_LENGTH,
+    Points,
+    batched,
+    no_finite_energy,
+)
+from gebm.langevin import NUM_PROBES, KineticState
 from gebm.validation import instance
 from numpyro_gebm.callables import over_batch
 from numpyro_gebm.dynamics.keys import standard_normal
 from numpyro_gebm.dynamics.metropolis import accept_probability, choose
-from numpyro_gebm.dynamics.steps import KineticState, PotentialAndGrad, trajectory, value_and_grad
+from numpyro_gebm.dynamics.steps import PotentialAndGrad, trajectory, value_and_grad
 from numpyro_gebm.gebm import EnergyTiltedPrior
 
 __all__ = [
     "Ladder",
-    "Points",
     "effective_fraction",
     "latent_of_a_gebm",
     "length_scale_of",
@@ -37,16 +43,6 @@ __all__ = [
     "potential_at",
     "systematic_resample",
 ]
-
-
-class Points(NamedTuple):
-    """Positions `u` on the ladder, shape `(N, d)`, with log prior, -beta E (shape `(N,)`), gradients."""
-
-    u: jax.Array
-    log_prior: jax.Array
-    log_prior_grad: jax.Array
-    neg_beta_energy: jax.Array
-    neg_beta_energy_grad: jax.Array
 
 
 class Ladder:

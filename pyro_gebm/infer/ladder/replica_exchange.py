@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch.distributions import biject_to
 
-from gebm.ladder import NUM_PILOT, NUM_PILOT_MOVES, PILOT_FRACTION, spaced_evenly
+from gebm.ladder import NUM_PILOT, NUM_PILOT_MOVES, PILOT_FRACTION, Points, spaced_evenly
 from gebm.validation import check_fields, integer, optional
 from pyro_gebm.gebm import EnergyTiltedPrior
 from pyro_gebm.infer.chain_kernel import ChainKernel
 from pyro_gebm.infer.ladder.pilot import pilot
-from pyro_gebm.infer.ladder.tempering import Ladder, Points, latent_of_a_gebm, move, potential_at
+from pyro_gebm.infer.ladder.tempering import Ladder, latent_of_a_gebm, move, potential_at
 from pyro_gebm.training.checkpoints import get_rng_state, set_rng_state
 
 __all__ = ["ReplicaExchange", "ReplicaExchangeState"]
@@ -110,14 +110,7 @@ class ReplicaExchange(ChainKernel):
         return self._beta * self._t
 
     def setup_chains(self, warmup_steps, num_chains, initial_params, *args, **kwargs):
-        """Start many chains.
-
-        Args:
-            warmup_steps: iterations of the warm-up.
-            num_chains: N.
-            initial_params: dict with unconstrained starts, a leading axis of N; None draws them from the prior.
-            args: none.
-            kwargs: none.
+        """Start many chains, at draws of the prior where `initial_params` is None: see `ChainKernel`.
 
         Raises:
             TypeError: for arguments.

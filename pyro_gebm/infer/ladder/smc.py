@@ -3,44 +3,20 @@
 import dataclasses
 import math
 from functools import partial
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from gebm.ladder import DELAY, NUM_PILOT, check_groups, with_warning
+from gebm.ladder import DELAY, NUM_PILOT, SMCResult, check_groups, with_warning
 from gebm.validation import check_fields, integer, probability
-from gebm.weights import NUM_GROUPS, NUM_PARTICLES, LogPartition, from_log_weights
+from gebm.weights import NUM_GROUPS, NUM_PARTICLES, from_log_weights
 from pyro_gebm.gebm import EnergyTiltedPrior
 from pyro_gebm.infer.ladder.pilot import pilot
 from pyro_gebm.infer.ladder.tempering import Ladder, log_increment, move, systematic_resample
 
 __all__ = ["SMC", "SMCResult"]
-
-
-class SMCResult(NamedTuple):
-    """Result of `SMC.run`.
-
-    Args:
-        z: particles of the tilted law, all of the same weight, shape `(num_particles,) + event_shape`.
-        log_partition: `LogPartition` of the whole ladder, log Z with its standard error.
-        inverse_temperatures: the ladder, from 0 to the GEBM's, shape `(K,)`.
-        log_partitions: log Z at each of them, shape `(K,)`.
-        mean_energies: mean energy at each of them, shape `(K,)`: minus the derivative of log Z.
-        step_sizes: of the trajectories, shape `(K,)`.
-        accept_probs: mean acceptance probability, shape `(K,)`.
-        num_gradients: gradients of the energy that it took, those of the pilot run included.
-    """
-
-    z: torch.Tensor
-    log_partition: LogPartition
-    inverse_temperatures: np.ndarray
-    log_partitions: np.ndarray
-    mean_energies: np.ndarray
-    step_sizes: np.ndarray
-    accept_probs: np.ndarray
-    num_gradients: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,25 +8,31 @@ which at t = 0 is exactly the prior, and at t = 1 the tilted prior. Positions ar
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from pyro.distributions.util import sum_rightmost
 from torch.distributions import biject_to
 
-from gebm.ladder import FRICTION, MAX_STEPS, NUM_HALVINGS, REAL_ENERGIES, TRAJECTORY_LENGTH, batched, no_finite_energy
-from gebm.langevin import NUM_PROBES
+from gebm.ladder import (
+    FRICTION,
+    MAX_STEPS,
+    NUM_HALVINGS,
+    REAL_ENERGIES,
+    TRAJECTORY_LENGTH,
+    Points,
+    batched,
+    no_finite_energy,
+)
+from gebm.langevin import NUM_PROBES, KineticState
 from gebm.validation import instance
 from pyro_gebm.base import without_validation
 from pyro_gebm.callables import over_batch
 from pyro_gebm.dynamics.metropolis import accept_probability, choose
-from pyro_gebm.dynamics.steps import KineticState, PotentialAndGrad, trajectory, value_and_grad
+from pyro_gebm.dynamics.steps import PotentialAndGrad, trajectory, value_and_grad
 from pyro_gebm.gebm import EnergyTiltedPrior
 
 __all__ = [
     "Ladder",
-    "Points",
     "effective_fraction",
     "latent_of_a_gebm",
     "length_scale_of",
@@ -36,20 +42,6 @@ __all__ = [
     "potential_at",
     "systematic_resample",
 ]
-
-
-class Points(NamedTuple):
-    """Positions `u` on the ladder, shape `(N, d)`, with log prior, -beta E (shape `(N,)`), gradients."""
-
-    u: torch.Tensor
-    log_prior: torch.Tensor
-    log_prior_grad: torch.Tensor
-    neg_beta_energy: torch.Tensor
-    neg_beta_energy_grad: torch.Tensor
-
-    def map(self, fn: Callable[..., torch.Tensor], *others: "Points") -> "Points":
-        """Apply a function to every tensor, as `jax.tree.map` does."""
-        return Points(*map(fn, self, *others))
 
 
 class Ladder:
