@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import random
+from numpyro.util import is_prng_key
 
 __all__ = ["as_given", "fold_in", "split", "standard_normal", "typed", "uniform"]
 
@@ -18,26 +19,26 @@ def as_given(keys: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def fold_in(keys: jax.Array, data: jax.Array | int) -> jax.Array:
-    """Fold an integer into a typed key, or into that of every chain."""
-    return random.fold_in(keys, data) if keys.ndim == 0 else jax.vmap(lambda key: random.fold_in(key, data))(keys)
+    """Fold an integer into a key, or into that of every chain."""
+    return random.fold_in(keys, data) if is_prng_key(keys) else jax.vmap(lambda key: random.fold_in(key, data))(keys)
 
 
 def split(keys: jax.Array, num: int = 2) -> jax.Array:
-    """Split a typed key, or that of every chain: shape `(num,)` or `(num, N)`."""
-    if keys.ndim == 0:
+    """Split a key, or that of every chain: leading axes `(num,)` or `(num, N)`."""
+    if is_prng_key(keys):
         return random.split(keys, num)
     return jnp.moveaxis(jax.vmap(lambda key: random.split(key, num))(keys), 1, 0)
 
 
 def standard_normal(keys: jax.Array, like: jax.Array) -> jax.Array:
     """Independent standard normal draws of the shape and dtype of `like`; one key, or one a chain."""
-    if keys.ndim == 0:
+    if is_prng_key(keys):
         return random.normal(keys, like.shape, like.dtype)
     return jax.vmap(lambda key: random.normal(key, like.shape[1:], like.dtype))(keys)
 
 
 def uniform(keys: jax.Array, like: jax.Array, minval: float = 0.0) -> jax.Array:
     """Independent uniform draws from [minval, 1) of the shape and dtype of `like`; one key, or one a chain."""
-    if keys.ndim == 0:
+    if is_prng_key(keys):
         return random.uniform(keys, like.shape, like.dtype, minval)
     return jax.vmap(lambda key: random.uniform(key, like.shape[1:], like.dtype, minval))(keys)
