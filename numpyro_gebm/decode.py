@@ -15,7 +15,7 @@ __all__ = ["decode"]
 def decode(gebm: GEBM, z: Any, batch_size: int = 1000) -> Iterator[jax.Array]:
     """Draws x = B(z) of stored latents, one batch at a time.
 
-    Nothing is read or computed before it is asked for: `z` may be larger than the memory. Compiled once, since the
+    Nothing is read or computed before it is needed: `z` may be larger than the memory. Compiled once, since the
     last batch is padded; in the dtype of `z`.
 
     Args:

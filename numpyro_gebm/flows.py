@@ -26,7 +26,7 @@ class AffineCoupling(Transform):
 
     with $a$ the first `dim // 2` coordinates and $b$ the others, or the two exchanged; $s$ a tanh network, $t$ a ReLU
     network, both zero at the start, so that the transform is the identity. The inverse, from data to latent, is the map
-    $x \exp(s) + t$ of the source: a density so written fits better than one with the two directions exchanged. Source:
+    $x \exp(s) + t$ of the source: this fits better than the two directions exchanged. Source:
     arXiv:1605.08803.
 
     Args:

@@ -202,7 +202,7 @@ class GEBM(Distribution):
         return False
 
     def log_weight(self, x: ArrayLike) -> jax.Array:
-        r"""Log-weight of the base's draws, $-\beta E(x) - A$ (with $A = 0$ where it is unknown).
+        r"""Log-weight of the base's draws, $-\beta E(x) - A$ (with $A = 0$ if it is unknown).
 
         Args:
             x: array of shape `sample_shape + batch_shape + event_shape`.
@@ -259,7 +259,7 @@ class GEBM(Distribution):
 
     @_validated
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> jax.Array:
-        r"""$\log g(x) - \beta E(x) - A$, for a base with density $g$; unnormalised while `log_partition` is None.
+        r"""$\log g(x) - \beta E(x) - A$, for a base with density $g$; unnormalised if `log_partition` is None.
 
         Args:
             value: array of shape `sample_shape + batch_shape + event_shape`.
@@ -303,7 +303,7 @@ class EnergyTiltedPrior(Distribution):
     .. math:: \log \nu(z) = \log \eta(z) - \beta E(B(z)) - A
 
     NUTS and the kernels of `infer` run on its negative, the potential. Pushing its draws through the generator
-    gives draws of the GEBM. Unnormalised while `gebm.log_partition` is None. Source: arXiv:2003.05033.
+    gives draws of the GEBM. Unnormalised if `gebm.log_partition` is None. Source: arXiv:2003.05033.
 
     Args:
         gebm: the model; `gebm.latent` builds this object.

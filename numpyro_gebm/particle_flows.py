@@ -65,7 +65,7 @@ def mmd_flow(
     Particles far from the target hardly move, and may stay behind: noise helps. Source: arXiv:1906.04370.
 
     Args:
-        particles: where they start, shape `(N, D)`, N at least 2.
+        particles: their start, shape `(N, D)`, N at least 2.
         target: sample of the target, shape `(M, D)`, M at least 2.
         kernel: see `divergences.kernels`; None is a Gaussian with the median distance at the start as bandwidth.
         num_steps: number of steps.
@@ -116,7 +116,7 @@ def kale_flow(
     problem, from the weights of the step before. Use double precision for lambda under .01. Source: arXiv:2106.08929.
 
     Args:
-        particles: where they start, shape `(N, D)`, N at least 2.
+        particles: their start, shape `(N, D)`, N at least 2.
         target: sample of the target, shape `(M, D)`, M at least 2.
         kernel: see `divergences.kernels`; None is a Gaussian with the median distance at the start as bandwidth.
         regularization: lambda, positive.
@@ -134,7 +134,7 @@ def kale_flow(
         TypeError: if the kernel cannot be called.
         ValueError: if particles or target is not a matrix of finite numbers with at least two rows, or their columns
             differ; for settings out of range; for noise without a key.
-        FlowDiverged: if particles are not finite any more, or the duality gap is more than 1 % of the value.
+        FlowDiverged: if the particles are not finite, or the duality gap is more than 1 % of the value.
 
     Example:
         >>> target = random.normal(random.key(0), (50, 2))

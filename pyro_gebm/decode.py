@@ -16,7 +16,7 @@ __all__ = ["decode"]
 def decode(gebm: GEBM, z: Any, batch_size: int = 1000) -> Iterator[torch.Tensor]:
     """Draws x = B(z) of stored latents, one batch at a time.
 
-    Nothing is read or computed before it is asked for: `z` may be larger than the memory. Runs without gradient, on
+    Nothing is read or computed before it is needed: `z` may be larger than the memory. Runs without gradient, on
     the model's device and in its dtype.
 
     Args:

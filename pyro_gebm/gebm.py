@@ -180,7 +180,7 @@ class GEBM(dist.TorchDistribution):
         return self.base.support
 
     def log_weight(self, x: torch.Tensor) -> torch.Tensor:
-        r"""Log-weight of the base's draws, $-\beta E(x) - A$ (with $A = 0$ where it is unknown).
+        r"""Log-weight of the base's draws, $-\beta E(x) - A$ (with $A = 0$ if it is unknown).
 
         Args:
             x: tensor of shape `sample_shape + batch_shape + event_shape`.
@@ -235,7 +235,7 @@ class GEBM(dist.TorchDistribution):
         return f"GEBM(base: {base}, inverse_temperature: {beta}, log_partition: {log_partition})"
 
     def log_prob(self, value: torch.Tensor) -> torch.Tensor:
-        r"""$\log g(x) - \beta E(x) - A$, for a base with density $g$; unnormalised while `log_partition` is None.
+        r"""$\log g(x) - \beta E(x) - A$, for a base with density $g$; unnormalised if `log_partition` is None.
 
         Args:
             value: tensor of shape `sample_shape + batch_shape + event_shape`.
@@ -263,7 +263,7 @@ class EnergyTiltedPrior(dist.TorchDistribution):
     .. math:: \log \nu(z) = \log \eta(z) - \beta E(B(z)) - A
 
     NUTS and the kernels of `infer` run on its negative, the potential. Pushing its draws through the generator
-    gives draws of the GEBM. Unnormalised while `gebm.log_partition` is None. Source: arXiv:2003.05033.
+    gives draws of the GEBM. Unnormalised if `gebm.log_partition` is None. Source: arXiv:2003.05033.
 
     Args:
         gebm: the model; `gebm.latent` builds this object.

@@ -23,11 +23,11 @@ def save(gebm: GEBM, path: str | os.PathLike[str]) -> None:
 
     The file holds the arrays of base and energy under their PyTorch-style names and a JSON header: format version,
     architectures (for classes of `nn`), latent prior, $\beta$, $A$, the list of keys, and a SHA-256 of it all. It
-    appears whole or not at all.
+    is written whole or not at all.
 
     Args:
         gebm: a `GEBM` whose `log_partition` is None or a tensor.
-        path: where to; the suffix is yours to choose.
+        path: the file, with any suffix.
 
     Raises:
         TypeError: if `log_partition` is a callable (evaluate it first).

@@ -32,8 +32,8 @@ def to_arviz(
         mcmc: a `pyro.infer.MCMC` that has run.
         gebm: adds `energy_x` = E(B(z)) of its latents to the sample statistics.
         site: name of the site that holds the latents of `gebm`; by default the only one that fits.
-        coords: coordinates, handed on to ArviZ.
-        dims: dimension names, handed on to ArviZ.
+        coords: coordinates, passed on to ArviZ.
+        dims: dimension names, passed on to ArviZ.
 
     Returns:
         `arviz.InferenceData` (ArviZ before 1.0) or `xarray.DataTree` (from 1.0 on), with groups `posterior` and

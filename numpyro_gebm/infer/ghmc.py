@@ -21,12 +21,12 @@ FRICTION = 0.7
 class GHMC(LangevinKernel):
     r"""Generalized Hamiltonian Monte Carlo: kinetic Langevin steps, each with a Metropolis test.
 
-    One step keeps the velocity in part, $v \leftarrow \rho v + \sqrt{1 - \rho^2}\, \xi$ with $\rho = e^{-\gamma h}$,
+    One step partly refreshes the velocity, $v \leftarrow \rho v + \sqrt{1 - \rho^2}\, \xi$ with $\rho = e^{-\gamma h}$,
     takes one leapfrog step of size h, and accepts it against a slice variable that persists from step to step
     (arXiv:2001.11950); on rejection the velocity is reversed. One gradient a step, no bias: the exact twin of
     `KineticLangevin`, and the default choice among these kernels. The velocity persists over a time of
-    $1 / \gamma$. Source: doi:10.1016/0370-2693(91)91575-8; arXiv:2110.11576 for the setting of friction and step size
-    from many chains.
+    $1 / \gamma$. Source: doi:10.1016/0370-2693(91)91575-8; arXiv:2110.11576 for setting friction and step size from
+    many chains.
 
     `model` or `potential_fn` and the other arguments are those of `LangevinKernel`, as is what is raised.
 

@@ -25,7 +25,7 @@ class MALT(LangevinKernel):
     r"""Metropolis-adjusted Langevin trajectories, for `numpyro.infer.MCMC`.
 
     A draw is a trajectory of time T of kinetic Langevin dynamics (`KineticLangevin` with the splitting OBABO), of
-    $L = \lceil T / h \rceil$ steps of size $T / L$ from a fresh velocity, with one Metropolis test for the whole:
+    $L = \lceil T / h \rceil$ steps of size $T / L$ from a fresh velocity, with one Metropolis test for all of it:
 
     .. math:: \log \text{accept} = -\sum_{i=1}^{L} \left[ U(z_i) - U(z_{i-1})
               + \tfrac12 |v_i'|^2 - \tfrac12 |v_{i-1}'|^2 \right]

@@ -39,10 +39,10 @@ def stream_draws(
 ) -> Any:
     """Run a kernel and write its draws to a NetCDF file as they come, at constant memory.
 
-    Only the latent sites are kept (no deterministic ones: `decode` makes x of z), with every statistic. After each
+    Only the latent sites are kept (no deterministic ones: `decode` computes x from z), with every statistic. After each
     chunk the state of the chains (positions, velocities, adaptation, random state) is written beside the file, to
-    `<path>.state`. A run that was killed, at any moment, goes on from there with `resume=True`, and ends with the draws
-    of an uninterrupted one.
+    `<path>.state`. A run that was killed at any moment continues from there with `resume=True`, and ends with the same
+    draws as an uninterrupted one.
 
     Args:
         mcmc: a `numpyro.infer.MCMC` with a kernel of `infer` or another `infer.ChainKernel`; its chains run together.
@@ -61,7 +61,7 @@ def stream_draws(
     Raises:
         FileExistsError: if there is a file at `path`, without `resume`.
         ImportError: without h5netcdf, naming the extra to install.
-        TypeError: if `mcmc` is no NumPyro `MCMC`, or its kernel no `ChainKernel`.
+        TypeError: if `mcmc` is not a NumPyro `MCMC`, or its kernel not a `ChainKernel`.
         ValueError: for a chunk size below 1, or a file that does not fit the run.
 
     Example:

@@ -44,11 +44,11 @@ def kale_rkhs(
     .. math:: (1 + \lambda) \max_h \left\{ 1 + E_P h - E_Q e^h - \frac\lambda2 \|h\|^2 \right\}
 
     Between the KL divergence of P from Q (lambda to 0, with ever more points) and half the squared MMD (lambda to
-    infinity). Solved by damped Newton steps on the dual, in $O(N^3)$ and memory $O(N^2)$; with a kernel of R random
-    features (`divergences.kernels.random_features`), in $O((M + N) R^2)$.
+    infinity). Damped Newton steps on the dual take time $O(N^3)$ and memory $O(N^2)$; with a kernel of R random
+    features (`divergences.kernels.random_features`), time $O((M + N) R^2)$.
 
     Value and witness can be differentiated in x, y, the bandwidth and lambda: by implicit differentiation of the
-    optimum, so that second derivatives of the value are right as well. Source: arXiv:2106.08929.
+    optimum, so that second derivatives of the value are correct, too. Source: arXiv:2106.08929.
 
     Args:
         x: sample of P, shape `(M, D)`, M at least 2.

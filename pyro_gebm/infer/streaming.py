@@ -27,10 +27,10 @@ def stream_draws(
 ) -> Any:
     """Run a kernel and write its draws to a NetCDF file as they come, at constant memory.
 
-    Only the latent sites are kept (`decode` makes x of z), with every statistic. After each
+    Only the latent sites are kept (`decode` computes x from z), with every statistic. After each
     chunk the state of the chains (positions, velocities, adaptation, random state) is written beside the file, to
-    `<path>.state`. A run that was killed, at any moment, goes on from there with `resume=True`, and ends with the draws
-    of an uninterrupted one.
+    `<path>.state`. A run that was killed at any moment continues from there with `resume=True`, and ends with the same
+    draws as an uninterrupted one.
 
     Args:
         mcmc: a `VectorizedMCMC`.
@@ -47,7 +47,7 @@ def stream_draws(
     Raises:
         FileExistsError: if there is a file at `path`, without `resume`.
         ImportError: without h5netcdf, naming the extra to install.
-        TypeError: if `mcmc` is no `VectorizedMCMC`.
+        TypeError: if `mcmc` is not a `VectorizedMCMC`.
         ValueError: for a chunk size below 1, or a file that does not fit the run.
 
     Example:

@@ -19,21 +19,21 @@ class VectorizedMCMC(AbstractMCMC):
     """Run the chains of a kernel together, as one tensor: hundreds cost a few times as much as one.
 
     The API is that of Pyro's `MCMC`. The chains are adapted together. Draws are moved to the host in chunks; between
-    them nothing is read off the device.
+    them nothing is read from the device.
 
     Args:
         kernel: a kernel of `infer` or another `infer.ChainKernel`, on a model or a `potential_fn` (which is written for
             one chain; it is batched by `torch.func.vmap`).
         num_samples: draws a chain.
         warmup_steps: steps of the warm-up, at most; it ends early once it has converged, so be generous.
-            `num_samples` where None.
+            None takes `num_samples`.
         num_chains: number of chains.
         thinning: iterations a draw.
         initial_params: dict of unconstrained tensors with a leading axis of `num_chains`; None draws them.
         disable_progbar: show no progress bar.
 
     Raises:
-        TypeError: if the kernel is no `ChainKernel`.
+        TypeError: if the kernel is not a `ChainKernel`.
         ValueError: for numbers out of range, `initial_params` of another number of chains, or a model with discrete
             latent sites or subsampling.
         RuntimeError: while running, if the potential is NaN for 100 draws in a row.

@@ -25,12 +25,12 @@ def log_partition(
 ) -> LogPartition:
     r"""Estimate the log-partition $A = \log \int \exp(-\beta E)\, dG$ of a GEBM, with a standard error.
 
-    - `"importance"`: the mean of $e^{-\beta E}$ over base draws. Without bias, and useless where base and model
-      differ by much: the warnings say so.
+    - `"importance"`: the mean of $e^{-\beta E}$ over base draws. Unbiased, but useless if base and
+      model differ much: the warnings say so.
     - `"ais"`: annealed importance sampling (arXiv:physics/9803008): `SMC` without resampling.
     - `"smc"`: sequential Monte Carlo (`SMC`), the default.
-    - `"bridge"`: bridge sampling between base draws and draws of the model at hand (`draws`), such as an MCMC run has
-      left (doi:10.2307/24306045).
+    - `"bridge"`: bridge sampling between base draws and given draws of the model (`draws`), such as those of an MCMC
+      run (doi:10.2307/24306045).
 
     The estimate does not depend on `gebm.log_partition`.
 
@@ -43,7 +43,7 @@ def log_partition(
         progress_bar: whether to show one if it takes longer than two seconds.
 
     Returns:
-        A `LogPartition`; its `warnings` say in words where it cannot be trusted.
+        A `LogPartition`; its `warnings` say when it cannot be trusted.
 
     Raises:
         ValueError: for an unknown method, a GEBM with a batch shape, draws of a wrong shape, or fewer than two samples.

@@ -53,12 +53,12 @@ class ReplicaExchange(ChainKernel):
 
     .. math:: \min(1, e^{(t_{r+1} - t_r) \beta (E(z_{r+1}) - E(z_r))})
 
-    in even and odd iterations with neighbours above and below, so that replicas travel and do not diffuse. Draws are
+    in even and odd iterations with neighbours above and below, so that replicas travel instead of diffusing. Draws are
     those of the last rung, and exact. Modes of any distance are visited if the ladder connects them, which
     `round_trips` shows: each brought an independent draw of the prior up to the last rung. Source: arXiv:1905.02939.
 
     The ladder, its length scales and its step size come from a pilot run of sequential Monte Carlo when the kernel is
-    made. The warm-up adapts nothing; it lets the replicas settle: 100 iterations will mostly do. Runs under
+    made. The warm-up adapts nothing; it lets the replicas settle: 100 iterations are usually enough. Runs under
     `VectorizedMCMC`.
 
     Args:

@@ -29,15 +29,15 @@ class SMC:
     arXiv:2202.13230 (the moves).
 
     A pilot run of 1,024 particles at most finds the ladder (`effective_fraction`) and the step sizes; a fresh run on
-    the fixed ladder then gives an estimate of Z without bias. Its particles are cut into `num_groups` groups that never
-    meet; the standard error comes from how much their estimates differ.
+    the fixed ladder then gives an unbiased estimate of Z. Its particles are divided into `num_groups` groups that never
+    interact; the standard error comes from how much their estimates differ.
 
-    As a `sampler` of a GEBM it finds the weights of modes that single chains cannot go between. Its draws come from
+    As a `sampler` of a GEBM it finds the weights of modes that single chains cannot move between. Its draws come from
     one population: they are not quite independent, and their number should be large.
 
     Args:
         num_particles: particles of the fresh run.
-        num_groups: groups that they are cut into; `num_particles` of them is annealed importance sampling.
+        num_groups: groups that they are divided into; `num_particles` of them is annealed importance sampling.
         num_moves: trajectories on each rung.
         effective_fraction: effective sample size of the weights of a rung over the number of particles.
 
