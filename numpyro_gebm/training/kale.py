@@ -17,6 +17,7 @@ from gebm.batches import check_shape
 from gebm.checkpoint_files import Checkpoints
 from gebm.held_out import HeldOut, HeldOutEnergies, find_every
 from gebm.networks import name_of
+from gebm.objectives import BaseObjective, Energies, EnergyObjective
 from gebm.training import ObjectiveName, drive, find_objective, number_of_energy_steps, progress
 from gebm.validation import callable_or_none, instance, integer, probability
 from numpyro_gebm.base import has_density, trained_part, with_trained_part
@@ -35,7 +36,7 @@ from numpyro_gebm.training.loop import (
     step_keys,
     stream_key,
 )
-from numpyro_gebm.training.objectives import OBJECTIVES, BaseObjective, Energies, EnergyObjective
+from numpyro_gebm.training.objectives import OBJECTIVES
 from numpyro_gebm.training.results import KALELosses, KALEResult, KALEState
 
 __all__ = ["KALE"]
@@ -59,7 +60,7 @@ class KALE:
         energy_optim: an Optax optimiser, or None to freeze the energy.
         objective: "kale"; "donsker_varadhan"; "maximum_likelihood", of a base with a density, for the base alone;
             "contrastive_divergence", for the energy alone, with persistent MALA chains in the latent space; or an
-            object, see `training.objectives.Objective`.
+            object, see `training.Objective`.
         energy_steps: energy steps per base step: a number, or a callable of the base step's number, such as
             `energy_bursts()`.
         noise_factor: base draws per data point.
@@ -90,7 +91,7 @@ class KALE:
         base_optim: optax.GradientTransformation | None,
         energy_optim: optax.GradientTransformation | None,
         *,
-        objective: ObjectiveName | EnergyObjective | BaseObjective = "kale",
+        objective: ObjectiveName | EnergyObjective[jax.Array] | BaseObjective[jax.Array] = "kale",
         energy_steps: int | Callable[[int], int] = 5,
         noise_factor: int = 1,
         ema_decay: float | None = None,

@@ -12,6 +12,7 @@ from gebm.batches import check_shape
 from gebm.checkpoint_files import Checkpoints
 from gebm.held_out import HeldOut, HeldOutEnergies, find_every
 from gebm.networks import name_of
+from gebm.objectives import BaseObjective, Energies, EnergyObjective
 from gebm.training import ObjectiveName, drive, find_objective, number_of_energy_steps, progress
 from gebm.validation import callable_or_none, instance, integer, probability
 from pyro_gebm.base import has_density, snapshot, trained_part
@@ -22,7 +23,7 @@ from pyro_gebm.training.batches import InMemory, Stream, finite_tensor
 from pyro_gebm.training.checkpoints import read_latest_checkpoint, write_checkpoint
 from pyro_gebm.training.guide import KALEGuide, decayed_rate, gradient_step, newton_step, settle_log_partition
 from pyro_gebm.training.loop import Optimizer, Run, random_stream, trained_parameters
-from pyro_gebm.training.objectives import OBJECTIVES, BaseObjective, Energies, EnergyObjective
+from pyro_gebm.training.objectives import OBJECTIVES
 from pyro_gebm.training.results import KALELosses, KALEResult
 
 __all__ = ["KALE"]
@@ -48,7 +49,7 @@ class KALE:
         energy_optim: the same for the energy; None freezes it.
         objective: "kale"; "donsker_varadhan"; "maximum_likelihood", of a base with a density, for the base alone;
             "contrastive_divergence", for the energy alone, with persistent MALA chains in the latent space; or an
-            object, see `training.objectives.Objective`.
+            object, see `training.Objective`.
         energy_steps: energy steps per base step: a number, or a callable of the base step's number, such as
             `energy_bursts()`.
         noise_factor: base draws per data point.
@@ -79,7 +80,7 @@ class KALE:
         base_optim: Callable[[list], Any] | None,
         energy_optim: Callable[[list], Any] | None,
         *,
-        objective: ObjectiveName | EnergyObjective | BaseObjective = "kale",
+        objective: ObjectiveName | EnergyObjective[torch.Tensor] | BaseObjective[torch.Tensor] = "kale",
         energy_steps: int | Callable[[int], int] = 5,
         noise_factor: int = 1,
         ema_decay: float | None = None,
