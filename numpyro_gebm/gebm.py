@@ -75,6 +75,12 @@ def check_energy(base: dist.Distribution, energy: Energy) -> np.dtype:
     return out.dtype
 
 
+def neg_beta_energy(inverse_temperature: jax.Array, energy: jax.Array) -> jax.Array:
+    r"""$-\beta E$, which at $\beta = 0$ is 0 also where the energy is infinite."""
+    energy = jnp.where((inverse_temperature == 0) & jnp.isinf(energy), 0.0, energy)
+    return -inverse_temperature * energy
+
+
 class GEBM(Distribution):
     r"""Generalized energy-based model: a base reweighted by an energy, as a distribution over x.
 
@@ -215,7 +221,7 @@ class GEBM(Distribution):
             normalizer = jnp.zeros((), self.inverse_temperature.dtype)
         elif callable(normalizer):
             normalizer = normalizer(self.inverse_temperature)
-        return -self.inverse_temperature * over_batch(self.energy, x, self.event_dim) - normalizer
+        return neg_beta_energy(self.inverse_temperature, over_batch(self.energy, x, self.event_dim)) - normalizer
 
     def decode(self, z: ArrayLike) -> jax.Array:
         """Push latents through the generator: shape `batch + latent_event_shape` to `batch + event_shape`."""

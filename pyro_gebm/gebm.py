@@ -69,6 +69,11 @@ def check_energy(base: torch.distributions.Distribution, energy: Energy) -> torc
     return energies
 
 
+def neg_beta_energy(inverse_temperature: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
+    r"""$-\beta E$, which at $\beta = 0$ is 0 also where the energy is infinite."""
+    return -inverse_temperature * torch.where((inverse_temperature == 0) & energy.isinf(), 0.0, energy)
+
+
 class GEBM(dist.TorchDistribution):
     r"""Generalized energy-based model: a base reweighted by an energy, as a distribution over x.
 
@@ -188,7 +193,7 @@ class GEBM(dist.TorchDistribution):
         Returns:
             Tensor of shape `sample_shape + batch_shape`.
         """
-        log_weight = -self.inverse_temperature * over_batch(self.energy, x, len(self.event_shape))
+        log_weight = neg_beta_energy(self.inverse_temperature, over_batch(self.energy, x, len(self.event_shape)))
         if self.log_partition is None:
             return log_weight
         normalizer = self.log_partition

@@ -28,6 +28,7 @@ def test_nuts_on_the_latent_law(host, beta):
     cases.assert_moments(draws, CASE.mean(beta), CASE.covariance(beta), min_ess=1000)
 
 
+@pytest.mark.filterwarnings("ignore:.*gave up global moves")
 @pytest.mark.parametrize("beta", [0.0, 1.0, 100.0])
 def test_default_sampler(host, beta):
     draws = host.sample(host.linear_gaussian(beta).latent, (5000,))
@@ -35,6 +36,7 @@ def test_default_sampler(host, beta):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*gave up global moves")
 @pytest.mark.parametrize("dim", [1, 10, 100])
 @pytest.mark.parametrize("beta", [3.7, 100.0, 1000.0])
 def test_default_sampler_is_within_three_percent_in_variance(host, dim, beta):

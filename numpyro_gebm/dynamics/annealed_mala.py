@@ -1,18 +1,33 @@
 """Draws from a tilted prior by independent annealed MALA chains: the default sampler of a GEBM."""
 
 import dataclasses
+import math
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax, random
 from numpyro.distributions import biject_to
 from numpyro.distributions.util import sum_rightmost
+from numpyro.util import not_jax_tracer
 
+from gebm.annealing import (
+    ADAPTING,
+    GAIN,
+    MAX_REDRAWS,
+    MEMORY,
+    MIN_ACCEPT_PROB,
+    POWER,
+    SHRINK,
+    STUCK,
+    check_draws,
+    global_moves,
+)
 from gebm.validation import check_fields, integer, positive, probability
-from numpyro_gebm.dynamics.metropolis import mala_step
+from numpyro_gebm.dynamics.isir import isir
+from numpyro_gebm.dynamics.keys import typed
+from numpyro_gebm.dynamics.metropolis import choose, mala_step
 from numpyro_gebm.dynamics.steps import value_and_grad
 
 __all__ = ["AnnealedMALA"]
@@ -20,7 +35,7 @@ __all__ = ["AnnealedMALA"]
 
 @dataclasses.dataclass(frozen=True)
 class AnnealedMALA:
-    r"""Independent MALA chains that start at exact prior draws and are annealed to the tilted prior.
+    r"""Independent MALA chains that start at exact prior draws and are annealed to the tilted prior; with global moves.
 
     Chain `n` runs `num_steps` Metropolis-adjusted Langevin steps on $\log \eta(z) - \beta_t E(B(z))$, with
     $\beta_t = \beta\,\min(1, t/T_a)^4$ and $T_a$ a fraction `annealing` of the steps. The proposal with step size h is
@@ -28,18 +43,25 @@ class AnnealedMALA:
     .. math:: z' = z + \tfrac{h^2}{2} \nabla \log \nu_t(z) + h\, \xi, \qquad \xi \sim N(0, I)
 
     and h is adapted in every chain on its own towards `target_accept_prob`, with a gain that falls as $t^{-1/2}$
-    once the annealing is over. One gradient of the energy a step; no resampling, so that draws are independent and
-    their law does not depend on how many are asked for. Constrained latents are moved in unconstrained space.
+    once the annealing is over; in the last fifth of the steps h is fixed. At six steps on the way a chain makes a
+    global move (i-SIR, arXiv:2111.02702): of its position and K fresh prior draws it keeps one, with probability
+    proportional to $\exp(-\beta_t E)$. That gives modes far apart their right weights, and leaves the law invariant for
+    every K. A chain makes no more of them once their acceptance probability falls below 1 %: where the base is
+    hopeless, they cost next to nothing.
 
-    The law is that of a finite chain: on a linear-Gaussian model the variance is within 3 % at beta 1000. Modes that
-    the annealing separates keep the weights they had when they separated; use a longer chain (`num_steps`) or a
-    sampler on the ladder where that matters.
+    Draws are independent, and their law does not depend on how many are asked for. Constrained latents are moved in
+    unconstrained space. No draw has density 0: a chain starts at a prior draw of finite energy.
+
+    The law is that of a finite chain: on a linear-Gaussian model the variance is within 3 % at beta 1000. Where a fifth
+    of the chains gave up global moves, a warning says that the weights of separate modes may be wrong. Under `jit`
+    nothing can be raised or warned of: a draw whose chain found no finite energy is NaN there.
 
     Args:
         num_steps: MALA steps, each one gradient of the energy.
         step_size: initial h, in units of the latent.
         target_accept_prob: acceptance the step size is adapted to.
         annealing: fraction of the steps during which beta rises.
+        num_candidates: K, fresh prior draws of a global move, each one evaluation of the energy; 0 for no global moves.
         batch_size: chains run at once; bounds the memory.
 
     Example:
@@ -50,10 +72,11 @@ class AnnealedMALA:
         (10,)
     """
 
-    num_steps: Annotated[int, integer] = 200
+    num_steps: Annotated[int, integer] = 140
     step_size: Annotated[float, positive] = 0.5
     target_accept_prob: Annotated[float, probability] = 0.65
-    annealing: Annotated[float, partial(probability, one=True)] = 0.75
+    annealing: Annotated[float, partial(probability, one=True)] = 0.6
+    num_candidates: Annotated[int, partial(integer, minimum=0)] = 32
     batch_size: Annotated[int, integer] = 4096
 
     def __post_init__(self):
@@ -71,29 +94,48 @@ class AnnealedMALA:
             Array of shape `(num_samples,) + latent.batch_shape + latent.event_shape`.
 
         Raises:
-            RuntimeError: at run time, if the energy is NaN at a prior draw.
+            RuntimeError: if the energy is NaN or -inf at a prior draw, or infinite at 1000 of them in a row.
         """
-        return _draw(latent, rng_key, num_samples, self)
+        z, report = _draw(latent, typed(rng_key), num_samples, self)
+        if not_jax_tracer(z):
+            report = jax.device_get(report)
+            finite_share = report.finite.sum() / report.tried.sum()
+            check_draws(
+                report.nan.sum(), report.infinite.sum(), finite_share, report.active.mean(), self.num_candidates
+            )
+        return z
+
+
+class _Report(NamedTuple):
+    """Chains at NaN or -inf, and at +inf; prior draws of finite energy, and tried; share that made all global moves."""
+
+    nan: jax.Array
+    infinite: jax.Array
+    finite: jax.Array
+    tried: jax.Array
+    active: jax.Array
 
 
 @partial(jax.jit, static_argnums=(2, 3))
 def _draw(latent, rng_key, num_samples, config):
     batch = max(1, min(num_samples, config.batch_size))
     keys = random.split(rng_key, -(-num_samples // batch))
-    z = lax.map(lambda key: _anneal(latent, key, batch, config), keys)
-    return z.reshape((-1, *z.shape[2:]))[:num_samples]
+    z, report = lax.map(lambda key: _anneal(latent, key, batch, config), keys)
+    return z.reshape((-1, *z.shape[2:]))[:num_samples], report
 
 
 def _anneal(latent, rng_key, num_chains, config):
     gebm, ndim = latent.gebm, 1 + len(latent.batch_shape)
     prior = gebm.latent_prior.expand(latent.batch_shape)
     transform = biject_to(prior.support)
+    key_start, key_steps, key_moves = random.split(rng_key, 3)
 
     def log_prior(u):
         z = transform(u)
         jacobian = transform.log_abs_det_jacobian(u, z)
         return prior.log_prob(z) + sum_rightmost(jacobian, jacobian.ndim - ndim)
 
+    @jax.jit  # traced once, though it is used in four places
     def log_weight(u):
         return gebm.log_weight(gebm.decode(transform(u)))
 
@@ -101,22 +143,78 @@ def _anneal(latent, rng_key, num_chains, config):
         """Log-prior and log-weight, and their gradients, at each chain's position."""
         return u, *value_and_grad(log_prior, u), *value_and_grad(log_weight, u)
 
+    def propose(key):
+        """A prior draw for every chain, and its log-weight."""
+        u = transform.inv(prior.sample(key, (num_chains,)))
+        return u, log_weight(u)
+
     def step(carry, t):
-        point, log_step = carry
-        progress = (t + 1) / (config.annealing * config.num_steps)
-        ladder = jnp.minimum(1.0, progress) ** 4
+        point, log_step, trend, active = carry
+        since = t + 1 - config.annealing * config.num_steps
+        ladder = jnp.minimum(1.0, (t + 1) / (config.annealing * config.num_steps)) ** POWER
+
+        def global_move(point, active):
+            u, moved, accept_prob = isir(
+                random.fold_in(key_moves, t), point[0], ladder * point[3], tempered, num_candidates
+            )
+            return choose(moved & active, evaluate(u), point), active & ~(accept_prob < MIN_ACCEPT_PROB)
+
+        def tempered(key):
+            u, log_weight = propose(key)
+            return u, ladder * log_weight
 
         def log_density_and_grad(point):
             _, log_prior, log_prior_grad, log_weight, log_weight_grad = point
             return log_prior + ladder * log_weight, log_prior_grad + ladder * log_weight_grad
 
-        key = random.fold_in(rng_key, t + 1)
-        point, accept_prob = mala_step(key, point, log_step, evaluate, log_density_and_grad)
-        gain = 0.1 / jnp.sqrt(jnp.maximum(1.0, t + 1 - config.annealing * config.num_steps))
-        return (point, log_step + gain * (accept_prob - config.target_accept_prob)), None
+        def stay(point, active):
+            return point, active
 
-    start = evaluate(transform.inv(prior.sample(random.fold_in(rng_key, 0), (num_chains,))))
-    start = eqx.error_if(start, jnp.isnan(start[3]).any(), "Expected an energy without NaN; got NaN at a base draw.")
+        point, active = lax.cond(  # two conditions: the first one is not batched by `vmap`
+            jnp.isin(t, moves),
+            lambda *now: lax.cond(active.any(), global_move, stay, *now),
+            stay,
+            point,
+            active,
+        )
+        point, accept_prob = mala_step(random.fold_in(key_steps, t), point, log_step, evaluate, log_density_and_grad)
+        gain = GAIN / jnp.sqrt(jnp.maximum(1.0, since))
+        change = gain * (accept_prob - config.target_accept_prob)
+        trend = MEMORY * trend + (1 - MEMORY) * accept_prob
+        change = jnp.where((trend < STUCK) & (since < 0), -math.log(SHRINK), change)
+        change = jnp.where(t < ADAPTING * config.num_steps, change, 0.0)
+        return (point, log_step + change.astype(log_step.dtype), trend, active), None
+
+    num_candidates, moves = config.num_candidates, jnp.array(global_moves(config.num_steps, config.annealing))
+    u, nan, finite, tried = _start(propose, key_start)
+    start = evaluate(u)
     log_step = jnp.full(start[1].shape, jnp.log(config.step_size), start[1].dtype)
-    (point, _), _ = lax.scan(step, (start, log_step), jnp.arange(config.num_steps))
-    return transform(point[0])
+    carry = start, log_step, jnp.ones_like(log_step), jnp.full(log_step.shape, num_candidates > 0)
+    (point, _, _, active), _ = lax.scan(step, carry, jnp.arange(config.num_steps))
+    found = jnp.isfinite(point[3]) & ~nan
+    z = transform(point[0])
+    z = jnp.where(found.reshape(found.shape + (1,) * (z.ndim - ndim)), z, jnp.nan)
+    infinite = (point[3] == -jnp.inf) & ~nan
+    return z, _Report((~found & ~infinite).sum(), infinite.sum(), finite, tried, active.mean())
+
+
+def _start(propose, rng_key):
+    """Prior draws of finite energy, whether one of NaN was met, and how many were finite and tried."""
+
+    def count(log_weight, finite, tried):
+        return finite + (log_weight > -jnp.inf).sum(), tried + log_weight.size
+
+    def redraw(carry):
+        i, u, log_weight, finite, tried = carry
+        new_u, new_log_weight = propose(random.fold_in(rng_key, i))
+        u, log_weight = choose(log_weight == -jnp.inf, (new_u, new_log_weight), (u, log_weight))
+        return i + 1, u, log_weight, *count(new_log_weight, finite, tried)
+
+    def unfinished(carry):
+        i, _, log_weight, _, _ = carry
+        return (i < MAX_REDRAWS) & (log_weight == -jnp.inf).any()
+
+    u, log_weight = propose(random.fold_in(rng_key, 0))
+    carry = 1, u, log_weight, *count(log_weight, 0.0, 0.0)
+    _, u, log_weight, finite, tried = lax.while_loop(unfinished, redraw, carry)
+    return u, jnp.isnan(log_weight), finite, tried

@@ -30,7 +30,7 @@ from numpyro_gebm.callables import over_batch
 from numpyro_gebm.dynamics.keys import standard_normal
 from numpyro_gebm.dynamics.metropolis import accept_probability, choose
 from numpyro_gebm.dynamics.steps import PotentialAndGrad, trajectory, value_and_grad
-from numpyro_gebm.gebm import EnergyTiltedPrior
+from numpyro_gebm.gebm import EnergyTiltedPrior, neg_beta_energy
 
 __all__ = [
     "Ladder",
@@ -89,7 +89,7 @@ class Ladder:
         """-beta E at positions, shape `(N,)`."""
         gebm = self._gebm
         energy = over_batch(gebm.energy, gebm.decode(self.constrain(u)), gebm.event_dim)
-        return -gebm.inverse_temperature * energy
+        return neg_beta_energy(gebm.inverse_temperature, energy)
 
     def evaluate(self, u: jax.Array) -> Points:
         """`Points` at positions."""

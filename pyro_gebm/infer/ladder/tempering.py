@@ -29,7 +29,7 @@ from pyro_gebm.base import without_validation
 from pyro_gebm.callables import over_batch
 from pyro_gebm.dynamics.metropolis import accept_probability, choose
 from pyro_gebm.dynamics.steps import PotentialAndGrad, trajectory, value_and_grad
-from pyro_gebm.gebm import EnergyTiltedPrior
+from pyro_gebm.gebm import EnergyTiltedPrior, neg_beta_energy
 
 __all__ = [
     "Ladder",
@@ -88,7 +88,7 @@ class Ladder:
         """-beta E at positions, shape `(N,)`."""
         gebm = self._gebm
         energy = over_batch(gebm.energy, gebm.decode(self.constrain(u)), len(gebm.event_shape))
-        return -gebm.inverse_temperature * energy
+        return neg_beta_energy(gebm.inverse_temperature, energy)
 
     def evaluate(self, u: torch.Tensor) -> Points:
         """`Points` at positions."""
