@@ -141,10 +141,10 @@ class AdaptState(NamedTuple, Generic[Array]):
     are reported of each; in Pyro they are a number or a scalar.
     """
 
-    step_size: float | Array
-    length_scale: float | Array
-    warmup_converged: bool | Array
-    scale: float | Array
+    step_size: Any
+    length_scale: Any
+    warmup_converged: Any
+    scale: Any
     dual_averaging: Any
     window: Window[Array]
     window_length: Any

@@ -1,9 +1,10 @@
 r"""Estimates of a log-partition from importance weights, and whether they can be trusted."""
 
 import math
+import typing
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,10 +12,11 @@ from numpy.typing import ArrayLike
 from gebm.pareto import pareto_k
 from gebm.validation import integer, one_of, optional
 
-__all__ = ["METHODS", "NUM_GROUPS", "NUM_PARTICLES", "LogPartition", "bridge", "estimate", "from_log_weights"]
+__all__ = ["METHODS", "NUM_GROUPS", "NUM_PARTICLES", "LogPartition", "Method", "bridge", "estimate", "from_log_weights"]
 
 #: Ways to estimate a log-partition.
-METHODS: Final = ("importance", "ais", "smc", "bridge")
+Method = Literal["importance", "ais", "smc", "bridge"]
+METHODS: Final = typing.get_args(Method)
 #: Draws of the base, particles, and groups that they are cut into, where their number is not given.
 NUM_BASE_DRAWS: Final = 100_000
 NUM_PARTICLES: Final = 4096

@@ -11,6 +11,7 @@ draws alone, the dual averaging starts again, and the warm-up is over once a win
 """
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,9 @@ from gebm.langevin import (
 
 __all__ = ["adapt", "finish", "init_adaptation", "moments", "on_chain_axis", "start_window"]
 
-_init_dual_averaging, _update_dual_averaging = dual_averaging(gamma=GAMMA)
+_init_dual_averaging, _update_dual_averaging = cast(  # NumPyro's types are of numbers
+    tuple[Callable[..., Any], Callable[..., Any]], dual_averaging(gamma=GAMMA)
+)
 
 
 def on_chain_axis(fn: Callable[[jax.Array], jax.Array], state: AdaptState) -> AdaptState:
@@ -77,13 +80,13 @@ def init_adaptation(z: jax.Array, potential_energy: jax.Array, step_size: float,
         An `AdaptState`.
     """
     probes = random.normal(random.key(0), (z.shape[1], NUM_PROBES), z.dtype)
-    step_size = jnp.asarray(step_size, z.dtype)
+    step = jnp.asarray(step_size, z.dtype)
     return AdaptState(
-        step_size=jnp.full(len(z), step_size),
+        step_size=jnp.full(len(z), step),
         length_scale=jnp.ones(len(z), z.dtype),
         warmup_converged=jnp.zeros(len(z), bool),
         scale=jnp.ones(z.shape[1], z.dtype),
-        dual_averaging=_init_dual_averaging(jnp.log(step_size)),
+        dual_averaging=_init_dual_averaging(jnp.log(step)),
         window=start_window(z, potential_energy, probes),
         window_length=jnp.asarray(first_window, z.dtype),
         window_end=jnp.asarray(first_window),

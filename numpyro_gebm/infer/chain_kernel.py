@@ -1,6 +1,6 @@
 """What a kernel must provide to be run by `stream_draws`."""
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import jax
 
@@ -22,8 +22,8 @@ class ChainKernel(Protocol):
         default_fields: paths in the state to what is recorded of every draw.
     """
 
-    sample_field: str
-    default_fields: tuple[str, ...]
+    sample_field: ClassVar[str]
+    default_fields: ClassVar[tuple[str, ...]]
 
     def init(
         self, rng_key: jax.Array, num_warmup: int, init_params: Any, model_args: tuple, model_kwargs: dict[str, Any]

@@ -4,7 +4,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.infer.util import initialize_model
-from numpyro.util import identity, is_prng_key
+from numpyro.util import identity, is_prng_key, not_jax_tracer
 
 from gebm.langevin import PATIENCE, STATISTICS, AdaptState, Chains, KineticState, StepInfo
 from gebm.validation import callable_or_none, check_fields, positive, probability
@@ -68,8 +68,11 @@ class LangevinKernel(MCMCKernel):
     adapt_mass_matrix: bool = False
     init_strategy: Callable[..., Any] = init_to_prior
 
-    sample_field = "z"
-    default_fields = ("z", *STATISTICS)
+    sample_field: ClassVar[str] = "z"  # pyright: ignore[reportIncompatibleMethodOverride]  # a property of the host's
+    default_fields: ClassVar[tuple[str, ...]] = (  # pyright: ignore[reportIncompatibleMethodOverride]
+        "z",
+        *STATISTICS,
+    )
     first_window = 50
     max_step = math.inf
     num_steps = 1
@@ -80,7 +83,9 @@ class LangevinKernel(MCMCKernel):
             raise ValueError("Only one of `model` or `potential_fn` must be specified.")
         check_fields(self)
         self._num_warmup = 0
-        self._potential_fn_gen = self._postprocess_fn = self._sample_fn = None
+        self._potential_fn_gen: Any = None
+        self._postprocess_fn: Any = None
+        self._sample_fn: Any = None
 
     @abstractmethod
     def step(
@@ -141,7 +146,7 @@ class LangevinKernel(MCMCKernel):
         state = state._replace(rng_key=as_given(state.rng_key, rng_key if single else rng_key[0]))
         return one(state) if single else state
 
-    def _potential(self, model_args, model_kwargs):
+    def _potential(self, model_args, model_kwargs) -> Any:
         if self._potential_fn_gen is None:
             return self.potential_fn
         return self._potential_fn_gen(*model_args, **model_kwargs)
@@ -158,7 +163,7 @@ class LangevinKernel(MCMCKernel):
     def _start(self, keys, z, potential_energy, z_grad):
         position, z_grad = flat(z), flat(z_grad)
         finite = jnp.isfinite(potential_energy)
-        if not isinstance(finite, jax.core.Tracer) and not finite.all():
+        if not_jax_tracer(finite) and not finite.all():
             raise ValueError(
                 "Expected a finite potential at the initial point; got "
                 f"{potential_energy}. Pass `init_params`, or check the energy for NaN."
@@ -265,7 +270,7 @@ class LangevinKernel(MCMCKernel):
     def postprocess_fn(self, model_args, model_kwargs):
         return identity if self._postprocess_fn is None else self._postprocess_fn(*model_args, **model_kwargs)
 
-    def get_diagnostics_str(self, state):
+    def get_diagnostics_str(self, state: LangevinState) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         return (
             f"step size {float(state.step_size):.2e}, potential {float(state.potential_energy):.2f}, "
             f"acc. prob={float(state.mean_accept_prob):.2f}"

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from pyro.distributions.util import sum_rightmost
 
 from gebm.langevin import MAX_ENERGY_ERROR
 from pyro_gebm.dynamics.steps import overdamped_move, reverse_noise
@@ -75,7 +74,7 @@ def mala_step(
     new_log_density, new_grad = log_density_and_grad(proposal)
     back = reverse_noise(-grad, -new_grad, noise, h)
     squares = noise**2 - back**2
-    log_ratio = new_log_density - log_density + 0.5 * sum_rightmost(squares, squares.dim() - log_step.dim())
+    log_ratio = new_log_density - log_density + 0.5 * squares.reshape(*log_step.shape, -1).sum(-1)
     accept_prob = accept_probability(-log_ratio)
     accept = torch.rand_like(accept_prob) < accept_prob
     return choose(accept, proposal, point), accept_prob

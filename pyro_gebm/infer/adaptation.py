@@ -31,6 +31,10 @@ from gebm.langevin import (
 __all__ = ["adapt", "finish", "init_adaptation", "moments", "start_window"]
 
 
+def _dual_averaging(log_step_size: float) -> DualAveraging:
+    return DualAveraging(log_step_size, gamma=GAMMA)  # pyright: ignore[reportArgumentType]  # Pyro's default is an int
+
+
 def start_window(z: torch.Tensor, potential_energy: torch.Tensor, probes: torch.Tensor) -> Window:
     """An empty `Window`, centred at positions of shape `(N, d)` and their potentials."""
     zero, zeros = torch.zeros_like(potential_energy[0]), torch.zeros_like(z[0])
@@ -72,7 +76,7 @@ def init_adaptation(z: torch.Tensor, potential_energy: torch.Tensor, step_size: 
         length_scale=1.0,
         warmup_converged=False,
         scale=1.0,
-        dual_averaging=DualAveraging(math.log(step_size), gamma=GAMMA),
+        dual_averaging=_dual_averaging(math.log(step_size)),
         window=start_window(z, potential_energy, probes),
         window_length=first_window,
         window_end=first_window,
@@ -141,7 +145,7 @@ def _end_window(state, z, potential_energy, target, mass):
     return state._replace(
         length_scale=float(scale),
         warmup_converged=converged,
-        dual_averaging=DualAveraging(now[0], gamma=GAMMA),
+        dual_averaging=_dual_averaging(now[0]),
         window=start_window(z, potential_energy, state.window.probes),
         window_length=length,
         window_end=state.window_end + length,

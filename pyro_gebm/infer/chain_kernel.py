@@ -1,11 +1,24 @@
 """What a kernel must provide to be run by `VectorizedMCMC` and `stream_draws`."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
-__all__ = ["ChainKernel"]
+__all__ = ["ChainKernel", "started"]
+
+State = TypeVar("State")
+
+
+def started(state: State | None) -> State:
+    """The state of a kernel.
+
+    Raises:
+        RuntimeError: if there is none.
+    """
+    if state is None:
+        raise RuntimeError("Expected a kernel that has started; got one without a state. Run it by `MCMC` first.")
+    return state
 
 
 @runtime_checkable

@@ -1,5 +1,8 @@
 """Where chains start."""
 
+from collections.abc import Callable
+from typing import Any, cast
+
 import pyro.distributions as dist
 import torch
 from pyro import poutine
@@ -11,7 +14,7 @@ from pyro_gebm.gebm import GEBM, EnergyTiltedPrior
 __all__ = ["init_to_prior", "max_plate_nesting"]
 
 
-def init_to_prior(site=None):
+def init_to_prior(site: Any = None) -> Any:
     """Initialisation strategy: draw every site from its prior, and GEBM sites from their *base* prior.
 
     The start of a chain is then a draw of the base, and setting up a chain never runs a sampler. The kernels of
@@ -32,13 +35,13 @@ def init_to_prior(site=None):
         value = _base_prior(site["fn"]).sample().detach()
     except NotImplementedError:
         return init_to_uniform(site)
-    value._pyro_custom_init = False
+    value._pyro_custom_init = False  # pyright: ignore[reportAttributeAccessIssue]  # Pyro's own mark
     return value
 
 
-def max_plate_nesting(model, args, kwargs):
+def max_plate_nesting(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """Number of nested plates of a model, found without running a sampler of a GEBM."""
-    trace = poutine.trace(InitMessenger(init_to_prior)(model)).get_trace(*args, **kwargs)
+    trace = cast(Any, poutine.trace(InitMessenger(init_to_prior)(model)).get_trace(*args, **kwargs))
     sites = (site for site in trace.nodes.values() if site["type"] == "sample")
     dims = [frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
     return -min(dims, default=0)

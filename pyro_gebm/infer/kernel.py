@@ -3,10 +3,10 @@
 import math
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from operator import attrgetter
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
@@ -17,6 +17,7 @@ from gebm.validation import callable_or_none, check_fields, positive, probabilit
 from pyro_gebm.dynamics.metropolis import accept_probability
 from pyro_gebm.dynamics.steps import PotentialAndGrad
 from pyro_gebm.infer.adaptation import adapt, finish, init_adaptation
+from pyro_gebm.infer.chain_kernel import started
 from pyro_gebm.infer.initialization import init_to_prior
 from pyro_gebm.infer.potential import initialize_chains
 from pyro_gebm.infer.state import LangevinState
@@ -87,9 +88,24 @@ class LangevinKernel(MCMCKernel):
         self._reset()
 
     def _reset(self):
-        self._initial_params = self._potential = self._shapes = None
-        self.state: LangevinState | None = None
-        self._statistics = []
+        self._initial_params: dict[str, torch.Tensor] | None = None
+        self._potential: Any = None
+        self._shapes: dict[str, torch.Size] = {}
+        self._state: LangevinState | None = None
+        self._statistics: list[dict[str, torch.Tensor]] = []
+
+    @property
+    def state(self) -> LangevinState:
+        """State of the run.
+
+        Raises:
+            RuntimeError: before there is one.
+        """
+        return started(self._state)
+
+    @state.setter
+    def state(self, state: LangevinState | None) -> None:
+        self._state = state
 
     @abstractmethod
     def step(
@@ -114,12 +130,12 @@ class LangevinKernel(MCMCKernel):
         """
 
     @property
-    def initial_params(self):
+    def initial_params(self) -> dict[str, torch.Tensor] | None:
         """Unconstrained start of the chain."""
         return self._initial_params
 
     @initial_params.setter
-    def initial_params(self, params):
+    def initial_params(self, params: dict[str, torch.Tensor] | None) -> None:
         self._initial_params = params
 
     def setup(self, warmup_steps, *args, **kwargs):
@@ -138,7 +154,8 @@ class LangevinKernel(MCMCKernel):
         else:
             if initial_params is None:
                 raise ValueError("Expected `initial_params` with `potential_fn`; got None. Pass them to `MCMC`.")
-            self._potential = torch.func.vmap(self.potential_fn) if num_chains > 1 else _of_one(self.potential_fn)
+            potential = cast(Callable[[dict[str, torch.Tensor]], torch.Tensor], self.potential_fn)
+            self._potential = torch.func.vmap(potential) if num_chains > 1 else _of_one(potential)
             self.transforms = {} if self._transforms is None else self._transforms
         self._shapes = {name: value.shape[1:] for name, value in initial_params.items()}
         self._initial_params = {name: value[0] for name, value in initial_params.items()}
@@ -189,7 +206,7 @@ class LangevinKernel(MCMCKernel):
 
     def warmup_converged(self) -> bool:
         """Whether the warm-up has met its rule, and the rest of it can be skipped."""
-        return self.state.adapt_state.warmup_converged
+        return bool(self.state.adapt_state.warmup_converged)
 
     def end_warmup(self) -> None:
         """The next step gives the first draw."""
@@ -205,12 +222,12 @@ class LangevinKernel(MCMCKernel):
         step_size = state.adapt_state.step_size
         if self.step_size_schedule is not None and not warming:
             step_size = step_size * self.step_size_schedule(state.i - self._warmup_steps)
-        chains, diverging, num_steps = state.chains, False, 0
+        chains, diverging, num_steps, error = state.chains, torch.zeros_like(state.diverging), 0, None
         num = 1 if warming else self.num_steps
         for i in range(num):
             chains, info = self.step(chains, self._potential_and_grad, step_size, state.adapt_state, i == num - 1)
-            diverging, num_steps = info.diverging | diverging, num_steps + info.num_steps
-        error = info.energy_error
+            diverging, num_steps, error = info.diverging | diverging, num_steps + info.num_steps, info.energy_error
+        error = cast(torch.Tensor, error)  # of the last step
         accept_prob = accept_probability(error)
         self.state = LangevinState(
             i=state.i + 1,
@@ -299,7 +316,7 @@ class LangevinKernel(MCMCKernel):
             self.check()
         return {name: value[0] for name, value in self.positions().items()}
 
-    def logging(self):
+    def logging(self) -> Mapping[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """What Pyro's progress bar shows."""
         state = self.state
         return OrderedDict(

@@ -1,5 +1,8 @@
 """The potential of a Pyro model for many chains at once."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pyro
 import torch
 from pyro import poutine
@@ -17,7 +20,15 @@ __all__ = ["initialize_chains"]
 MAX_TRIES = 100
 
 
-def initialize_chains(model, args, kwargs, num_chains, init_strategy, transforms=None, initial_params=None):
+def initialize_chains(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    num_chains: int,
+    init_strategy: Callable[..., Any],
+    transforms: dict[str, Any] | None = None,
+    initial_params: dict[str, torch.Tensor] | None = None,
+) -> tuple[dict[str, torch.Tensor], Callable[[dict[str, torch.Tensor]], Any], dict[str, Any]]:
     r"""Start, potential and transforms of a model, as Pyro's `initialize_model` gives them, for chains as one tensor.
 
     The potential is $-\sum_s \log p_s - \log |J|$ over the sites of a trace, batched by `torch.func.vmap`; for a model
@@ -40,17 +51,23 @@ def initialize_chains(model, args, kwargs, num_chains, init_strategy, transforms
         ValueError: for a model with a discrete latent site, with subsampling, or without latent sites, or where no
             start with a finite potential is found.
     """
-    trace = poutine.trace(InitMessenger(init_strategy)(model)).get_trace(*args, **kwargs)
+    trace = _traced(InitMessenger(init_strategy)(model), args, kwargs)
     sites = _latent_sites(trace)
     if transforms is None:
         transforms = {name: biject_to(site["fn"].support).inv for name, site in sites.items()}
     if _is_bare_latent(trace):
-        potential = _of_bare_latent(*sites, next(iter(sites.values()))["fn"], transforms)
+        ((name, site),) = sites.items()
+        potential = _of_bare_latent(name, site["fn"], transforms)
     else:
         potential = _vectorized(model, args, kwargs, transforms)
     if initial_params is None:
         initial_params = _draw_start(model, args, kwargs, num_chains, init_strategy, transforms, potential)
     return initial_params, potential, transforms
+
+
+def _traced(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A trace of a model; by Pyro's type of it, a site has nothing for sure."""
+    return poutine.trace(model).get_trace(*args, **kwargs)
 
 
 def _latent_sites(trace):
@@ -97,7 +114,7 @@ def _of_bare_latent(name, latent, transforms):
 def _vectorized(model, args, kwargs, transforms):
     def of_one_chain(params):
         values = {name: transforms[name].inv(u) for name, u in params.items()}
-        trace = poutine.trace(poutine.condition(model, data=values)).get_trace(*args, **kwargs)
+        trace = _traced(poutine.condition(model, data=values), args, kwargs)
         total = 0.0
         for site in trace.nodes.values():
             if site["type"] == "sample" and not isinstance(site["fn"], _Subsample):
@@ -122,7 +139,7 @@ def _draw_start(model, args, kwargs, num_chains, init_strategy, transforms, pote
     for _ in range(MAX_TRIES):
         draws = []
         for _ in range(num_chains):
-            trace = poutine.trace(InitMessenger(init_strategy)(model)).get_trace(*args, **kwargs)
+            trace = _traced(InitMessenger(init_strategy)(model), args, kwargs)
             draws.append({name: t(trace.nodes[name]["value"].detach()) for name, t in transforms.items()})
         new = {name: torch.stack([draw[name] for draw in draws]).detach() for name in transforms}
         start = new if start is None else {k: _choose(good, start[k], new[k]) for k in new}

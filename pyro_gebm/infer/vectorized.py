@@ -1,5 +1,7 @@
 """Many chains as one tensor."""
 
+from typing import Any
+
 import torch
 from pyro import poutine
 from pyro.infer.mcmc.api import AbstractMCMC
@@ -69,7 +71,8 @@ class VectorizedMCMC(AbstractMCMC):
         self.warmup_steps = num_samples if warmup_steps is None else integer("warmup_steps", warmup_steps, minimum=0)
         self.disable_progbar = disable_progbar
         self._initial_params = initial_params
-        self._samples, self._diagnostics = None, None
+        self._samples: dict[str, torch.Tensor] = {}
+        self._diagnostics: list[dict[str, Any]] = []
         if initial_params is not None:
             self._validate_initial_params(initial_params)
 
@@ -123,7 +126,7 @@ class VectorizedMCMC(AbstractMCMC):
         if bar is not None:
             bar.update(self.warmup_steps - bar.n)
 
-    def draw(self, num):
+    def draw(self, num: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """The next draws of all chains.
 
         Args:
@@ -146,14 +149,13 @@ class VectorizedMCMC(AbstractMCMC):
             {name: torch.stack([row[name] for row in rows], 1) for name in rows[0]} for rows in (draws, statistics)
         )
         # the transforms are where the model is
-        groups = self.constrained(draws), statistics
-        return tuple({name: value.cpu() for name, value in group.items()} for group in groups)
+        return _on_host(self.constrained(draws)), _on_host(statistics)
 
-    def constrained(self, params):
+    def constrained(self, params: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Values of the latent sites at unconstrained tensors."""
         return {name: self.transforms[name].inv(u) if name in self.transforms else u for name, u in params.items()}
 
-    def get_samples(self, num_samples=None, group_by_chain=False):
+    def get_samples(self, num_samples: int | None = None, group_by_chain: bool = False) -> dict[str, torch.Tensor]:
         """Draws of the latent sites, on the host.
 
         Args:
@@ -165,14 +167,14 @@ class VectorizedMCMC(AbstractMCMC):
         """
         return select_samples(self._samples, num_samples, group_by_chain)
 
-    def diagnostics(self):
+    def diagnostics(self) -> dict[str, Any]:
         """Effective sample size and R-hat of every site, divergences and acceptance rate of every chain."""
         result = diagnostics(self._samples)
         for name in ("divergences", "acceptance rate"):
             result[name] = {f"chain {i}": report[name] for i, report in enumerate(self._diagnostics)}
         return result
 
-    def summary(self, prob=0.9):
+    def summary(self, prob: float = 0.9) -> None:
         """Print mean, standard deviation, quantiles, effective sample size and R-hat of every site.
 
         Args:
@@ -180,3 +182,7 @@ class VectorizedMCMC(AbstractMCMC):
         """
         print_summary(self._samples, prob=prob)
         print(f"Number of divergences: {sum(len(report['divergences']) for report in self._diagnostics)}")
+
+
+def _on_host(group: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.cpu() for name, value in group.items()}

@@ -9,7 +9,7 @@ from numpyro.diagnostics import effective_sample_size
 from tqdm import tqdm
 
 from gebm.ladder import BATCH_SIZE, DELAY, FINITE_MEAN_ENERGIES
-from gebm.weights import LogPartition, estimate
+from gebm.weights import LogPartition, Method, estimate
 from numpyro_gebm.gebm import GEBM
 from numpyro_gebm.infer.ladder.smc import SMC
 from numpyro_gebm.infer.ladder.tempering import Ladder
@@ -19,7 +19,7 @@ __all__ = ["LogPartitionCurve", "log_partition", "log_partition_curve"]
 
 def log_partition(
     gebm: GEBM,
-    method: str = "smc",
+    method: Method = "smc",
     *,
     rng_key: jax.Array,
     num_samples: int | None = None,

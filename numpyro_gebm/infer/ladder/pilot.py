@@ -83,11 +83,15 @@ def pilot(ladder: Ladder, rng_key: jax.Array, num_particles: int, num_moves: int
         num = jnp.where(first, NUM_FIRST_MOVES, num_moves)
         points, step_size, num_gradients = lax.fori_loop(0, num, adapt, (points, step_size, rungs.num_gradients))
         found = (new, step_size, scale, _half_mean_difference(points.neg_beta_energy))
-        found = (x.at[rungs.num].set(y) for x, y in zip(rungs, found))
-        return points, Rungs(*found, rungs.num + 1, num_gradients), step_size
+        t, step_sizes, scales, barriers = (x.at[rungs.num].set(y) for x, y in zip(rungs, found))
+        return points, Rungs(t, step_sizes, scales, barriers, rungs.num + 1, num_gradients), step_size
 
     empty = jnp.zeros(MAX_RUNGS, points.neg_beta_energy.dtype)
-    start = (points, Rungs(*[empty] * 4, jnp.asarray(0), jnp.asarray(num_particles)), jnp.asarray(0.5, empty.dtype))
+    start = (
+        points,
+        Rungs(empty, empty, empty, empty, jnp.asarray(0), jnp.asarray(num_particles)),
+        jnp.asarray(0.5, empty.dtype),
+    )
     _, rungs, _ = lax.while_loop(unfinished, climb, start)
     return eqx.error_if(rungs, rungs.t[rungs.num - 1] < 1, TOO_MANY_RUNGS)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import random
 from numpyro.infer.mcmc import MCMCKernel
-from numpyro.util import identity, is_prng_key
+from numpyro.util import identity, is_prng_key, not_jax_tracer
 
 from gebm.ladder import NUM_PILOT, NUM_PILOT_MOVES, PILOT_FRACTION, Points, spaced_evenly
 from gebm.validation import check_fields, integer, optional
@@ -100,8 +100,8 @@ class ReplicaExchange(MCMCKernel, ChainKernel):
     num_moves: Annotated[int, integer] = 1
     site: str = "z"
 
-    sample_field = "z"
-    default_fields = (
+    sample_field: ClassVar[str] = "z"  # pyright: ignore[reportIncompatibleMethodOverride]  # a property of the host's
+    default_fields: ClassVar[tuple[str, ...]] = (  # pyright: ignore[reportIncompatibleMethodOverride]
         "z",
         "potential_energy",
         "accept_prob",
@@ -114,11 +114,12 @@ class ReplicaExchange(MCMCKernel, ChainKernel):
     def __post_init__(self):
         check_fields(self)
         rungs = _pilot(self.latent)
-        columns = (rungs.t, rungs.step_size, rungs.length_scale, rungs.barrier)
-        columns = (np.asarray(x[: int(rungs.num)], np.float64) for x in columns)
-        self._t, self._step_size, self._length_scale = spaced_evenly(*columns, self.num_rungs)
+        t, step_size, length_scale, barrier = (np.asarray(x[: int(rungs.num)], np.float64) for x in rungs[:4])
+        self._t, self._step_size, self._length_scale = spaced_evenly(
+            t, step_size, length_scale, barrier, self.num_rungs
+        )
         self.num_pilot_gradients = int(rungs.num_gradients)
-        self._sample_fn = None
+        self._sample_fn: Any = None
 
     @property
     def model(self):
@@ -140,7 +141,7 @@ class ReplicaExchange(MCMCKernel, ChainKernel):
 
         state = one(keys, start) if single else jax.vmap(one, in_axes=(0, None if start is None else 0))(keys, start)
         nan = jnp.isnan(state.potential_energy).any()
-        if not isinstance(nan, jax.core.Tracer) and nan:
+        if not_jax_tracer(nan) and nan:
             raise ValueError("Expected a potential without NaN at `init_params`, which are unconstrained; got NaN.")
         state = state._replace(rng_key=as_given(state.rng_key, rng_key if single else rng_key[0]))
         self._sample_fn = self._advance if single else jax.vmap(self._advance)
@@ -205,7 +206,9 @@ class ReplicaExchange(MCMCKernel, ChainKernel):
     def postprocess_fn(self, model_args, model_kwargs):
         return identity
 
-    def get_diagnostics_str(self, state):
+    def get_diagnostics_str(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, state: ReplicaExchangeState
+    ) -> str:
         return f"{state.points.neg_beta_energy.shape[-1]} rungs, {int(state.round_trips)} round trips"
 
     def __getstate__(self):

@@ -64,7 +64,7 @@ class Ladder:
 
     def sample_prior(self, rng_key: jax.Array, num: int) -> jax.Array:
         """Positions of exact draws of the prior, shape `(num, d)`."""
-        return self.unconstrain(self._prior.sample(rng_key, (num,)))
+        return self.unconstrain(jnp.asarray(self._prior.sample(rng_key, (num,))))
 
     def shaped(self, u: jax.Array) -> jax.Array:
         """Positions in the unconstrained shape of a latent, with a leading axis of N."""
@@ -83,7 +83,7 @@ class Ladder:
         u = self.shaped(u)
         z = self._transform(u)
         jacobian = self._transform.log_abs_det_jacobian(u, z)
-        return self._prior.log_prob(z) + sum_rightmost(jacobian, jnp.ndim(jacobian) - 1)
+        return jnp.asarray(self._prior.log_prob(z)) + sum_rightmost(jacobian, jnp.ndim(jacobian) - 1)
 
     def neg_beta_energy(self, u: jax.Array) -> jax.Array:
         """-beta E at positions, shape `(N,)`."""
@@ -153,7 +153,7 @@ def move(
     """
     num_steps = jnp.clip(jnp.ceil(TRAJECTORY_LENGTH / step_size), 1, MAX_STEPS)
     h = jnp.minimum(TRAJECTORY_LENGTH / num_steps, step_size)
-    scale = length_scale if jnp.ndim(length_scale) == 0 else length_scale[:, None]
+    scale = length_scale if jnp.ndim(length_scale) == 0 else jnp.asarray(length_scale)[:, None]
     potential_and_grad = ladder.potential_and_grad(t)
 
     def body(i, carry):

@@ -6,7 +6,7 @@ from pyro.ops.stats import effective_sample_size
 from tqdm import tqdm
 
 from gebm.ladder import BATCH_SIZE, DELAY, FINITE_MEAN_ENERGIES
-from gebm.weights import LogPartition, estimate
+from gebm.weights import LogPartition, Method, estimate
 from pyro_gebm.callables import draw_quietly
 from pyro_gebm.gebm import GEBM
 from pyro_gebm.infer.ladder.smc import SMC
@@ -17,7 +17,7 @@ __all__ = ["LogPartitionCurve", "log_partition", "log_partition_curve"]
 
 def log_partition(
     gebm: GEBM,
-    method: str = "smc",
+    method: Method = "smc",
     *,
     num_samples: int | None = None,
     draws: torch.Tensor | np.ndarray | None = None,
@@ -93,6 +93,10 @@ class LogPartitionCurve(torch.nn.Module):
         >>> float(curve(0.0)), float(curve(1.0))
         (0.0, -0.5)
     """
+
+    inverse_temperatures: torch.Tensor
+    values: torch.Tensor
+    slopes: torch.Tensor
 
     def __init__(self, inverse_temperatures: torch.Tensor, values: torch.Tensor, slopes: torch.Tensor) -> None:
         super().__init__()

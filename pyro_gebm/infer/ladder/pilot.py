@@ -66,8 +66,9 @@ def pilot(ladder: Ladder, num_particles: int, num_moves: int, fraction: float) -
             points, accept_prob, num = move(points, ladder, t, step_size, scale, 1)
             rungs.num_gradients.append(num * num_particles)
             step_size *= math.exp((float(accept_prob.mean()) - TARGET_ACCEPT_PROB) / math.sqrt(1.0 + i))
-        for found, value in zip(rungs, (t, step_size, scale, _half_mean_difference(points.neg_beta_energy))):
-            found.append(value)
+        found = (t, step_size, scale, _half_mean_difference(points.neg_beta_energy))
+        for column, value in zip((rungs.t, rungs.step_size, rungs.length_scale, rungs.barrier), found):
+            column.append(value)
     return rungs
 
 

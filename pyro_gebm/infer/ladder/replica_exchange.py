@@ -1,9 +1,10 @@
 """Replica exchange (parallel tempering) on the ladder of a GEBM, as a kernel of `VectorizedMCMC`."""
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch.distributions import biject_to
 from gebm.ladder import NUM_PILOT, NUM_PILOT_MOVES, PILOT_FRACTION, Points, spaced_evenly
 from gebm.validation import check_fields, integer, optional
 from pyro_gebm.gebm import EnergyTiltedPrior
-from pyro_gebm.infer.chain_kernel import ChainKernel
+from pyro_gebm.infer.chain_kernel import ChainKernel, started
 from pyro_gebm.infer.ladder.pilot import pilot
 from pyro_gebm.infer.ladder.tempering import Ladder, latent_of_a_gebm, move, potential_at
 from pyro_gebm.training.checkpoints import get_rng_state, set_rng_state
@@ -96,13 +97,27 @@ class ReplicaExchange(ChainKernel):
         check_fields(self)
         self._ladder = Ladder(self.latent)
         rungs = pilot(self._ladder, NUM_PILOT, NUM_PILOT_MOVES, PILOT_FRACTION)
-        columns = (np.array(x) for x in (rungs.t, rungs.step_size, rungs.length_scale, rungs.barrier))
-        t, self._step_size, length_scale = spaced_evenly(*columns, self.num_rungs)
+        columns = (rungs.t, rungs.step_size, rungs.length_scale, rungs.barrier)
+        t, step_size, length_scale, barrier = (np.array(column) for column in columns)
+        t, self._step_size, length_scale = spaced_evenly(t, step_size, length_scale, barrier, self.num_rungs)
         self.num_pilot_gradients = sum(rungs.num_gradients)
         self._beta = self.latent.gebm.inverse_temperature
         self._t, self._length_scale = (torch.as_tensor(x).to(self._beta) for x in (t, length_scale))
         self.transforms = {self.site: biject_to(self.latent.support).inv}
-        self.state: ReplicaExchangeState | None = None
+        self._state: ReplicaExchangeState | None = None
+
+    @property
+    def state(self) -> ReplicaExchangeState:
+        """State of the run.
+
+        Raises:
+            RuntimeError: before there is one.
+        """
+        return started(self._state)
+
+    @state.setter
+    def state(self, state: ReplicaExchangeState | None) -> None:
+        self._state = state
 
     @property
     def inverse_temperatures(self) -> torch.Tensor:
@@ -223,7 +238,7 @@ class ReplicaExchange(ChainKernel):
         self.state = self.state._replace(points=points, **kept)
         set_rng_state(saved["rng"], self._t.device)
 
-    def logging(self):
+    def logging(self) -> Mapping[str, Any]:
         """What the progress bar shows."""
         return OrderedDict([("rungs", len(self._t)), ("round trips", int(self.state.round_trips.sum()))])
 

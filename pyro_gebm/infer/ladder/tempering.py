@@ -10,7 +10,6 @@ which at t = 0 is exactly the prior, and at t = 1 the tilted prior. Positions ar
 import math
 
 import torch
-from pyro.distributions.util import sum_rightmost
 from torch.distributions import biject_to
 
 from gebm.ladder import (
@@ -82,7 +81,7 @@ class Ladder:
         u = self.shaped(u)
         z = self._transform(u)
         jacobian = self._transform.log_abs_det_jacobian(u, z)
-        return self._prior.log_prob(z) + sum_rightmost(jacobian, jacobian.dim() - 1)
+        return self._prior.log_prob(z) + jacobian.reshape(len(u), -1).sum(1)
 
     def neg_beta_energy(self, u: torch.Tensor) -> torch.Tensor:
         """-beta E at positions, shape `(N,)`."""
