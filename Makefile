@@ -32,6 +32,7 @@ test-slow: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tests/typing/check.py
 
 clean:
 	rm -rf .venv .venv-pyro .venv-numpyro out build *.egg-info .pytest_cache .ruff_cache

@@ -1,9 +1,11 @@
 """What importing a package does and does not do, and how the two packages are laid out."""
 
 import ast
+import difflib
 import functools
 import importlib
 import importlib.util
+import itertools
 import json
 import pathlib
 import subprocess
@@ -182,3 +184,19 @@ def test_every_module_has_a_twin(package, other):
 @pytest.mark.parametrize("package", HOSTS)
 def test_every_module_says_what_it_is_for(package):
     assert not [name for name, path in files(package).items() if not path.read_text().startswith(('"""', 'r"""'))]
+
+
+#: Most lines in a row that files of two packages may share; more of them belong into `gebm`.
+MAX_SHARED_LINES = 30
+
+
+@pytest.mark.parametrize("one, other", list(itertools.combinations(["gebm", *HOSTS], 2)))
+def test_files_of_two_packages_share_no_long_run_of_lines(one, other):
+    lines = [{name: path.read_text().splitlines() for name, path in files(package).items()} for package in (one, other)]
+    shared = []
+    for (name, a), (twin, b) in itertools.product(*(texts.items() for texts in lines)):
+        if min(len(a), len(b)) > MAX_SHARED_LINES:
+            run = difflib.SequenceMatcher(None, a, b, autojunk=False).find_longest_match()
+            if run.size > MAX_SHARED_LINES:
+                shared.append(f"{one}/{name}:{run.a + 1} and {other}/{twin}:{run.b + 1}: {run.size} lines")
+    assert not shared, shared
