@@ -222,7 +222,7 @@ def test_a_correlated_skewed_law(host, name):
         return (host.xp.exp(y) - a * y).sum(-1)
 
     start = np.random.default_rng(1).normal(size=(64, 5))
-    num = {"MALA": 1500, "RandomWalk": 2000}.get(name, 600)
+    num = {"MALA": 1500, "RandomWalk": 3000}.get(name, 600)
     mcmc = host.mcmc(settled(host, name, potential_fn=skewed), 2000, num, 64, start={"x": start})
     assert_accepts(host, mcmc, name)
     cases.assert_moments(host.draws(mcmc)["x"], law.mean(), law.covariance())

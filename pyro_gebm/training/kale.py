@@ -38,7 +38,7 @@ class KALE:
     .. math:: \min_G \max_{E, A}\; -\mathbb{E}_P[E + A] - \mathbb{E}_G[\exp(-(E + A))] + 1
 
     `energy_steps` steps of the energy (and of A) alternate with one step of the base, whose gradient uses
-    self-normalised weights. A step whose loss or gradient is not finite is not applied. The modules are trained in
+    self-normalised weights. A step whose loss or gradient is not finite is skipped. The modules are trained in
     place. Source: arXiv:2003.05033.
 
     Args:
@@ -174,16 +174,16 @@ class KALE:
             batch_size: data points a step, at most N; None takes `min(128, N)`. Not used with an iterable.
             validation: held-out data, a tensor or array like `data`: KALE on them along training, with base draws of a
                 random stream of their own, so that training is the same with and without them. See `ValidationCurve`.
-            validate_every: base steps between two values on them, the first at step 0; None takes 25 in a run.
+            validate_every: base steps between two such evaluations, the first at step 0; None takes 25 in a run.
             keep_best: whether `gebm` and `guide` of the result are those of the best value: of the log-likelihood
-                where the base has a density, else of KALE. A trained base without a density brings KALE down as it
-                improves: no state is best, and the last one is kept.
+                if the base has a density, else of KALE. While a base without a density is trained, KALE falls as
+                it improves: no state counts as best, and the last one is kept.
             progress_bar: show KALE, A, the penalty and the gradient norms while training.
             checkpoint_dir: folder for checkpoints: parameters, optimisers, random state and position in the data.
                 They are written atomically and the last three are kept.
             checkpoint_every: base steps between checkpoints; one is written at the start and one at the end as well.
             resume_from: folder (or file) to resume from, on the CPU bit for bit as if there had been no interruption.
-                A damaged newest checkpoint is passed over with a warning.
+                A damaged newest checkpoint is skipped with a warning.
 
         Returns:
             A `KALEResult`.
@@ -191,7 +191,7 @@ class KALE:
         Raises:
             ValueError: if the data do not fit the base or are fewer than a batch, contain values that are not finite,
                 or end too soon.
-            TrainingDiverged: if losses or gradients are not finite ten steps in a row; a few of them are skipped with
+            TrainingDiverged: if losses or gradients are not finite for ten steps in a row; fewer are skipped with
                 a warning.
             FileNotFoundError: if `resume_from` holds no checkpoint.
         """
