@@ -32,10 +32,17 @@ if importlib.util.find_spec("torch"):
     torch.set_num_threads(1)  # on a busy machine PyTorch's threads wait for each other, 20 times slower
 
 
+#: XLA compiles in a third of the time without its optimiser, its emitters of fusions, and code cut for many cores.
+#: The flags are those of jaxlib 0.6 to 0.10; one that a later jaxlib does not know ends the process with its name.
+QUICK_TO_COMPILE = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+)
+
+
 def pytest_configure(config):
-    """Short tests compile more than they compute: XLA's optimiser is a third of their time."""
+    """Short tests compile more than they compute."""
     if config.getoption("markexpr") != "slow":
-        os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+        os.environ.setdefault("XLA_FLAGS", QUICK_TO_COMPILE)
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects

@@ -30,7 +30,7 @@ __all__ = ["HOSTS", "get", "missing"]
 class Host:
     """What the two hosts do alike. Both are in float64, as everywhere in the tests."""
 
-    needs = ()
+    needs, real = (), np.float64
 
     def __init__(self):
         self.package = importlib.import_module(f"{self.name}_gebm")
@@ -49,7 +49,7 @@ class Host:
 
     def normal(self, dim, loc=0.0, scale=1.0):
         """N(loc, scale² I) in `dim` dimensions."""
-        return self.dist.Normal(self.array([float(loc)] * dim), self.array([float(scale)] * dim)).to_event(1)
+        return self.dist.Normal(*(self.array(np.full(dim, x, self.real)) for x in (loc, scale))).to_event(1)
 
     def linear_gaussian(self, beta, **kwargs):
         """The GEBM of `cases.linear_gaussian`."""
@@ -223,10 +223,12 @@ class Pyro(Host):
         """A context in which the host works in its own precision, not in that of the tests."""
         default = self.torch.get_default_dtype()
         self.torch.set_default_dtype(self.torch.float32)
+        self.real = np.float32
         try:
             yield
         finally:
             self.torch.set_default_dtype(default)
+            del self.real
 
     def array(self, x, dtype=None):
         """A tensor; whole numbers and float64 stay what they are."""

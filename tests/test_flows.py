@@ -103,10 +103,13 @@ def real_nvp(host, *args):
         (lambda host: real_nvp(host, 1), r"Expected dim >= 2.*got 1"),
         (lambda host: real_nvp(host, 3, 0), r"Expected num_couplings >= 1; got 0"),
         (lambda host: real_nvp(host, 3).transforms[0](host.array(np.ones(4))), r"length 3; got shape \(4,\)"),
-        (lambda host: host.flows.FlowRatioEnergy(host.dist.Normal(0.0, 1.0)), r"for base; got Normal. Use `real_nvp`"),
+        (
+            lambda host: host.flows.FlowRatioEnergy(host.dist.Normal(0.0, 1.0)),
+            r"Expected base to be .*; got Normal. Use `real_nvp`",
+        ),
         (
             lambda host: host.flows.FlowRatioEnergy(real_nvp(host, 3), host.normal(3)),
-            r"for flow; got Independent",
+            r"Expected flow to be .*; got Independent",
         ),
         (
             lambda host: host.flows.FlowRatioEnergy(real_nvp(host, 3), real_nvp(host, 2)),
@@ -114,7 +117,7 @@ def real_nvp(host, *args):
         ),
         (
             lambda host: host.flows.FlowRatioEnergy(host.Pushforward(host.normal(2), lambda z: z)),
-            "for base; got Pushforward",
+            "Expected base to be .*; got Pushforward",
         ),
     ],
 )

@@ -3,10 +3,13 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hosts import HOSTS, missing
+
+ROOT = Path(__file__).parents[1]
 
 
 def test_values_and_gradients(host):
@@ -70,3 +73,14 @@ print(host.numpy(host.linear_gaussian(1.0).energy(host.array([[0.0, 0.0, 0.0]]))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HOSTS)
+def test_everything_is_collected_with_one_host(name):
+    if missing(name):
+        pytest.skip(f"{name} is not installed")
+    command = [sys.executable, "tests/one_host.py", name, "--collect-only", "-q", "-n", "0"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert f"[{name}" in done.stdout
