@@ -154,7 +154,7 @@ class HeldOut:
             if not now > then:
                 return
             found = f"{fell}, while KALE in training rose from {then:.3g} to {now:.3g}: the energy overfits."
-        kept = f"The result holds the state of step {start}." if self._keeps else "Pass `keep_best=True`."
+        kept = f"The result holds the state of step {start}." if self._keep is not None else "Pass `keep_best=True`."
         penalty = "" if self._base_is_trained else "a stronger penalty, "
         advice = f"Try {penalty}a smaller network, fewer steps, or more data."
         warnings.warn(f"{found} {kept} {advice}", RuntimeWarning, stacklevel=stacklevel + 1)
