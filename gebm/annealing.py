@@ -51,7 +51,7 @@ def global_moves(num_steps: int, annealing: float) -> tuple[int, ...]:
 
 
 def check_draws(num_nan: int, num_infinite: int, finite_share: float, global_share: float, num_candidates: int) -> None:
-    """Raise where chains did not start; warn where the global moves were given up.
+    """Raise an error if chains could not start; warn if they gave up global moves.
 
     Args:
         num_nan: chains whose energy is NaN or -inf.

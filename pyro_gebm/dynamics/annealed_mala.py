@@ -32,15 +32,15 @@ __all__ = ["AnnealedMALA"]
 
 @dataclasses.dataclass(frozen=True)
 class AnnealedMALA:
-    r"""Independent MALA chains that start at exact prior draws and are annealed to the tilted prior; with global moves.
+    r"""Independent MALA chains with global moves, annealed from exact prior draws to the tilted prior.
 
     Chain `n` runs `num_steps` Metropolis-adjusted Langevin steps on $\log \eta(z) - \beta_t E(B(z))$, with
     $\beta_t = \beta\,\min(1, t/T_a)^4$ and $T_a$ a fraction `annealing` of the steps. The proposal with step size h is
 
     .. math:: z' = z + \tfrac{h^2}{2} \nabla \log \nu_t(z) + h\, \xi, \qquad \xi \sim N(0, I)
 
-    and h is adapted in every chain on its own towards `target_accept_prob`, with a gain that falls as $t^{-1/2}$
-    once the annealing is over; in the last fifth of the steps h is fixed. At six steps on the way a chain makes a
+    and every chain adapts its own h towards `target_accept_prob`, with a gain that falls as $t^{-1/2}$
+    once the annealing is over; in the last fifth of the steps h is fixed. Six times on the way a chain makes a
     global move (i-SIR, arXiv:2111.02702): of its position and K fresh prior draws it keeps one, with probability
     proportional to $\exp(-\beta_t E)$. That gives modes far apart their right weights, and leaves the law invariant for
     every K. A chain makes no more of them once their acceptance probability falls below 1 %: where the base is
