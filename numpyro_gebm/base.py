@@ -82,7 +82,7 @@ class Pushforward(Distribution):
         prior, generator = type(self.latent_prior).__name__, name_of(self.generator)
         return f"Pushforward(latent_prior: {prior}, generator: {generator}, event_shape: {self.event_shape})"
 
-    def log_prob(self, value, intermediates=None):
+    def log_prob(self, value: Any, intermediates: list[Any] | None = None) -> jax.Array:
         """Not defined: the law of a generator has no density.
 
         Raises:

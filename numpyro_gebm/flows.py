@@ -96,7 +96,7 @@ class AffineCoupling(Transform):
             intermediates = over_batch(self.log_scale, self._split(y)[0], 1)
         return -intermediates.sum(-1)
 
-    def tree_flatten(self):
+    def tree_flatten(self) -> tuple[Any, Any]:
         """Both networks are data, the rest is static."""
         static = {"dim": self.dim, "hidden": self.hidden, "swap": self.swap}
         return (self.shift, self.log_scale), (("shift", "log_scale"), static)

@@ -57,11 +57,11 @@ class InMemory:
         data = finite_array("data", data, event_shape, dtype)
         self.source = _Shuffled(data, find_batch_size(batch_size, len(data)))
 
-    def take(self, step, num):
+    def take(self, step: Any, num: int) -> Any:
         """What a compiled chunk reads its batches from."""
         return self.source
 
-    def skip(self, num):
+    def skip(self, num: int) -> None:
         """Nothing to do: the position in the data follows from the number of the step."""
 
 
@@ -97,7 +97,7 @@ class Stream:
         self.iterable, self.event_shape, self.dtype = iterable, tuple(event_shape), dtype
         self.iterator, self.shape, self.count = iter(iterable), None, 0
 
-    def next(self):
+    def next(self) -> np.ndarray:
         """The next batch, as a NumPy array.
 
         Raises:
@@ -121,13 +121,13 @@ class Stream:
         self.count += 1
         return batch
 
-    def take(self, step, num):
+    def take(self, step: Any, num: int) -> Any:
         """What a compiled chunk reads its next `num` batches from."""
         batches = [self.next() for _ in range(num)]
         batches += [np.zeros_like(batches[0])] * (self.limit - num)  # one shape, so that nothing is compiled twice
         return _Stacked(jnp.asarray(np.stack(batches)), jnp.asarray(step))
 
-    def skip(self, num):
+    def skip(self, num: int) -> None:
         """Skip `num` batches, which the run used before its checkpoint."""
         for _ in range(num):
             self.next()

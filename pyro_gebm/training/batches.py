@@ -50,7 +50,7 @@ class InMemory:
         self.batch_size = find_batch_size(batch_size, len(self.data))
         self.order, self.position = None, 0
 
-    def next(self):
+    def next(self) -> torch.Tensor:
         """The next batch."""
         if self.order is None or self.position + self.batch_size > len(self.data):
             self.order, self.position = torch.randperm(len(self.data), device=self.data.device), 0
@@ -58,11 +58,11 @@ class InMemory:
         self.position += self.batch_size
         return self.data[rows]
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """Position in the data."""
         return {"order": self.order, "position": self.position}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a position from `state_dict`."""
         self.order, self.position = state["order"], state["position"]
 
@@ -83,7 +83,7 @@ class Stream:
         self.rng_state, self.shape = None, None
         self.count = self.in_epoch = 0
 
-    def next(self):
+    def next(self) -> torch.Tensor:
         """The next batch.
 
         Raises:
@@ -112,11 +112,11 @@ class Stream:
         self.iterator = iter(self.iterable)
         return self.iterator
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """Position in the data: batches of this epoch, and the random state it began with."""
         return {"rng_state": self.rng_state, "in_epoch": self.in_epoch, "count": self.count}
 
-    def load_state_dict(self, state):
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Skip the batches that an interrupted run has used; the random state is unchanged."""
         if state["rng_state"] is None:
             return

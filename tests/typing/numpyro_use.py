@@ -38,6 +38,7 @@ from numpyro_gebm import (
     save,
     to_arviz,
 )
+from numpyro_gebm.training.objectives import Energies
 
 KEY = jax.random.key(0)
 PRIOR = dist.Normal(0.0, 1.0).expand([2]).to_event(1)
@@ -80,6 +81,11 @@ def log_partitions(gebm: GEBM) -> None:
     assert_type(curve(0.5), jax.Array)
 
 
+class Hinge:
+    def energy_loss(self, energies: Energies) -> jax.Array:
+        return jnp.mean(jnp.maximum(0.0, 1.0 + energies.data)) + jnp.mean(jnp.maximum(0.0, 1.0 - energies.base))
+
+
 def training(data: jax.Array) -> GEBM:
     guide = KALEGuide(nn.MLP((3,), (), rng_key=KEY), penalty=gradient_penalty(1.0))
     kale = KALE(Pushforward(PRIOR, nn.MLP((2,), (3,), rng_key=KEY)), guide, optax.adam(1e-4), optax.adam(1e-4))
@@ -88,6 +94,8 @@ def training(data: jax.Array) -> GEBM:
     except errors.TrainingDiverged as error:
         raise RuntimeError(str(error.state)) from error
     KALE(PRIOR, guide, None, optax.adam(1e-4), objective="contrastive_divergence", energy_steps=lambda step: 5)
+    KALE(PRIOR, guide, None, optax.adam(1e-4), objective=Hinge())
+    kale.run(KEY, 1000, data, validation=data, validate_every=100, keep_best=False, checkpoint_dir="checkpoints")
     assert_type(result.gebm, GEBM)
     state, _ = kale.update(kale.init(KEY, data), data)
     float(kale.evaluate(state, data))
@@ -110,6 +118,7 @@ def sampling(gebm: GEBM) -> Diagnosis:
     ):
         mcmc = MCMC(kernel, num_warmup=100, num_samples=100, num_chains=4, chain_method="vectorized")
         mcmc.run(KEY, gebm)
+    infer.stream_draws(mcmc, "draws.nc", (gebm,), rng_key=KEY)
     data = to_arviz(mcmc, gebm)
     report = diagnose(data, gebm=gebm)
     print(report)

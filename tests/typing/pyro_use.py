@@ -35,6 +35,7 @@ from pyro_gebm import (
     save,
     to_arviz,
 )
+from pyro_gebm.training.objectives import Energies
 
 # Pyro's `expand` has the type of PyTorch's, which has no `to_event`: a prior without it reads as one.
 PRIOR = dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1)
@@ -83,6 +84,11 @@ def adam(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, 1e-4, betas=(0.5, 0.999))
 
 
+class Hinge:
+    def energy_loss(self, energies: Energies) -> torch.Tensor:
+        return (1.0 + energies.data).clamp(min=0.0).mean() + (1.0 - energies.base).clamp(min=0.0).mean()
+
+
 def training(data: torch.Tensor) -> GEBM:
     guide = KALEGuide(nn.MLP((3,), ()), penalty=gradient_penalty(1.0))
     kale = KALE(Pushforward(PRIOR, nn.MLP((2,), (3,))), guide, adam, lambda p: torch.optim.Adam(p, 1e-4))
@@ -93,6 +99,8 @@ def training(data: torch.Tensor) -> GEBM:
     KALE(PRIOR, guide, None, adam, objective="contrastive_divergence", energy_steps=lambda step: 5)
     kale.step(data)
     float(kale.evaluate(data))
+    KALE(PRIOR, guide, None, adam, objective=Hinge())
+    kale.run(1000, data, validation=data, validate_every=100, keep_best=False, checkpoint_dir="checkpoints")
     gebm: GEBM = result.gebm
     return gebm
 
@@ -114,6 +122,7 @@ def sampling(gebm: GEBM) -> Diagnosis:
     ):
         mcmc = infer.VectorizedMCMC(kernel, num_samples=100, warmup_steps=100, num_chains=4)
         mcmc.run(gebm)
+    infer.stream_draws(mcmc, "draws.nc", (gebm,))
     data = to_arviz(mcmc, gebm)
     report = diagnose(data, gebm=gebm)
     print(report)
