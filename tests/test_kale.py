@@ -216,6 +216,17 @@ def test_gradient_penalty_interpolates_row_by_row(host):
 # --- The log-partition
 
 
+def test_a_guide_takes_an_estimate_of_the_log_partition(host):
+    estimate = host.call(
+        host.log_partition, host.linear_gaussian(1.0), "importance", num_samples=1000, progress_bar=False
+    )
+    guide = host.KALEGuide(lambda x: 0.0 * x.sum(-1), log_partition=estimate)
+    assert guide.log_partition == estimate.value and float(guide(host.array(np.ones(2)))) == -estimate.value
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="log_partition to be finite"):
+            host.KALEGuide(lambda x: 0.0 * x.sum(-1), log_partition=bad)
+
+
 def log_partition_step(host, name, *args):
     return host.numpy(getattr(host.module("training.guide"), name)(*map(host.array, args[:2]), *args[2:]))
 

@@ -14,6 +14,7 @@ from numpyro.util import not_jax_tracer
 
 from gebm import validation
 from gebm.networks import name_of
+from gebm.weights import LogPartition
 from numpyro_gebm.callables import Energy, Partitioned, over_batch
 from numpyro_gebm.divergences import batch_log_partition
 
@@ -188,7 +189,8 @@ class KALEGuide:
 
     Args:
         energy: callable pytree from one event to a scalar of shape `()`.
-        log_partition: initial A; None starts it by Monte Carlo.
+        log_partition: initial A, a number or the estimate that `log_partition(gebm)` returns; None starts it by Monte
+            Carlo.
         log_partition_rate: rate of the steps of A, which is not among the energy optimiser's parameters; it decays
             (`decayed_rate`).
         penalty: callable `(energy, data, base_draws, rng_key) -> scalar` added to the energy's loss, or None.
@@ -207,13 +209,14 @@ class KALEGuide:
         self,
         energy: Energy,
         *,
-        log_partition: jax.Array | float | None = None,
+        log_partition: jax.Array | float | LogPartition | None = None,
         log_partition_rate: float = 0.1,
         penalty: Penalty | None = gradient_penalty(1.0),
     ) -> None:
         if not callable(energy):
             raise TypeError(f"Expected energy to be callable; got {type(energy).__name__}.")
         self.energy = energy
+        log_partition = log_partition.value if isinstance(log_partition, LogPartition) else log_partition
         if log_partition is not None and not_jax_tracer(log_partition):
             validation.finite("log_partition", log_partition)
         self.log_partition = log_partition

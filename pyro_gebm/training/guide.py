@@ -9,6 +9,7 @@ from torch.distributions import Distribution
 
 from gebm import validation
 from gebm.networks import name_of
+from gebm.weights import LogPartition
 from pyro_gebm.callables import Energy
 from pyro_gebm.divergences import batch_log_partition
 
@@ -176,7 +177,8 @@ class KALEGuide:
 
     Args:
         energy: `torch.nn.Module` or callable from events `(N,) + event_shape` to `(N,)`.
-        log_partition: initial A; None starts it by Monte Carlo.
+        log_partition: initial A, a number or the estimate that `log_partition(gebm)` returns; None starts it by Monte
+            Carlo.
         log_partition_rate: rate of the steps of A, which is not among the energy optimiser's parameters; it decays
             (`decayed_rate`).
         penalty: callable `(energy, data, base_draws) -> scalar` added to the energy's loss, or None.
@@ -195,13 +197,14 @@ class KALEGuide:
         self,
         energy: Energy,
         *,
-        log_partition: torch.Tensor | float | None = None,
+        log_partition: torch.Tensor | float | LogPartition | None = None,
         log_partition_rate: float = 0.1,
         penalty: Penalty | None = gradient_penalty(1.0),
     ) -> None:
         if not callable(energy):
             raise TypeError(f"Expected energy to be callable; got {type(energy).__name__}.")
         self.energy = energy
+        log_partition = log_partition.value if isinstance(log_partition, LogPartition) else log_partition
         if log_partition is not None:
             validation.finite("log_partition", log_partition)
         self.log_partition = log_partition
