@@ -1,13 +1,15 @@
 """Files: what JAX and Equinox add."""
 
 import equinox as eqx
+import hosts
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpyro_cases import standard_normal
 
 from numpyro_gebm import GEBM, Pushforward, load, nn, save
+
+HOST = hosts.get("numpyro")
 
 
 class Affine(eqx.Module):
@@ -59,8 +61,8 @@ def assert_same(loaded, gebm):
 
 
 def test_modules_of_the_user(tmp_path):
-    gebm = GEBM(Pushforward(standard_normal(2), affine(1.0)), Quadratic(jnp.arange(3.0)), log_partition=0.2)
-    template = Pushforward(standard_normal(2), affine(0.0))
+    gebm = GEBM(Pushforward(HOST.normal(2), affine(1.0)), Quadratic(jnp.arange(3.0)), log_partition=0.2)
+    template = Pushforward(HOST.normal(2), affine(0.0))
     loaded = round_trip(gebm, tmp_path, base=template, energy=Quadratic(jnp.zeros(3)))
     assert_same(loaded, gebm)
     assert loaded.generator.order.dtype == jnp.array([1, 0]).dtype
@@ -68,22 +70,22 @@ def test_modules_of_the_user(tmp_path):
 
 
 def test_numpy_arrays_are_arrays(tmp_path):
-    gebm = GEBM(standard_normal(2), Quadratic(np.array([1.0, 2.0])))
-    assert_same(round_trip(gebm, tmp_path, base=standard_normal(2), energy=Quadratic(np.zeros(2))), gebm)
+    gebm = GEBM(HOST.normal(2), Quadratic(np.array([1.0, 2.0])))
+    assert_same(round_trip(gebm, tmp_path, base=HOST.normal(2), energy=Quadratic(np.zeros(2))), gebm)
 
 
 @pytest.mark.parametrize("part", ["base", "energy"])
 def test_modules_come_back_in_evaluation_mode(part, tmp_path):
     if part == "base":
         generator = Dropped(2, 3, seed=0)
-        gebm = GEBM(Pushforward(standard_normal(2), generator), nn.MLP((3,), (), (4,), rng_key=jax.random.key(1)))
-        template = Pushforward(standard_normal(2), Dropped(2, 3, seed=1))
+        gebm = GEBM(Pushforward(HOST.normal(2), generator), nn.MLP((3,), (), (4,), rng_key=jax.random.key(1)))
+        template = Pushforward(HOST.normal(2), Dropped(2, 3, seed=1))
         loaded = round_trip(gebm, tmp_path, base=template)
         module = loaded.generator
     else:
-        gebm = GEBM(standard_normal(2), Dropped(2, "scalar", seed=0))
+        gebm = GEBM(HOST.normal(2), Dropped(2, "scalar", seed=0))
         template = eqx.nn.inference_mode(Dropped(2, "scalar", seed=1), value=False)
-        loaded = round_trip(gebm, tmp_path, base=standard_normal(2), energy=template)
+        loaded = round_trip(gebm, tmp_path, base=HOST.normal(2), energy=template)
         module = loaded.energy
     assert module.dropout.inference is True
     assert_same(loaded, gebm)

@@ -3,6 +3,7 @@
 import functools
 
 import equinox as eqx
+import hosts
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +11,10 @@ import numpyro.distributions as dist
 import optax
 import pytest
 from numpyro.distributions import transforms
-from numpyro_cases import standard_normal
 
 from numpyro_gebm import GEBM, KALE, KALEGuide, Pushforward, gradient_penalty, nn
+
+HOST = hosts.get("numpyro")
 
 DATA = np.random.default_rng(0).normal([1.0, -0.5], 0.5, (50, 2))
 
@@ -23,7 +25,7 @@ def decaying_adam(num_steps, rate=0.03):
 
 def build():
     """A generator and an energy on the plane; two energy steps per base step, three batches of 16 an epoch."""
-    base = Pushforward(standard_normal(2), nn.MLP((2,), (2,), (8,), rng_key=jax.random.key(1)))
+    base = Pushforward(HOST.normal(2), nn.MLP((2,), (2,), (8,), rng_key=jax.random.key(1)))
     guide = KALEGuide(nn.MLP((2,), (), (8,), rng_key=jax.random.key(2)))
     return KALE(base, guide, optax.adam(1e-2), optax.adam(1e-2), energy_steps=2)
 
@@ -128,7 +130,7 @@ FLOWS = {
         dist.Normal(jnp.zeros(2), 1.0), [transforms.AffineTransform(jnp.zeros(2), jnp.ones(2))]
     ).to_event(1),
     "cholesky": lambda: dist.TransformedDistribution(
-        standard_normal(2),
+        HOST.normal(2),
         [
             transforms.LowerCholeskyAffine(jnp.zeros(2), jnp.eye(2)),
             transforms.PermuteTransform(jnp.array([1, 0])),
@@ -142,7 +144,7 @@ def test_maximum_likelihood_of_a_flow():
     data = np.random.normal([1.0, -2.0], [0.5, 2.0], (2000, 2))
     optim = optax.adam(optax.cosine_decay_schedule(0.05, 1500))
     guide = KALEGuide(nn.Applied(lambda a, x: a * x.sum(), jnp.array(0.3)))
-    base = dist.TransformedDistribution(standard_normal(2), FLOWS["affine"]().base_dist.transforms)
+    base = dist.TransformedDistribution(HOST.normal(2), FLOWS["affine"]().base_dist.transforms)
     kale = KALE(base, guide, optim, None, objective="maximum_likelihood")
     (affine,) = train(kale, 1500, data, batch_size=200).gebm.base.transforms
     np.testing.assert_allclose(affine.loc, data.mean(0), atol=0.02)

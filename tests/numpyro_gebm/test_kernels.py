@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 
+import hosts
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +13,11 @@ import numpyro
 import pytest
 from marks import slow_unless
 from numpyro.infer import MCMC, NUTS
-from numpyro_cases import linear_gaussian_gebm, standard_normal
 
 from numpyro_gebm import GEBM, nn
 from numpyro_gebm.infer import GHMC, KineticLangevin, init_to_prior
+
+HOST = hosts.get("numpyro")
 
 KERNELS = {kernel.__name__: kernel for kernel in (KineticLangevin, GHMC)}
 
@@ -28,7 +30,7 @@ def run(kernel, num_warmup, num_samples, num_chains=1, chain_method="vectorized"
 
 
 def latent_model():
-    numpyro.sample("z", linear_gaussian_gebm(1.0).latent)
+    numpyro.sample("z", HOST.linear_gaussian(1.0).latent)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +92,7 @@ def test_fields_that_hmc_has_can_be_asked_for():
 def test_number_of_traces_does_not_depend_on_the_number_of_draws(kernel):
     traces, counts = [], []
     for num_samples in (20, 200):
-        gebm = GEBM(standard_normal(2), lambda x: traces.append(1) or 0.5 * jnp.sum(x**2))
+        gebm = GEBM(HOST.normal(2), lambda x: traces.append(1) or 0.5 * jnp.sum(x**2))
         traces.clear()
         run(kernel(lambda gebm=gebm: numpyro.sample("z", gebm.latent), init_strategy=init_to_prior), 20, num_samples, 2)
         counts.append(len(traces))
@@ -108,7 +110,7 @@ def test_new_weights_do_not_compile_the_chain_again():
         traces.append(1)
         return params(x)
 
-    gebms = [GEBM(standard_normal(2), nn.Applied(energy, network)) for network in networks]
+    gebms = [GEBM(HOST.normal(2), nn.Applied(energy, network)) for network in networks]
     mcmc = MCMC(KineticLangevin(model), num_warmup=5, num_samples=50, progress_bar=False)
     traces.clear()
     counts, draws = [], []

@@ -23,7 +23,7 @@ def test_nan_energy_when_sampling():
     gebm = GEBM(PRIOR, network)
     with torch.no_grad():
         network.layers[0].bias.fill_(torch.nan)
-    with pytest.raises(RuntimeError, match="got NaN at a base draw"):
+    with pytest.raises(RuntimeError, match="Expected an energy without NaN and -inf; got them at base draws"):
         gebm.sample((3,))
 
 

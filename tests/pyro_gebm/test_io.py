@@ -1,10 +1,12 @@
 """Files: what PyTorch adds."""
 
+import hosts
 import pytest
 import torch
-from pyro_cases import standard_normal
 
 from pyro_gebm import GEBM, Pushforward, load, nn, save
+
+HOST = hosts.get("pyro")
 
 
 class Affine(torch.nn.Module):
@@ -35,7 +37,7 @@ def dropped(size_in, size_out):
 
 def small_gebm(**kwargs):
     generator = nn.MLP((2,), (3,), (4,))
-    return GEBM(Pushforward(standard_normal(2), generator), nn.MLP((3,), (), (4,)), **kwargs)
+    return GEBM(Pushforward(HOST.normal(2), generator), nn.MLP((3,), (), (4,)), **kwargs)
 
 
 def round_trip(gebm, tmp_path, **templates):
@@ -51,8 +53,8 @@ def assert_same(loaded, gebm):
 
 
 def test_modules_of_the_user(tmp_path):
-    gebm = GEBM(Pushforward(standard_normal(2), Affine(1.0)), Quadratic(torch.arange(3.0)), log_partition=0.2)
-    template = Pushforward(standard_normal(2), Affine(0.0))
+    gebm = GEBM(Pushforward(HOST.normal(2), Affine(1.0)), Quadratic(torch.arange(3.0)), log_partition=0.2)
+    template = Pushforward(HOST.normal(2), Affine(0.0))
     loaded = round_trip(gebm, tmp_path, base=template, energy=Quadratic(torch.zeros(3)))
     assert_same(loaded, gebm)
     assert loaded.generator.order.dtype == torch.int64
@@ -63,14 +65,14 @@ def test_modules_come_back_in_evaluation_mode(part, tmp_path):
     if part == "base":
         generator, template = dropped(2, 3), dropped(2, 3)
         generator(torch.randn(50, 2))  # moves the running statistics
-        gebm = GEBM(Pushforward(standard_normal(2), generator.eval()), nn.MLP((3,), (), (4,)))
-        loaded = round_trip(gebm, tmp_path, base=Pushforward(standard_normal(2), template))
+        gebm = GEBM(Pushforward(HOST.normal(2), generator.eval()), nn.MLP((3,), (), (4,)))
+        loaded = round_trip(gebm, tmp_path, base=Pushforward(HOST.normal(2), template))
         module = loaded.generator
     else:
         critic, template = (torch.nn.Sequential(dropped(2, 1), torch.nn.Flatten(0)) for _ in range(2))
         critic(torch.randn(50, 2))
-        gebm = GEBM(standard_normal(2), critic.eval())
-        loaded = round_trip(gebm, tmp_path, base=standard_normal(2), energy=template)
+        gebm = GEBM(HOST.normal(2), critic.eval())
+        loaded = round_trip(gebm, tmp_path, base=HOST.normal(2), energy=template)
         module = loaded.energy
     assert not any(m.training for m in module.modules())
     assert not any(p.requires_grad for p in module.parameters())

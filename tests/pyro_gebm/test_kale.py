@@ -10,7 +10,6 @@ import pytest
 import torch
 from pyro.distributions import transforms
 from pyro.nn import AutoRegressiveNN
-from pyro_cases import standard_normal
 
 from pyro_gebm import GEBM, KALE, KALEGuide, Pushforward, gradient_penalty, nn
 
@@ -48,7 +47,7 @@ def adam(parameters):
 def networks(seed=0):
     """A generator and an energy on the plane; two energy steps per base step, three batches of 16 an epoch."""
     pyro.set_rng_seed(seed)
-    base = Pushforward(standard_normal(2), nn.MLP((2,), (2,), (8,)))
+    base = Pushforward(HOST.normal(2), nn.MLP((2,), (2,), (8,)))
     return KALE(base, KALEGuide(nn.MLP((2,), (), (8,))), adam, adam, energy_steps=2)
 
 
@@ -152,7 +151,7 @@ def autoregressive():
 
 def test_maximum_likelihood_of_a_flow():
     data = np.random.normal([1.0, -2.0], [0.5, 2.0], (2000, 2))
-    base, guide = dist.TransformedDistribution(standard_normal(2), affine()), KALEGuide(nn.MLP((2,), (), (4,)))
+    base, guide = dist.TransformedDistribution(HOST.normal(2), affine()), KALEGuide(nn.MLP((2,), (), (4,)))
     kale = KALE(base, guide, HOST.adam(0.05, decay_steps=1500), None, objective="maximum_likelihood")
     (trained,) = train(kale, 1500, data, batch_size=200).gebm.base.transforms
     np.testing.assert_allclose(trained.loc, data.mean(0), atol=0.02)
@@ -161,7 +160,7 @@ def test_maximum_likelihood_of_a_flow():
 
 @pytest.mark.parametrize("flow, rate", [(affine, 0.03), (two_affines, 0.03), (autoregressive, 0.01)])
 def test_flow_base(flow, rate):
-    base = dist.TransformedDistribution(standard_normal(2), flow())
+    base = dist.TransformedDistribution(HOST.normal(2), flow())
     start = base.log_prob(torch.as_tensor(DATA)).mean().item()
     guide = KALEGuide(nn.MLP((2,), (), (8,)), penalty=gradient_penalty(0.1))
     training = KALE(base, guide, decaying_adam(200, rate), decaying_adam(600, rate), energy_steps=3)

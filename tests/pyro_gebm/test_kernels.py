@@ -1,6 +1,7 @@
 """What only Pyro's kernels have: a potential that is batched, `VectorizedMCMC`, chains under the stock MCMC."""
 
 import arviz as az
+import hosts
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -9,12 +10,13 @@ import torch
 from pyro.distributions import transforms
 from pyro.infer import MCMC, NUTS
 from pyro.infer.mcmc.util import initialize_model
-from pyro_cases import linear_gaussian_gebm, standard_normal
 
 from pyro_gebm import GEBM
 from pyro_gebm.infer import GHMC, ULA, VectorizedMCMC, init_to_prior
 from pyro_gebm.infer.initialization import max_plate_nesting
 from pyro_gebm.infer.potential import initialize_chains
+
+HOST = hosts.get("pyro")
 
 
 def run(kernel, num_samples, warmup_steps, num_chains, **kwargs):
@@ -27,7 +29,7 @@ def run(kernel, num_samples, warmup_steps, num_chains, **kwargs):
 def model():
     a = pyro.sample("a", dist.Gamma(4.0, 2.0))
     with pyro.plate("rows", 2):
-        pyro.sample("z", linear_gaussian_gebm(1.0).latent)
+        pyro.sample("z", HOST.linear_gaussian(1.0).latent)
     pyro.sample("y", dist.Normal(a, 1.0), obs=torch.tensor(1.5))
 
 
@@ -35,7 +37,7 @@ def scaled_model():
     """A plate, a constrained scale and a GEBM site; given the draws, scale^2 is inverse gamma."""
     scale = pyro.sample("scale", dist.InverseGamma(3.0, 2.0)) ** 0.5
     with pyro.plate("rows", 4):
-        z = pyro.sample("z", linear_gaussian_gebm(1.0).latent)
+        z = pyro.sample("z", HOST.linear_gaussian(1.0).latent)
         pyro.sample("y", dist.Normal(z[:, 0], scale), obs=torch.tensor([0.3, -1.0, 0.8, 2.0]))
 
 
@@ -89,7 +91,7 @@ def test_the_potential_of_many_chains_is_that_of_pyro(program):
 
 
 def test_the_batched_density_of_a_bare_latent_is_used():
-    gebm = linear_gaussian_gebm(1.0)
+    gebm = HOST.linear_gaussian(1.0)
     for program, bare in ((lambda: pyro.sample("z", gebm.latent), True), (model, False)):
         start, potential, _ = initialize_chains(program, (), {}, 5, init_to_prior)
         assert ("_of_bare_latent" in potential.__qualname__) == bare
@@ -98,7 +100,7 @@ def test_the_batched_density_of_a_bare_latent_is_used():
 
 def test_gradients_of_parameters_are_not_touched():
     energy = torch.nn.Sequential(torch.nn.Linear(2, 1), torch.nn.Flatten(0))
-    gebm = GEBM(standard_normal(2), energy)
+    gebm = GEBM(HOST.normal(2), energy)
     run(GHMC(lambda: pyro.sample("z", gebm.latent)), 2, 2, 4)
     assert all(parameter.grad is None for parameter in energy.parameters())
 

@@ -3,11 +3,13 @@
 import copy
 import pickle
 
+import hosts
 import pyro.distributions as dist
 import torch
-from pyro_cases import linear_gaussian_gebm, standard_normal
 
 from pyro_gebm import GEBM, Pushforward, nn
+
+HOST = hosts.get("pyro")
 
 
 class Quadratic(torch.nn.Module):
@@ -20,7 +22,8 @@ class Quadratic(torch.nn.Module):
 
 
 def test_dtype_follows_the_parameters():
-    prior = standard_normal(2, torch.float32)
+    with HOST.float32():
+        prior = HOST.normal(2)
     W = torch.ones(3, 2, dtype=torch.float32)
     gebm = GEBM(Pushforward(prior, lambda z: z @ W.T), Quadratic(1.0, torch.float32))
     z = gebm.latent.sample((2,))
@@ -29,20 +32,20 @@ def test_dtype_follows_the_parameters():
 
 def test_pushforward_has_pathwise_gradients():
     scale = torch.tensor(1.0, requires_grad=True)
-    base = Pushforward(standard_normal(2), lambda z: scale * z + 1.0)
+    base = Pushforward(HOST.normal(2), lambda z: scale * z + 1.0)
     base.rsample((7,)).mean().backward()
     assert scale.grad != 0 and not base.sample((7,)).requires_grad
 
 
 def test_gradients_reach_energy_and_generator():
-    gebm = GEBM(Pushforward(standard_normal(2), nn.MLP((2,), (3,), (4,))), nn.MLP((3,), (), (4,)))
+    gebm = GEBM(Pushforward(HOST.normal(2), nn.MLP((2,), (3,), (4,))), nn.MLP((3,), (), (4,)))
     gebm.latent.log_prob(torch.randn(3, 2)).sum().backward()
     parameters = [*gebm.generator.parameters(), *gebm.energy.parameters()]
     assert all(p.grad is not None for p in parameters)
 
 
 def test_survives_pickle_and_deepcopy():
-    gebm = GEBM(Pushforward(standard_normal(2), nn.MLP((2,), (3,), (4,))), nn.MLP((3,), (), (4,)))
+    gebm = GEBM(Pushforward(HOST.normal(2), nn.MLP((2,), (3,), (4,))), nn.MLP((3,), (), (4,)))
     z = torch.randn(2)
     for twin in (pickle.loads(pickle.dumps(gebm)), copy.deepcopy(gebm)):
         torch.testing.assert_close(twin.latent.log_prob(z), gebm.latent.log_prob(z))
@@ -50,12 +53,12 @@ def test_survives_pickle_and_deepcopy():
 
 def test_construction_leaves_the_random_state_alone():
     state = torch.get_rng_state()
-    linear_gaussian_gebm(1.0)
+    HOST.linear_gaussian(1.0)
     assert torch.equal(state, torch.get_rng_state())
 
 
 def test_flow_densities_are_not_stale_after_an_update():
-    flow = dist.TransformedDistribution(standard_normal(2), [dist.transforms.affine_coupling(2)])
+    flow = dist.TransformedDistribution(HOST.normal(2), [dist.transforms.affine_coupling(2)])
     gebm = GEBM(flow, lambda x: 0.0 * x.sum(-1))
     with torch.no_grad():
         x = flow.rsample((3,))

@@ -1,12 +1,14 @@
 """What PyTorch has of its own in training: hooks, schedulers, loaders that shuffle."""
 
+import hosts
 import numpy as np
 import pyro
 import pytest
 import torch
-from pyro_cases import standard_normal
 
 from pyro_gebm import KALE, KALEGuide, Pushforward, energy_bursts, nn
+
+HOST = hosts.get("pyro")
 
 DATA = np.random.default_rng(0).normal(1.0, 1.0, size=(300, 2))
 
@@ -18,7 +20,7 @@ def adam_with_decay(parameters):
 
 def build(width=8, **kwargs):
     pyro.set_rng_seed(0)
-    base = Pushforward(standard_normal(2), nn.MLP((2,), (2,), (width,)))
+    base = Pushforward(HOST.normal(2), nn.MLP((2,), (2,), (width,)))
     return KALE(base, KALEGuide(nn.MLP((2,), (), (width,))), adam_with_decay, adam_with_decay, **kwargs)
 
 
@@ -47,7 +49,7 @@ def test_gradients_are_clipped_by_a_hook():
         sgd.register_step_pre_hook(clip)
         return sgd
 
-    kale = KALE(standard_normal(2), KALEGuide(nn.MLP((2,), (), (8,))), None, factory)
+    kale = KALE(HOST.normal(2), KALEGuide(nn.MLP((2,), (), (8,))), None, factory)
     before = [p.clone() for p in kale.guide.energy.parameters()]
     norm = kale.step(torch.as_tensor(3.0 * DATA[:50])).energy_grad_norm
     moved = sum((p - q).square().sum() for p, q in zip(kale.guide.energy.parameters(), before)).sqrt()
