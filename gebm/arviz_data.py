@@ -79,7 +79,7 @@ def named_statistics(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of the state of a kernel by the names that ArviZ gives them; `lp` is minus the potential.
 
     Args:
-        fields: maps paths in the state to arrays; what is no array is left out.
+        fields: maps paths in the state to arrays.
 
     Returns:
         The arrays by name.
@@ -89,5 +89,5 @@ def named_statistics(fields: Mapping[str, Any]) -> dict[str, Any]:
         >>> named_statistics({"potential_energy": np.array([1.5]), "num_steps": np.array([10])})
         {'lp': array([-1.5]), 'n_steps': array([10])}
     """
-    statistics = {STATISTICS.get(name, name): value for name, value in fields.items() if hasattr(value, "shape")}
+    statistics = {STATISTICS.get(name, name): value for name, value in fields.items()}
     return statistics | ({"lp": -statistics["lp"]} if "lp" in statistics else {})

@@ -187,7 +187,7 @@ class OfChains:
     @property
     def kinetic_temperature(self) -> Any:
         """`|v|^2 / d`; its expectation is 1 without discretisation bias."""
-        return (self.v**2).mean(-1)
+        return (self.v * self.v).mean(-1)
 
 
 def update_window(window: Window, z: Any, potential_energy: Any, accept_prob: Any, scale: Any) -> Window:

@@ -61,8 +61,9 @@ def to_arviz(
     instance("mcmc", mcmc, MCMC, "numpyro.infer.MCMC")
     draws = mcmc.get_samples(group_by_chain=True)
     posterior = {name: np.asarray(value) for name, value in named_arrays(draws, site or "z").items()}
-    statistics = named_statistics(mcmc.get_extra_fields(group_by_chain=True))
-    statistics = {name: np.asarray(value) for name, value in statistics.items()}
+    fields = mcmc.get_extra_fields(group_by_chain=True)
+    arrays = {name: np.asarray(value) for name, value in fields.items() if hasattr(value, "shape")}
+    statistics = named_statistics(arrays)
     if gebm is not None:
         statistics["energy_x"] = energy_of_site(gebm, posterior, site)
     return from_groups(posterior, statistics, coords=coords, dims=dims)

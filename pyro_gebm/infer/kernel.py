@@ -25,6 +25,8 @@ from pyro_gebm.training.checkpoints import get_rng_state, set_rng_state
 
 __all__ = ["LangevinKernel"]
 
+#: Of statistics that are no floating point numbers.
+_DTYPES = {bool: torch.bool, int: torch.long}
 #: What of the adaptation counts after the warm-up.
 _KEPT = ("step_size", "length_scale", "warmup_converged", "scale", "num_warmup_steps")
 
@@ -269,10 +271,11 @@ class LangevinKernel(MCMCKernel):
                 "(`initial_params`)."
             )
 
-    def statistics(self):
+    def statistics(self) -> dict[str, torch.Tensor]:
         """Statistics of the last draw: dict of tensors of shape `(N,)`, named as in ArviZ."""
-        like = self.state.accept_prob
-        return named_statistics({name: _of_each(attrgetter(name)(self.state), like) for name in self.default_fields})
+        state, like = self.state, self.state.accept_prob
+        values = zip(self.default_fields, attrgetter(*self.default_fields)(state))
+        return named_statistics({name: _of_each(value, like) for name, value in values})
 
     def state_dict(self):
         """State after the warm-up, the random state included: nested dictionaries of tensors and numbers."""
@@ -355,4 +358,4 @@ def _of_each(value, like):
     """A statistic as a tensor of shape `(N,)`, also where all chains have the same."""
     if isinstance(value, torch.Tensor):
         return value if value.dim() else value.expand_as(like)
-    return torch.full_like(like, value, dtype={bool: torch.bool, int: torch.long}.get(type(value)))
+    return torch.full_like(like, value, dtype=_DTYPES.get(type(value)))
