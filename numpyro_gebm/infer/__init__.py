@@ -1,5 +1,7 @@
 """How a GEBM is sampled."""
 
+from gebm.ladder import SMCResult
+from gebm.langevin import StepInfo
 from numpyro_gebm.dynamics.annealed_mala import AnnealedMALA
 from numpyro_gebm.infer.chain_kernel import ChainKernel
 from numpyro_gebm.infer.ghmc import GHMC
@@ -24,6 +26,8 @@ __all__ = [
     "KineticLangevin",
     "LangevinKernel",
     "ReplicaExchange",
+    "SMCResult",
+    "StepInfo",
     "init_to_prior",
     "stream_draws",
 ]

@@ -1,5 +1,7 @@
 """How a GEBM is sampled."""
 
+from gebm.ladder import SMCResult
+from gebm.langevin import StepInfo
 from pyro_gebm.dynamics.annealed_mala import AnnealedMALA
 from pyro_gebm.infer.chain_kernel import ChainKernel
 from pyro_gebm.infer.ghmc import GHMC
@@ -25,6 +27,8 @@ __all__ = [
     "KineticLangevin",
     "LangevinKernel",
     "ReplicaExchange",
+    "SMCResult",
+    "StepInfo",
     "VectorizedMCMC",
     "init_to_prior",
     "stream_draws",
