@@ -200,3 +200,28 @@ def test_files_of_two_packages_share_no_long_run_of_lines(one, other):
             if run.size > MAX_SHARED_LINES:
                 shared.append(f"{one}/{name}:{run.a + 1} and {other}/{twin}:{run.b + 1}: {run.size} lines")
     assert not shared, shared
+
+
+def public_functions(node, owner=""):
+    """Public functions and methods of a module, with the names they have in it."""
+    for child in node.body:
+        if isinstance(child, ast.ClassDef) and not child.name.startswith("_"):
+            yield from public_functions(child, f"{child.name}.")
+        elif isinstance(child, ast.FunctionDef) and (child.name[0] != "_" or child.name in ("__init__", "__call__")):
+            yield f"{owner}{child.name}", child
+
+
+@pytest.mark.parametrize("package", ["gebm", *HOSTS])
+def test_public_functions_are_annotated(package):
+    """But for the step of a kernel, whose types are those of `LangevinKernel.step`."""
+    bare = []
+    for name, path in files(package).items():
+        for function, node in public_functions(ast.parse(path.read_text())):
+            if name.startswith("infer/") and function.endswith(".step"):
+                continue
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            untyped = [a.arg for a in arguments if a.annotation is None and a.arg not in ("self", "cls")]
+            if node.returns is None and not function.endswith("__init__"):
+                untyped.append("return")
+            bare += [(name, function, untyped)] if untyped else []
+    assert not bare, bare

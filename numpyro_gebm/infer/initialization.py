@@ -1,6 +1,7 @@
 """Where chains start."""
 
 from functools import partial
+from typing import Any
 
 import numpyro.distributions as dist
 from numpyro.infer import init_to_uniform
@@ -10,7 +11,7 @@ from numpyro_gebm.gebm import GEBM, EnergyTiltedPrior
 __all__ = ["init_to_prior"]
 
 
-def init_to_prior(site=None):
+def init_to_prior(site: Any = None) -> Any:
     """Initialisation strategy: draw every site from its prior, and GEBM sites from their *base* prior.
 
     The start of a chain is then a draw of the base, and setting up a chain never runs a sampler. Use it as

@@ -109,7 +109,14 @@ class LangevinKernel(MCMCKernel):
             `(Chains, StepInfo)`.
         """
 
-    def init(self, rng_key, num_warmup, init_params=None, model_args=(), model_kwargs=None):
+    def init(
+        self,
+        rng_key: jax.Array,
+        num_warmup: int,
+        init_params: Any = None,
+        model_args: tuple[Any, ...] = (),
+        model_kwargs: dict[str, Any] | None = None,
+    ) -> LangevinState:
         model_kwargs = {} if model_kwargs is None else model_kwargs
         single = is_prng_key(rng_key)
         keys, init_keys = split(typed(rng_key))
@@ -186,7 +193,7 @@ class LangevinKernel(MCMCKernel):
             rng_key=keys,
         )
 
-    def sample(self, state, model_args, model_kwargs):
+    def sample(self, state: LangevinState, model_args: Any, model_kwargs: Any) -> LangevinState:
         return self._sample_fn(state, model_args, model_kwargs)
 
     def _draw(self, state, potential):
@@ -267,7 +274,7 @@ class LangevinKernel(MCMCKernel):
         """The state that was saved."""
         return restored(saved)
 
-    def postprocess_fn(self, model_args, model_kwargs):
+    def postprocess_fn(self, model_args: Any, model_kwargs: Any) -> Callable[..., Any]:
         return identity if self._postprocess_fn is None else self._postprocess_fn(*model_args, **model_kwargs)
 
     def get_diagnostics_str(self, state: LangevinState) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]

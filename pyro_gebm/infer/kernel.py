@@ -140,13 +140,20 @@ class LangevinKernel(MCMCKernel):
     def initial_params(self, params: dict[str, torch.Tensor] | None) -> None:
         self._initial_params = params
 
-    def setup(self, warmup_steps, *args, **kwargs):
+    def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Start one chain, as Pyro's `MCMC` asks for."""
         start = self._initial_params
         start = None if start is None else {name: value.detach()[None] for name, value in start.items()}
         self.setup_chains(warmup_steps, 1, start, *args, **kwargs)
 
-    def setup_chains(self, warmup_steps, num_chains, initial_params, *args, **kwargs):
+    def setup_chains(
+        self,
+        warmup_steps: int,
+        num_chains: int,
+        initial_params: dict[str, torch.Tensor] | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
         """Start many chains: see `ChainKernel`."""
         self._warmup_steps, self._statistics = warmup_steps, []
         if self.model is not None:
@@ -166,7 +173,7 @@ class LangevinKernel(MCMCKernel):
     def _flat(self, params):
         return torch.cat([params[name].detach().reshape(len(params[name]), -1) for name in self._shapes], 1)
 
-    def positions(self):
+    def positions(self) -> dict[str, torch.Tensor]:
         """Positions of all chains: dict of unconstrained tensors with a leading axis of N."""
         return self._unflattened(self.state.chains.kinetic.z)
 
@@ -215,7 +222,7 @@ class LangevinKernel(MCMCKernel):
         self.state = self.state._replace(i=max(self.state.i, self._warmup_steps))
 
     @torch.no_grad()
-    def advance(self):
+    def advance(self) -> None:
         """The next draw of all chains, or one step of their warm-up."""
         state, warming = self.state, self.state.i < self._warmup_steps
         if warming and self.warmup_converged():
@@ -259,7 +266,7 @@ class LangevinKernel(MCMCKernel):
             new = finish(new)
         return new._replace(step_size=_at_most(new.step_size, self.max_step * new.length_scale))
 
-    def check(self):
+    def check(self) -> None:
         """Raise an error if the potential has been NaN for too long; reads a number from the device.
 
         Raises:
@@ -277,7 +284,7 @@ class LangevinKernel(MCMCKernel):
         values = zip(self.default_fields, attrgetter(*self.default_fields)(state))
         return named_statistics({name: _of_each(value, like) for name, value in values})
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """State after the warm-up, the random state included: nested dictionaries of tensors and numbers."""
         state, adapt_state = self.state, self.state.adapt_state
         return {
@@ -288,7 +295,7 @@ class LangevinKernel(MCMCKernel):
             "rng": get_rng_state(state.num_nan.device),
         }
 
-    def load_state_dict(self, saved):
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go back to a state from `state_dict`, after `setup_chains`.
 
         Args:
@@ -309,7 +316,7 @@ class LangevinKernel(MCMCKernel):
         self.state = self.state._replace(i=saved["i"], chains=chains, num_nan=saved["num_nan"], adapt_state=adapt_state)
         set_rng_state(saved["rng"], chains.slice.device)
 
-    def sample(self, params):
+    def sample(self, params: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """One iteration of a single chain, as Pyro's `MCMC` asks for."""
         warming = self.state.i < self._warmup_steps
         self.advance()
@@ -330,14 +337,14 @@ class LangevinKernel(MCMCKernel):
             ]
         )
 
-    def diagnostics(self):
+    def diagnostics(self) -> dict[str, Any]:
         """Divergences as Pyro's kernels report them, and under "sample_stats" one value a draw of each statistic."""
         names = self._statistics[0] if self._statistics else ()
         stats = {name: torch.stack([row[name] for row in self._statistics]).cpu() for name in names}
         divergences = stats["diverging"].nonzero().flatten().tolist() if stats else []
         return {"divergences": divergences, "sample_stats": stats}
 
-    def cleanup(self):
+    def cleanup(self) -> None:
         """Forget the chain that ended."""
         self._reset()
 

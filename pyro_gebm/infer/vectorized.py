@@ -54,14 +54,14 @@ class VectorizedMCMC(AbstractMCMC):
 
     def __init__(
         self,
-        kernel,
-        num_samples,
-        warmup_steps=None,
-        num_chains=1,
+        kernel: ChainKernel,
+        num_samples: int,
+        warmup_steps: int | None = None,
+        num_chains: int = 1,
         *,
-        thinning=1,
-        initial_params=None,
-        disable_progbar=False,
+        thinning: int = 1,
+        initial_params: dict[str, torch.Tensor] | None = None,
+        disable_progbar: bool = False,
     ):
         hint = "Use Pyro's `MCMC` for it, or see `infer.ChainKernel`."
         instance("kernel", kernel, ChainKernel, "kernel of `pyro_gebm.infer` or another ChainKernel", hint)
@@ -77,7 +77,7 @@ class VectorizedMCMC(AbstractMCMC):
             self._validate_initial_params(initial_params)
 
     @poutine.block
-    def run(self, *args, **kwargs):
+    def run(self, *args: Any, **kwargs: Any) -> None:
         """Run the warm-up and draw; arguments are those of the model."""
         self.start(*args, **kwargs)
         chunks, left = [], self.num_samples
@@ -101,12 +101,12 @@ class VectorizedMCMC(AbstractMCMC):
             for chain in range(self.num_chains)
         ]
 
-    def start(self, *args, **kwargs):
+    def start(self, *args: Any, **kwargs: Any) -> None:
         """Start the chains; arguments are those of the model."""
         self.kernel.setup_chains(self.warmup_steps, self.num_chains, self._initial_params, *args, **kwargs)
         self.transforms = self.kernel.transforms
 
-    def warm_up(self, bar=None):
+    def warm_up(self, bar: Any = None) -> None:
         """Run the warm-up, until it has converged or its steps are spent.
 
         Args:

@@ -1,5 +1,6 @@
 """Replica exchange (parallel tempering) on the ladder of a GEBM, as a NumPyro kernel."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any, ClassVar, NamedTuple
@@ -122,7 +123,7 @@ class ReplicaExchange(MCMCKernel, ChainKernel):
         self._sample_fn: Any = None
 
     @property
-    def model(self):
+    def model(self) -> None:
         """None: the kernel works on a GEBM, not on a model."""
         return None
 
@@ -131,7 +132,14 @@ class ReplicaExchange(MCMCKernel, ChainKernel):
         """The ladder, shape `(R,)`."""
         return self.latent.gebm.inverse_temperature * self._t
 
-    def init(self, rng_key, num_warmup, init_params=None, model_args=(), model_kwargs=None):
+    def init(
+        self,
+        rng_key: jax.Array,
+        num_warmup: int,
+        init_params: Any = None,
+        model_args: tuple[Any, ...] = (),
+        model_kwargs: dict[str, Any] | None = None,
+    ) -> ReplicaExchangeState:
         single = is_prng_key(rng_key)
         keys = typed(rng_key)
         start = init_params[self.site] if isinstance(init_params, dict) else init_params
@@ -168,7 +176,7 @@ class ReplicaExchange(MCMCKernel, ChainKernel):
             rng_key=key,
         )
 
-    def sample(self, state, model_args, model_kwargs):
+    def sample(self, state: ReplicaExchangeState, model_args: Any, model_kwargs: Any) -> ReplicaExchangeState:
         return self._sample_fn(state)
 
     def _advance(self, state):
@@ -203,7 +211,7 @@ class ReplicaExchange(MCMCKernel, ChainKernel):
             rng_key=as_given(key, state.rng_key),
         )
 
-    def postprocess_fn(self, model_args, model_kwargs):
+    def postprocess_fn(self, model_args: Any, model_kwargs: Any) -> Callable[..., Any]:
         return identity
 
     def get_diagnostics_str(  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -124,7 +124,14 @@ class ReplicaExchange(ChainKernel):
         """The ladder, shape `(R,)`."""
         return self._beta * self._t
 
-    def setup_chains(self, warmup_steps, num_chains, initial_params, *args, **kwargs):
+    def setup_chains(
+        self,
+        warmup_steps: int,
+        num_chains: int,
+        initial_params: dict[str, torch.Tensor] | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
         """Start many chains, at draws of the prior where `initial_params` is None: see `ChainKernel`.
 
         Raises:
@@ -155,7 +162,7 @@ class ReplicaExchange(ChainKernel):
         )
 
     @torch.no_grad()
-    def advance(self):
+    def advance(self) -> None:
         """The next draw of all chains."""
         state, t = self.state, self._t
         num_rungs, num_chains = state.rising.shape
@@ -187,12 +194,12 @@ class ReplicaExchange(ChainKernel):
             diverging=accept_prob[-num_chains:] == 0.0,
         )
 
-    def positions(self):
+    def positions(self) -> dict[str, torch.Tensor]:
         """Draws of all chains: dict of an unconstrained tensor with a leading axis of N."""
         u = self.state.points.u[-1]
         return {self.site: self._ladder.shaped(u)}
 
-    def statistics(self):
+    def statistics(self) -> dict[str, torch.Tensor]:
         """Statistics of the last draw: dict of tensors with a leading axis of N, named as in ArviZ."""
         state = self.state
         last = state.points.map(lambda x: x[-1])
@@ -205,7 +212,7 @@ class ReplicaExchange(ChainKernel):
             "diverging": state.diverging,
         }
 
-    def state_dict(self):
+    def state_dict(self) -> dict[str, Any]:
         """State after the warm-up, the ladder and the random state included: dictionaries of tensors and numbers."""
         state = self.state
         return {
@@ -217,7 +224,7 @@ class ReplicaExchange(ChainKernel):
             "rng": get_rng_state(self._t.device),
         }
 
-    def load_state_dict(self, saved):
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Go back to a state from `state_dict`, its ladder included, after `setup_chains`.
 
         Args:
