@@ -29,7 +29,7 @@ def check_rows(name: str, finite: np.ndarray) -> None:
     """
     if not finite.all():
         rows = np.flatnonzero(~finite)
-        raise ValueError(f"Expected finite {name}; got NaN or inf in {len(rows)} rows, the first is {rows[0]}.")
+        raise ValueError(f"Expected finite {name}; got NaN or inf in {len(rows)} rows, first in row {rows[0]}.")
 
 
 def find_batch_size(batch_size: int | None, num_data: int) -> int:

@@ -146,7 +146,7 @@ class DrawFile:
             ValueError: if there are fewer.
         """
         if not 0 <= num_draws <= self.num_draws_written:
-            raise ValueError(f"Expected at most {self.num_draws_written} draws, those written; got {num_draws}.")
+            raise ValueError(f"Expected num_draws <= {self.num_draws_written}, the number written; got {num_draws}.")
         write(self._file, self._count_offset, np.array(num_draws, "<i8"))
         os.fsync(self._file.fileno())
         self.num_draws_written = num_draws

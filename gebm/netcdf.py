@@ -50,7 +50,7 @@ def checked_variable(name: str, shape: Iterable[int], dtype: Any, group: str) ->
         raise ValueError(f"Expected {name!r} with a dtype in {sorted(map(str, _DTYPES))}; got {dtype}.")
     shape = tuple(map(int, shape))
     if any(size < 1 for size in shape):
-        raise ValueError(f"Expected {name!r} with axes of at least one; got shape {shape}.")
+        raise ValueError(f"Expected {name!r} with axes of length >= 1; got shape {shape}.")
     return shape, numpy_dtype, group
 
 

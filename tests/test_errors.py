@@ -127,7 +127,7 @@ def test_kale_arguments(host, wide, kwargs, error, match):
         (np.zeros((10, 3)), {}, ValueError, r"Expected data of shape \(N,\) \+ \(2,\).*got \(10, 3\)"),
         (np.zeros((0, 2)), {}, ValueError, "N >= 1"),
         (np.zeros((10, 2)), {"batch_size": 11}, ValueError, "batch_size <= 10.*got 11"),
-        (np.where(np.arange(20).reshape(10, 2) == 9, np.nan, 1.0), {}, ValueError, "1 rows, the first is 4"),
+        (np.where(np.arange(20).reshape(10, 2) == 9, np.nan, 1.0), {}, ValueError, "1 rows, first in row 4"),
     ],
 )
 def test_kale_data(host, prior, data, kwargs, error, match):

@@ -178,7 +178,7 @@ def test_a_run_without_held_out_data_is_resumed_with_them(host, tmp_path):
         (
             {"validation": np.full((5, 2), np.nan)},
             ValueError,
-            "Expected finite validation data.* 5 rows, the first is 0",
+            "Expected finite validation data.* 5 rows, first in row 0",
         ),
         ({"validate_every": 3}, ValueError, "Expected validation data with validate_every=3; got validation=None"),
         ({"validation": HELD_OUT, "validate_every": 0}, ValueError, "Expected validate_every >= 1; got 0"),
