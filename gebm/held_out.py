@@ -18,12 +18,13 @@ NUM_LAST, NUM_ERRORS = 5, 3.0
 
 
 class ValidationCurve(NamedTuple):
-    """Held-out values during a run, one for every look.
+    r"""Held-out values during a run, one for every look.
 
     `step` counts steps of the run. `kale` is KALE. `log_likelihood` is NaN for a base g without a density, else the
-    mean of $\\log g(x)$ plus KALE: a lower bound of the mean log-density of the GEBM (for maximum likelihood, which
-    leaves the energy out, the mean of $\\log g(x)$). `error` is the standard error of `log_likelihood`, or of `kale`
-    without a density. `best_step` is the step whose state the result holds, None if that is the last.
+    mean of $\log g(x)$ plus KALE: a lower bound of the mean log-density of the GEBM (for maximum likelihood, which
+    leaves the energy out, the mean of $\log g(x)$). `error` is the standard error of what states are compared by:
+    `log_likelihood` while a base with a density is trained, else `kale`. `best_step` is the step whose state the
+    result holds, None if that is the last.
     """
 
     step: np.ndarray
@@ -45,26 +46,27 @@ class HeldOutEnergies(NamedTuple):
     log_density: np.ndarray | None
     energy_counts: bool
 
-    def values(self) -> tuple[float, float, float]:
-        """KALE, log-likelihood, and the standard error of the latter (without a density, of the former)."""
+    def values(self) -> tuple[float, float, float, float]:
+        """KALE and the log-likelihood, and the standard errors of both."""
         data, base = np.asarray(self.data, np.float64), np.asarray(self.base, np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
             critic, weights = -(data + float(self.log_partition)), np.exp(-(base + float(self.log_partition)))
             kale = 1.0 + critic.mean() - weights.mean()
+            error = math.hypot(_standard_error(critic), _standard_error(weights))
             if self.log_density is None:
-                return kale, math.nan, math.hypot(_standard_error(critic), _standard_error(weights))
+                return kale, math.nan, error, math.nan
             log_density = np.asarray(self.log_density, np.float64)
             if not self.energy_counts:
-                return kale, log_density.mean(), _standard_error(log_density)
-            error = math.hypot(_standard_error(log_density + critic), _standard_error(weights))
-            return kale, log_density.mean() + kale, error
+                return kale, log_density.mean(), error, _standard_error(log_density)
+            of_both = math.hypot(_standard_error(log_density + critic), _standard_error(weights))
+            return kale, log_density.mean() + kale, error, of_both
 
 
 class HeldOut:
     """When a run looks at held-out data, what it saw, and the best state.
 
-    States are compared by the log-likelihood where the base has a density, else by KALE, which tells them apart only
-    while the base is fixed: a base that is trained brings KALE down as it improves.
+    While the base is fixed, states are compared by KALE. A base that is trained brings KALE down as it improves: states
+    are then compared by the log-likelihood if the base has a density, and else not at all.
 
     Args:
         every: steps between looks; None for no looks.
@@ -84,9 +86,9 @@ class HeldOut:
         base_is_trained: bool,
     ) -> None:
         self.every, self._measure, self._keep = every, measure, keep
-        self._by, self._base_is_trained = ("log_likelihood" if has_density else "kale"), base_is_trained
+        self._by, self._base_is_trained = ("kale", "log_likelihood")[has_density and base_is_trained], base_is_trained
         self._keeps = has_density or not base_is_trained
-        self.rows, self.best = np.zeros((0, 4)), None
+        self.rows, self.best = np.zeros((0, 5)), None
 
     def until_next(self, step: int) -> float:
         """Steps from `step` to the next look."""
@@ -109,7 +111,7 @@ class HeldOut:
     def resume(self, rows: Any, best: Any) -> None:
         """Go on after the looks of an interrupted run."""
         if self.every is not None and rows is not None:
-            self.rows = np.asarray(rows, np.float64).reshape(-1, 4)
+            self.rows = np.asarray(rows, np.float64).reshape(-1, 5)
             self.best = best if self._keep is not None and self._keeps and np.isfinite(self._scores()).any() else None
 
     def shown(self) -> dict[str, str]:
@@ -120,9 +122,9 @@ class HeldOut:
         """What was seen; None without looks."""
         if self.every is None:
             return None
-        step, kale, log_likelihood, error = self.rows.T
+        step, kale, log_likelihood, *_ = self.rows.T
         best = None if self.best is None else int(step[self._scores().argmax()])
-        return ValidationCurve(step.astype(int), kale, log_likelihood, error, best)
+        return ValidationCurve(step.astype(int), kale, log_likelihood, self._errors(), best)
 
     def warn_if_overfitting(self, training: np.ndarray, *, stacklevel: int = 2) -> None:
         """Warn if the held-out value fell well below its best while that of training went on rising.
@@ -137,9 +139,9 @@ class HeldOut:
         best = scores.argmax()
         last = slice(max(best + 1, len(scores) - NUM_LAST), None)
         start, end, num = int(self.rows[best, 0]), len(training), len(scores[last])
-        errors = self.rows[last, 3][np.isfinite(scores[last])]
+        errors = self._errors()[last][np.isfinite(scores[last])]
         # the looks have the data in common, which cancels, and base draws of their own, which average out
-        noise = math.hypot(self.rows[best, 3], errors.mean() / math.sqrt(num) if len(errors) else 0.0)
+        noise = math.hypot(self._errors()[best], errors.mean() / math.sqrt(num) if len(errors) else 0.0)
         if num == 0 or scores[best] - scores[last].mean() <= NUM_ERRORS * noise:
             return
         name, looks = {"kale": "KALE", "log_likelihood": "log-likelihood"}[self._by], f" (mean of {num} looks)"
@@ -163,6 +165,10 @@ class HeldOut:
         """What states are compared by, -inf where it is not finite."""
         scores = self.rows[:, {"kale": 1, "log_likelihood": 2}[self._by]]
         return np.where(np.isfinite(scores), scores, -math.inf)
+
+    def _errors(self) -> np.ndarray:
+        """Their standard errors."""
+        return self.rows[:, {"kale": 3, "log_likelihood": 4}[self._by]]
 
 
 def find_every(every: int | None, has_data: bool, num_steps: int) -> int | None:

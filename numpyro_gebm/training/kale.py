@@ -220,9 +220,9 @@ class KALE:
             validation: held-out data, an array like `data`. KALE is computed on them during training, from a random
                 stream of its own, so that training is the same with and without them. See `ValidationCurve`.
             validate_every: base steps between two such evaluations, the first at step 0; None takes 25 in a run.
-            keep_best: whether `gebm` and `guide` of the result are those of the best value: of the log-likelihood
-                if the base has a density, else of KALE. While a base without a density is trained, KALE falls as
-                it improves: no state counts as best, and the last one is kept.
+            keep_best: whether `gebm` and `guide` of the result are those of the best value: of KALE, or, while a
+                base with a density is trained, of the log-likelihood. While a base without a density is trained, KALE
+                falls as it improves: no state counts as best, and the last one is kept.
             init_state: a `KALEState` to continue from.
             progress_bar: show KALE, A, the penalty and the gradient norms while training.
             checkpoint_dir: folder for checkpoints: parameters, optimisers, random key and position in the data. They

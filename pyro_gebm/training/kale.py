@@ -15,7 +15,7 @@ from gebm.networks import name_of
 from gebm.objectives import BaseObjective, Energies, EnergyObjective
 from gebm.training import ObjectiveName, drive, find_objective, number_of_energy_steps, progress
 from gebm.validation import callable_or_none, instance, integer, probability
-from pyro_gebm.base import has_density, snapshot, trained_part
+from pyro_gebm.base import has_density, snapshot, trained_part, without_validation
 from pyro_gebm.callables import evaluation_mode
 from pyro_gebm.divergences import batch_log_partition, kale
 from pyro_gebm.gebm import GEBM, check_energy
@@ -175,9 +175,9 @@ class KALE:
             validation: held-out data, a tensor or array like `data`: KALE on them along training, with base draws of a
                 random stream of their own, so that training is the same with and without them. See `ValidationCurve`.
             validate_every: base steps between two such evaluations, the first at step 0; None takes 25 in a run.
-            keep_best: whether `gebm` and `guide` of the result are those of the best value: of the log-likelihood
-                if the base has a density, else of KALE. While a base without a density is trained, KALE falls as
-                it improves: no state counts as best, and the last one is kept.
+            keep_best: whether `gebm` and `guide` of the result are those of the best value: of KALE, or, while a
+                base with a density is trained, of the log-likelihood. While a base without a density is trained, KALE
+                falls as it improves: no state counts as best, and the last one is kept.
             progress_bar: show KALE, A, the penalty and the gradient norms while training.
             checkpoint_dir: folder for checkpoints: parameters, optimisers, random state and position in the data.
                 They are written atomically and the last three are kept.
@@ -272,7 +272,7 @@ class KALE:
     def _held_out_energies(self, data):
         base, energy = self._averaged_base(), self.guide.energy
         with evaluation_mode(energy), random_stream(self.num_steps_taken, data.device):
-            log_density = base.log_prob(data.clone()).cpu().numpy() if has_density(base) else None
+            log_density = without_validation(base).log_prob(data.clone()).cpu().numpy() if has_density(base) else None
             of_data, of_base = (e.cpu().numpy() for e in _energies_on(base, energy, data))
         counts = callable(getattr(self.objective, "energy_loss", None))
         return HeldOutEnergies(of_data, of_base, self.log_partition.item(), log_density, counts)

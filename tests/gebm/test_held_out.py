@@ -48,13 +48,24 @@ def test_values_of_a_look():
     critic, weights = -data - 0.3, np.exp(-base - 0.3)
     kale = 1 + critic.mean() - weights.mean()
     error = math.sqrt(critic.var(ddof=1) / 30 + weights.var(ddof=1) / 40)
-    np.testing.assert_allclose(HeldOutEnergies(data, base, 0.3, None, True).values(), [kale, math.nan, error])
-    both = log_density + critic
-    error = math.sqrt(both.var(ddof=1) / 30 + weights.var(ddof=1) / 40)
+    np.testing.assert_allclose(HeldOutEnergies(data, base, 0.3, None, True).values(), [kale, math.nan, error, math.nan])
+    of_both = math.sqrt((log_density + critic).var(ddof=1) / 30 + weights.var(ddof=1) / 40)
     found = HeldOutEnergies(data, base, 0.3, log_density, True).values()
-    np.testing.assert_allclose(found, [kale, log_density.mean() + kale, error])
+    np.testing.assert_allclose(found, [kale, log_density.mean() + kale, error, of_both])
     found = HeldOutEnergies(data, base, 0.3, log_density, False).values()
-    np.testing.assert_allclose(found, [kale, log_density.mean(), log_density.std(ddof=1) / math.sqrt(30)])
+    np.testing.assert_allclose(found, [kale, log_density.mean(), error, log_density.std(ddof=1) / math.sqrt(30)])
+
+
+def test_points_where_the_base_has_density_0_leave_kale_as_it_is():
+    held_out = HeldOut(
+        1,
+        lambda: HeldOutEnergies(np.zeros(3), np.zeros(3), 0.0, np.array([0.0, -math.inf, 0.0]), True),
+        lambda: "the best",
+        has_density=True,
+        base_is_trained=False,
+    )
+    held_out.look(0)
+    assert held_out.curve().log_likelihood == -math.inf and held_out.curve().best_step == 0
 
 
 def test_an_energy_that_overflows_is_never_the_best():
