@@ -180,7 +180,17 @@ def test_arguments(host, tmp_path):
 
     stream_draws = import_module(f"{host}_gebm.infer").stream_draws
     key = {"rng_key": None} if host == "numpyro" else {}
-    with pytest.raises(TypeError, match="Expected a"):
+    with pytest.raises(TypeError, match=r"Expected mcmc to be a \S*MCMC; got 'mcmc'"):
         stream_draws("mcmc", tmp_path / "draws.nc", **key)
     with pytest.raises(ValueError, match="Expected chunk_size >= 1; got 0"):
         run(host, tmp_path / "draws.nc", 10, 0, False)
+
+
+def test_kernels_that_are_refused(tmp_path):
+    """NumPyro's own kernels say nothing of the end of their warm-up; Pyro's `VectorizedMCMC` takes none but these."""
+    numpyro = pytest.importorskip("numpyro")
+    from numpyro_gebm.infer import stream_draws
+
+    mcmc = numpyro.infer.MCMC(numpyro.infer.NUTS(lambda: None), num_warmup=1, num_samples=1)
+    with pytest.raises(TypeError, match="Expected the kernel of mcmc to be a ChainKernel; got NUTS"):
+        stream_draws(mcmc, tmp_path / "draws.nc", rng_key=None)
