@@ -133,7 +133,8 @@ def _compiled(mcmc, kernel, args, kwargs):
         if isinstance(z, dict):
             values = {name: values[name] for name in z}
         fields = {name: attrgetter(name)(state) for name in statistics}
-        return state, (named_arrays(values), named_statistics(fields))
+        arrays = {name: value for name, value in fields.items() if hasattr(value, "shape")}
+        return state, (named_arrays(values), named_statistics(arrays))
 
     warm = jax.jit(lambda state, num: lax.fori_loop(0, num, step, state))
     draw = jax.jit(lambda state, num: lax.scan(collect, state, length=num), static_argnums=1)
