@@ -37,7 +37,7 @@ def test_statistics_have_the_names_of_arviz():
 def test_fields_that_are_trees_are_left_out():
     kernel = KineticLangevin(potential_fn=lambda z: 0.5 * (z**2).sum())
     mcmc = MCMC(kernel, num_warmup=10, num_samples=30, num_chains=2, chain_method="vectorized", progress_bar=False)
-    mcmc.run(jax.random.key(0), init_params=jnp.zeros((2, 2)), extra_fields=("adapt_state", "num_steps"))
-    assert isinstance(mcmc.get_extra_fields()["adapt_state"], tuple)
+    mcmc.run(jax.random.key(0), init_params=jnp.zeros((2, 2)), extra_fields=("chains", "num_steps"))
+    assert isinstance(mcmc.get_extra_fields()["chains"], tuple)
     statistics = set(to_arviz(mcmc)["sample_stats"].data_vars)
-    assert "n_steps" in statistics and "adapt_state" not in statistics
+    assert "n_steps" in statistics and "chains" not in statistics
