@@ -22,8 +22,8 @@ class BoundedEnergy(eqx.Module):
     mlp: nn.MLP
     bound: float = eqx.field(static=True)
 
-    def __init__(self, dim, hidden, bound, *, key):
-        mlp = nn.MLP((dim,), (), hidden, activation="leaky_relu", rng_key=key)
+    def __init__(self, dim, hidden, bound, *, rng_key):
+        mlp = nn.MLP((dim,), (), hidden, activation="leaky_relu", rng_key=rng_key)
         zero = jax.tree.map(jnp.zeros_like, mlp.layers[-1])
         self.mlp, self.bound = eqx.tree_at(lambda mlp: mlp.layers[-1], mlp, zero), bound
 

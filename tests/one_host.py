@@ -1,7 +1,10 @@
 """Run pytest as if the other host were not installed: `python tests/one_host.py numpyro tests -m "not slow"`."""
 
+import pathlib
 import sys
 from importlib.machinery import PathFinder
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))  # before `tests`, whose folders bear the packages' names
 
 import hosts
 import pytest
