@@ -10,7 +10,7 @@ EXTRAS := $(if $(PACKAGE),$(PACKAGE),pyro,numpyro),arviz,examples,dev
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow test-versions lint clean
 
 $(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
@@ -29,11 +29,14 @@ test: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m slow tests
 
+test-versions:  # in environments of its own
+	$(PYTHON) tests/versions.py
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python tests/typing/check.py
 
 clean:
-	rm -rf .venv .venv-pyro .venv-numpyro out build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* out build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -exec rm -rf {} +

@@ -16,7 +16,7 @@ _NEEDS = {"numpyro": ("jax", "numpyro", "equinox", "optax"), "pyro": ("torch", "
 
 
 def hosts() -> dict[str, bool]:
-    """Which hosts are installed; none is imported. `pip install "gebm[numpyro]"` or `"gebm[pyro]"` installs one.
+    """Which hosts are installed; none is imported. In a checkout, `pip install ".[numpyro]"` installs one.
 
     Returns:
         For "numpyro" and "pyro", whether `numpyro_gebm` and `pyro_gebm` can be imported.

@@ -30,8 +30,8 @@ MAX_REDRAWS = 1000
 STUCK, MEMORY, SHRINK = 0.05, 0.8, 4.0
 #: Fraction of the steps in which the step size is adapted; it is fixed in the rest, so that it biases nothing.
 ADAPTING = 0.8
-#: Where global moves are made: fractions of the annealing, and of the steps after it.
-_WHILE_ANNEALING, _AFTERWARDS = (0.5, 0.8), (0.0, 0.2, 0.4, 0.6)
+#: Where global moves are made: fractions of the steps after the annealing.
+_GLOBAL_MOVES = (0.0, 0.15, 0.3, 0.45, 0.6)
 
 
 def global_moves(num_steps: int, annealing: float) -> tuple[int, ...]:
@@ -42,11 +42,11 @@ def global_moves(num_steps: int, annealing: float) -> tuple[int, ...]:
         annealing: fraction of them during which the inverse temperature rises.
 
     Example:
-        >>> global_moves(140, 0.6)
-        (42, 67, 84, 95, 106, 117)
+        >>> global_moves(130, 0.65)
+        (84, 91, 98, 104, 111)
     """
     end = annealing * num_steps
-    steps = [f * end for f in _WHILE_ANNEALING] + [end + f * (num_steps - end) for f in _AFTERWARDS]
+    steps = [end + fraction * (num_steps - end) for fraction in _GLOBAL_MOVES]
     return tuple(sorted({int(step) for step in steps if int(step) < num_steps}))
 
 

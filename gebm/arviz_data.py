@@ -4,7 +4,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-__all__ = ["from_groups", "latent_site", "named_statistics"]
+from gebm.extras import extra
+
+__all__ = ["from_groups", "latent_site", "named_statistics", "predictive_groups"]
 
 #: Fields of the state of a kernel, as NumPyro names them, and what ArviZ calls them.
 STATISTICS: Final = {
@@ -22,6 +24,7 @@ def from_groups(
     *,
     coords: Mapping[str, Any] | None = None,
     dims: Mapping[str, Any] | None = None,
+    **others: Mapping[str, Any],
 ) -> Any:
     """Arrays of draws as ArviZ data.
 
@@ -30,6 +33,7 @@ def from_groups(
         sample_stats: the same, for the statistics of the sampler.
         coords: coordinates, handed on to ArviZ.
         dims: dimension names, handed on to ArviZ.
+        others: further groups by the names that ArviZ has for them; empty ones are left out.
 
     Returns:
         `arviz.InferenceData` (ArviZ before 1.0) or `xarray.DataTree` (from 1.0 on).
@@ -37,17 +41,55 @@ def from_groups(
     Raises:
         ImportError: without ArviZ, naming the extra to install.
     """
-    arviz: Any  # two generations with different signatures
-    try:
-        import arviz
-    except ImportError as error:
-        raise ImportError('to_arviz needs ArviZ: `pip install "gebm[arviz]"`.') from error
-    groups = {"posterior": posterior, **({"sample_stats": sample_stats} if sample_stats else {})}
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "More chains", UserWarning)  # many short chains are no mistake here
+    arviz = extra("arviz", "arviz", "to_arviz")  # two generations with different signatures
+    groups = {"posterior": posterior, "sample_stats": sample_stats} | others
+    groups = {name: group for name, group in groups.items() if group}
+    with warnings.catch_warnings():  # many short chains are no mistake here
+        warnings.filterwarnings("ignore", "More chains|Found chain dimension to be longer", UserWarning)
         if int(arviz.__version__.split(".")[0]) >= 1:
             return arviz.from_dict(groups, coords=coords, dims=dims)
         return arviz.from_dict(**groups, coords=coords, dims=dims)
+
+
+def predictive_groups(
+    posterior: Mapping[str, Any],
+    prior: Mapping[str, Any] | None,
+    posterior_predictive: Mapping[str, Any] | None,
+) -> dict[str, dict[str, Any]]:
+    """The groups of draws that `Predictive` makes.
+
+    Args:
+        posterior: maps names to arrays of shape `(chain, draw) + shape of one draw`.
+        prior: maps names to arrays of shape `(number,) + shape of one draw`.
+        posterior_predictive: maps names to arrays with one value for each draw of the posterior: their first axis, or
+            their first two, are those of the draws.
+
+    Returns:
+        `prior` (sites of the posterior), `prior_predictive` (the others) and `posterior_predictive`, by group.
+
+    Raises:
+        ValueError: if the posterior predictive has another number of draws than the posterior.
+
+    Example:
+        >>> import numpy as np
+        >>> groups = predictive_groups({"z": np.zeros((2, 5))}, {"z": np.zeros(9), "y": np.zeros((9, 3))}, None)
+        >>> groups["prior"]["z"].shape, groups["prior_predictive"]["y"].shape
+        ((1, 9), (1, 9, 3))
+    """
+    grouped: dict[str, dict[str, Any]] = {"prior": {}, "prior_predictive": {}, "posterior_predictive": {}}
+    for name, value in (prior or {}).items():
+        grouped["prior" if name in posterior else "prior_predictive"][name] = value[None]
+    chains, draws = next(iter(posterior.values())).shape[:2]
+    for name, value in (posterior_predictive or {}).items():
+        if value.shape[:2] != (chains, draws):
+            if value.shape[:1] != (chains * draws,):
+                raise ValueError(
+                    f"Expected posterior_predictive[{name!r}] with one value for each of {chains} x {draws} draws; got "
+                    f"shape {tuple(value.shape)}. Make it by `Predictive(model, mcmc.get_samples())`."
+                )
+            value = value.reshape(chains, draws, *value.shape[1:])
+        grouped["posterior_predictive"][name] = value
+    return grouped
 
 
 def latent_site(posterior: Mapping[str, Any], event_shape: Sequence[int], site: str | None = None) -> str:

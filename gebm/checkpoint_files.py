@@ -1,11 +1,12 @@
 """Folders of checkpoints: written atomically; the newest few are kept, and the newest undamaged one is read."""
 
+import contextlib
 import math
 import os
 import pathlib
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import BinaryIO, Generic, TypeAlias, TypeVar
 
 from gebm.atomic import replacing
@@ -16,7 +17,9 @@ __all__ = [
     "Checkpoints",
     "DamagedCheckpoint",
     "delete_checkpoints",
+    "fitting",
     "read_latest_checkpoint",
+    "refuse_used",
     "write_checkpoint",
 ]
 
@@ -81,7 +84,7 @@ class Checkpoints(Generic[State]):
 
 
 def write_checkpoint(directory: StrPath, step: int, suffix: str, write: Callable[[BinaryIO], object]) -> pathlib.Path:
-    """Write `directory/step-<step><suffix>` and keep the newest few.
+    """Write `directory/step-<step><suffix>` and keep the newest few up to it.
 
     Args:
         directory: folder, made if it is not there.
@@ -97,7 +100,8 @@ def write_checkpoint(directory: StrPath, step: int, suffix: str, write: Callable
     path = directory / f"step-{step:09d}{suffix}"
     with replacing(path) as temporary, open(temporary, "wb") as file:
         write(file)
-    for old in [*_checkpoints(directory, suffix)[KEEP:], *_left_over(directory)]:
+    found = _checkpoints(directory, suffix)
+    for old in [*found[found.index(path) + KEEP :], *_left_over(directory)]:
         old.unlink(missing_ok=True)
     return path
 
@@ -130,8 +134,45 @@ def read_latest_checkpoint(path: StrPath, suffix: str, read: Callable[[BinaryIO]
     raise ValueError(f"Every checkpoint at {path} is damaged. Start the run anew, without them.")
 
 
+@contextlib.contextmanager
+def fitting(path: StrPath) -> Iterator[None]:
+    """A block that puts a run back to what a checkpoint holds; whatever does not fit is a ValueError.
+
+    Args:
+        path: where the checkpoint is, for the message.
+    """
+    try:
+        yield
+    except Exception as error:  # whatever the host and its optimisers make of it
+        raise ValueError(
+            f"The checkpoint {path} does not fit: {type(error).__name__}: {error}. Resume with the same networks, "
+            "optimisers and data."
+        ) from error
+
+
+def refuse_used(directory: StrPath | None, suffix: str, resume_from: StrPath | None = None) -> None:
+    """Raise an error if a run would write among the checkpoints of another one.
+
+    Args:
+        directory: folder that the run writes to; None for none.
+        suffix: of the files.
+        resume_from: folder or file that it goes on from.
+
+    Raises:
+        FileExistsError: if there are checkpoints in the folder, and the run does not go on from the newest.
+    """
+    found = [] if directory is None else _checkpoints(pathlib.Path(directory), suffix)
+    goes_on = {path.resolve() for path in (found[0].parent, found[0])} if found else set()
+    if found and (resume_from is None or pathlib.Path(resume_from).resolve() not in goes_on):
+        raise FileExistsError(
+            f"Expected a checkpoint_dir without checkpoints of another run; got {directory} with {found[0].name}. Go "
+            "on from it with resume_from=checkpoint_dir, take another folder, or call "
+            "delete_checkpoints(checkpoint_dir) first."
+        )
+
+
 def delete_checkpoints(directory: StrPath, suffix: str) -> None:
-    """Delete the checkpoints of a folder, such as those of an abandoned run.
+    """Delete the checkpoints of a folder, such as those of an abandoned run, and the folder if nothing else is in it.
 
     Args:
         directory: folder; it need not be there.
@@ -140,6 +181,8 @@ def delete_checkpoints(directory: StrPath, suffix: str) -> None:
     directory = pathlib.Path(directory)
     for old in [*_checkpoints(directory, suffix), *_left_over(directory)]:
         old.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not there, or not empty
+        directory.rmdir()
 
 
 def _checkpoints(directory: pathlib.Path, suffix: str) -> list[pathlib.Path]:

@@ -38,7 +38,9 @@ def batches_of_rows(z: Any, event_shape: tuple[int, ...], batch_size: int) -> It
         raise TypeError(f'Expected an array of latents, such as `data["posterior"]["z"]`; got {type(z).__name__}.')
     split = len(shape) - len(event_shape)
     if split < 0 or tuple(shape[split:]) != event_shape:
-        raise ValueError(f"Expected latents of shape (..., {', '.join(map(str, event_shape))}); got {tuple(shape)}.")
+        raise ValueError(
+            f"Expected z, latents, of shape (..., {', '.join(map(str, event_shape))}); got {tuple(shape)}."
+        )
     batch_shape = tuple(map(int, shape[:split]))
     num_rows = int(np.prod(batch_shape))
     starts = range(0, num_rows, batch_size)

@@ -14,10 +14,23 @@ import numpy as np
 
 from gebm.arviz_data import from_groups
 from gebm.atomic import replacing
-from gebm.netcdf import Slab, allocate, checked_variable, layout, lock, read_count, write
-from gebm.validation import integer
+from gebm.netcdf import (
+    Slab,
+    allocate,
+    checked_variable,
+    checksum,
+    layout,
+    lock,
+    read_chunk,
+    read_count,
+    reserve,
+    verify,
+    write,
+    write_chunk,
+)
+from gebm.validation import instance, integer, path_of
 
-__all__ = ["DrawFile", "read_draws", "refuse_existing"]
+__all__ = ["DrawFile", "check_file", "read_draws", "refuse_existing"]
 
 
 class DrawFile:
@@ -48,12 +61,15 @@ class DrawFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = pathlib.Path(path)
-        self._slabs, self._count_offset = layout(self.path)
+        self._layout = layout(self.path)
+        self._slabs, self._count_offset = self._layout.slabs, self._layout.count_offset
         self.num_chains, self.num_draws = next(iter(self._slabs["posterior"].values())).shape[:2]
         self._file = open(self.path, "r+b", buffering=0)  # noqa: SIM115
         try:
             lock(self._file, self.path)
             self.num_draws_written = read_count(self._file, self._count_offset)
+            verify(self.path, self._file, self._layout, self.num_draws_written)
+            self._end_chunk_at(self.num_draws_written)
         except BaseException:
             self._file.close()
             raise
@@ -80,16 +96,19 @@ class DrawFile:
         Raises:
             FileExistsError: if there is a file at `path`.
             ImportError: without h5netcdf, naming the extra to install.
+            OSError: if there is no room for it, or no folder.
             TypeError: for a number that is not an integer.
             ValueError: for a number below one, an unknown group or dtype, or no variable in the group "posterior".
         """
-        path = pathlib.Path(path)
+        path = pathlib.Path(path_of("path", path))
         refuse_existing(path)
         num_chains, num_draws = integer("num_chains", num_chains), integer("num_draws", num_draws)
+        instance("variables", variables, Mapping, "mapping of names to (shape, dtype, group)")
         variables = {name: checked_variable(name, *spec) for name, spec in variables.items()}
         if "posterior" not in {group for _, _, group in variables.values()}:
             raise ValueError(f'Expected at least one variable in the group "posterior"; got {variables}.')
         with replacing(path) as temporary:
+            reserve(temporary, num_chains, num_draws, variables)
             allocate(temporary, num_chains, num_draws, variables)
         return cls(path)
 
@@ -109,6 +128,21 @@ class DrawFile:
             ValueError: if the file is of another kind.
         """
         return cls(path)
+
+    def check_size(self, num_draws: int) -> None:
+        """Check that the file is as long as a run.
+
+        Args:
+            num_draws: draws of each chain that the run makes.
+
+        Raises:
+            ValueError: if it is not.
+        """
+        if num_draws != self.num_draws:
+            raise ValueError(
+                f"Expected a run of {self.num_draws} draws a chain, for which the file at {self.path} was made "
+                f"({self.num_draws_written} are written); got {num_draws}. Ask for as many, or start a new file."
+            )
 
     def append(self, posterior: Mapping[str, Any], sample_stats: Mapping[str, Any] | None = None) -> None:
         """Write the next draws; they count once they are on disk.
@@ -130,6 +164,9 @@ class DrawFile:
             for chain, rows in enumerate(values):
                 row = chain * self.num_draws + self.num_draws_written
                 write(self._file, slab.offset + row * row_size, np.ascontiguousarray(rows, slab.dtype))
+        if self._layout.chunks is not None and num_new:
+            crc = checksum(self._file, self._layout, self.num_draws_written, self.num_draws_written + num_new)
+            write_chunk(self._file, self._layout, self.num_draws_written, num_new, crc)
         os.fsync(self._file.fileno())
         count = self.num_draws_written + num_new
         write(self._file, self._count_offset, np.array(count, "<i8"))
@@ -150,6 +187,18 @@ class DrawFile:
         write(self._file, self._count_offset, np.array(num_draws, "<i8"))
         os.fsync(self._file.fileno())
         self.num_draws_written = num_draws
+        self._end_chunk_at(num_draws)
+
+    def _end_chunk_at(self, num_draws: int) -> None:
+        """Let the last chunk that counts end where the draws end: it may have been cut in two."""
+        start = 0
+        while self._layout.chunks is not None and start < num_draws:
+            length, _ = read_chunk(self._file, self._layout, start)
+            if start + length > num_draws:
+                crc = checksum(self._file, self._layout, start, num_draws)
+                write_chunk(self._file, self._layout, start, num_draws - start, crc)
+                os.fsync(self._file.fileno())
+            start += length
 
     def _checked_chunks(self, groups: Mapping[str, Mapping[str, Any]]) -> list[tuple[Slab, np.ndarray]]:
         """Pairs of a slab and its new values, all of them checked."""
@@ -191,6 +240,26 @@ class DrawFile:
         return f"DrawFile({str(self.path)!r}, {written})"
 
 
+def check_file(
+    path: pathlib.Path, num_chains: int, num_draws: int, variables: Mapping[str, tuple[Iterable[int], Any, str]]
+) -> None:
+    """Check, before a long run, that `DrawFile.create` will be able to make its file: makes it, and deletes it.
+
+    Args:
+        path: where it is to be.
+        num_chains: number of chains.
+        num_draws: draws of each chain.
+        variables: as `DrawFile.create` takes them.
+
+    Raises:
+        FileExistsError: if there is a file at `path`.
+        OSError: if none can be made there.
+        ValueError: for what a file cannot hold.
+    """
+    DrawFile.create(path, num_chains, num_draws, variables).close()
+    path.unlink()
+
+
 def refuse_existing(path: pathlib.Path) -> None:
     """Raise an error if a file of draws would be overwritten.
 
@@ -209,7 +278,8 @@ def refuse_existing(path: pathlib.Path) -> None:
 def read_draws(path: str | os.PathLike[str]) -> Any:
     """The complete draws of a `DrawFile`, as `to_arviz` returns them; also while another process is writing.
 
-    Values are mapped from the file, and read from the disk when they are used.
+    Every value is read once, and compared with the checksum of its chunk. Values are then mapped from the file, and
+    read from the disk when they are used.
 
     Args:
         path: the file.
@@ -221,16 +291,17 @@ def read_draws(path: str | os.PathLike[str]) -> Any:
     Raises:
         FileNotFoundError: if there is no file.
         ImportError: without ArviZ or h5netcdf, naming the extra to install.
-        ValueError: if the file is of another kind, or has no complete draw yet.
+        ValueError: if the file is of another kind, has no complete draw yet, or holds other values than were written.
     """
-    slabs, count_offset = layout(path)
+    found = layout(path)
     with open(path, "rb") as file:
-        count = read_count(file, count_offset)
+        count = read_count(file, found.count_offset)
+        verify(path, file, found, count)
     if count == 0:
         raise ValueError(f"Expected a file with draws; {path} has none yet. Wait for its first chunk.")
     posterior, statistics = (
         {name: np.memmap(path, slab.dtype, "r", slab.offset, slab.shape)[:, :count] for name, slab in group.items()}
-        for group in slabs.values()
+        for group in found.slabs.values()
     )
     return from_groups(posterior, statistics)
 

@@ -2,7 +2,23 @@
 
 from typing import Any
 
-__all__ = ["TrainingDiverged"]
+__all__ = ["ResultFailed", "TrainingDiverged"]
+
+
+class ResultFailed(RuntimeError):
+    """Training came to its end, but its result could not be made; the error behind it is the `__cause__`.
+
+    Args:
+        message: what happened, and where the trained parts are.
+        state: the last state of the training.
+
+    Attributes:
+        state: the last state: in Pyro a state dictionary, in NumPyro a `KALEState`.
+    """
+
+    def __init__(self, message: str, state: Any) -> None:
+        super().__init__(message)
+        self.state = state
 
 
 class TrainingDiverged(FloatingPointError):

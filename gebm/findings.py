@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from gebm.extras import extra
 from gebm.modes import Modes, modes_visited
 
 __all__ = ["CHECKS", "Finding", "check_convergence", "check_modes"]
 
+_TAILS = (0.05, 0.95)  # quantiles whose effective sample size is that of the tails
 _MAX_RHAT, _MIN_ESS, _MIN_BFMI, _MIN_ACCEPTANCE = 1.01, 400.0, 0.3, 0.4
 _MAX_ROWS = 8_000  # of draws that modes are looked for in
 _BLOCK = 64 * 2**20  # bytes read at once
@@ -40,15 +42,11 @@ def _scalars(name: str, value: Any) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _arviz() -> Any:
-    try:
-        import arviz
-    except ImportError as error:
-        raise ImportError('diagnose needs ArviZ: `pip install "gebm[arviz]"`.') from error
-    return arviz
+    return extra("arviz", "arviz", "diagnose")
 
 
-def _ess(draws: np.ndarray, method: str = "bulk") -> float:
-    return float(_arviz().ess(draws, method=method))
+def _ess(draws: np.ndarray, method: str = "bulk", **kwargs: Any) -> float:
+    return float(_arviz().ess(draws, method=method, **kwargs))
 
 
 def _rhat(draws: np.ndarray) -> float:
@@ -75,7 +73,7 @@ def check_convergence(quantities: Mapping[str, Any], step: int) -> Iterator[Find
         nonfinite = int((~np.isfinite(draws)).sum())
         num_nonfinite, num_chains = num_nonfinite + nonfinite, len(draws)
         if not nonfinite and draws.min() < draws.max():  # a constant tells nothing
-            rows.append((name, _rhat(draws), _ess(draws), _ess(draws, "tail")))
+            rows.append((name, _rhat(draws), _ess(draws), _ess(draws, "tail", prob=_TAILS)))
     if num_nonfinite:
         yield Finding(
             {"num_nonfinite": num_nonfinite},

@@ -9,12 +9,46 @@ import numpy as np
 
 from gebm import validation
 
-__all__ = ["HeldOut", "HeldOutEnergies", "ValidationCurve", "find_every"]
+__all__ = ["HeldOut", "HeldOutEnergies", "ValidationCurve", "check_evaluation", "find_every"]
 
 #: Looks at the held-out data in a run, unless told.
 NUM_LOOKS = 25
 #: Training overfits if the mean of the last looks, at most so many, is below the best by so many standard errors.
 NUM_LAST, NUM_ERRORS = 5, 3.0
+
+
+#: The energy is higher on data than on base draws, if by more than so many standard errors.
+MAX_ERRORS = 5.0
+
+
+def check_evaluation(kale: float, of_data: np.ndarray, of_base: np.ndarray, *, stacklevel: int = 3) -> None:
+    """Check an estimate of KALE, and warn if the energy may have the wrong sign.
+
+    Args:
+        kale: the estimate.
+        of_data: energies of data, shape `(N,)`.
+        of_base: energies of base draws, shape `(M,)`.
+        stacklevel: of the warning.
+
+    Raises:
+        ValueError: if KALE is not finite.
+
+    Warns:
+        UserWarning: if the energy is higher on data than on base draws, by more than five standard errors.
+    """
+    validation.check_statistic(
+        "KALE", np.asarray(kale), "Look at the energies: infinite on data, or far below -A on draws of the base?"
+    )
+    data, base = np.asarray(of_data, np.float64), np.asarray(of_base, np.float64)
+    with np.errstate(invalid="ignore"):  # energies of the base may be infinite
+        difference, error = data.mean() - base.mean(), math.hypot(_standard_error(data), _standard_error(base))
+    if difference > MAX_ERRORS * error + 1e-6 * abs(base.mean()):  # and by more than rounding
+        warnings.warn(
+            f"The mean energy is higher on data ({data.mean():.4g}) than on draws of the base ({base.mean():.4g}): the "
+            "GEBM gives the data less weight than its base does. An energy is low where data is; negate one that comes "
+            "from the logits of a critic, which are high there. Otherwise it is not trained, or it overfits.",
+            stacklevel=stacklevel,
+        )
 
 
 class ValidationCurve(NamedTuple):

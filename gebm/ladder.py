@@ -10,7 +10,7 @@ from gebm.weights import LogPartition
 __all__ = [
     "BATCH_SIZE",
     "DELAY",
-    "FINITE_MEAN_ENERGIES",
+    "FIRST_RUNG",
     "FRICTION",
     "MAX_RUNGS",
     "MAX_STEPS",
@@ -29,6 +29,8 @@ __all__ = [
     "batched",
     "check_groups",
     "no_finite_energy",
+    "no_finite_start",
+    "slopes",
     "spaced_evenly",
     "with_warning",
 ]
@@ -39,6 +41,8 @@ Array = TypeVar("Array")
 FRICTION: Final = 0.5
 TRAJECTORY_LENGTH: Final = 1.57
 MAX_STEPS: Final = 64
+#: The lowest rung above 0, on which only infinite energies count, and the shortest way from one rung to the next.
+FIRST_RUNG: Final = 1e-30
 #: Halvings of the interval in which the next rung lies.
 NUM_HALVINGS: Final = 40
 #: Most rungs of a ladder.
@@ -62,9 +66,6 @@ MIN_ACCEPT_PROB: Final = 0.1
 REAL_ENERGIES: Final = "Expected energies above -inf; got NaN or -inf at a draw of the base."
 TOO_MANY_RUNGS: Final = (
     f"The ladder needs more than {MAX_RUNGS} rungs. Lower the inverse temperature or effective_fraction."
-)
-FINITE_MEAN_ENERGIES: Final = (
-    "Expected finite energies on the ladder; their mean is infinite, and log Z(beta) has no slope there."
 )
 
 
@@ -108,7 +109,18 @@ class SMCResult(NamedTuple, Generic[Array]):
 
 def no_finite_energy(num: int) -> str:
     """The message for energies that are infinite at all draws of the base."""
-    return f"Expected finite energies at some draws of the base; got inf at all {num} of them."
+    return (
+        f"Expected finite energies at some draws of the base; got inf at all {num} of them: it is finite on less than "
+        f"{1 / num:.2g} of the base. Widen the base, or soften the constraint."
+    )
+
+
+def no_finite_start(num: int, num_tried: int) -> str:
+    """The message for chains that found no start of finite energy on the base."""
+    return (
+        f"Expected a finite energy somewhere on the base; {num} chains found none in {num_tried} draws each: it is "
+        f"finite on less than {1 / num_tried:.2g} of the base. Widen the base, or soften the constraint."
+    )
 
 
 def batched(batch_shape: tuple[int, ...]) -> str:
@@ -142,18 +154,45 @@ def spaced_evenly(
         t: rungs of a pilot run, increasing from 0 to 1, shape `(K,)`.
         step_size: of its trajectories, shape `(K,)`.
         length_scale: of the laws of its rungs, shape `(K,)`.
-        barrier: rate at which swaps are rejected, per unit of t, shape `(K,)`.
+        barrier: rate at which swaps are rejected, per unit of t, shape `(K,)`. Between two rungs of the pilot run no
+            more than all swaps are rejected, however large it is.
         num_rungs: how many; None is $2 \Lambda + 1$, rounded up, at least 2; $\Lambda$ is the integral of the barrier.
 
     Returns:
         `(t, step size, length scale)`; the step size is one for all, the smallest.
     """
-    total = np.concatenate([[0.0], np.cumsum(np.diff(t) * 0.5 * (barrier[1:] + barrier[:-1]))])
+    rejected = np.nan_to_num(np.diff(t) * 0.5 * (barrier[1:] + barrier[:-1]), nan=1.0)  # NaN: infinite energies
+    total = np.concatenate([[0.0], np.cumsum(np.minimum(rejected, 1.0))])
     num = max(2, int(np.ceil(2 * total[-1])) + 1) if num_rungs is None else num_rungs
     shares = np.linspace(0.0, total[-1], num)
     even = np.interp(shares, total, t) if total[-1] > 0 else np.linspace(0.0, 1.0, num)
     even[0], even[-1] = 0.0, 1.0
     return even, float(step_size.min()), np.interp(even, t, length_scale)
+
+
+def slopes(inverse_temperatures: np.ndarray, log_partitions: np.ndarray, mean_energies: np.ndarray) -> np.ndarray:
+    """Derivatives of log Z on the rungs of a ladder: minus the mean energies.
+
+    Args:
+        inverse_temperatures: the ladder, shape `(K,)`.
+        log_partitions: log Z, shape `(K,)`.
+        mean_energies: shape `(K,)`; where the first is infinite, as where the energy is on a part of the base, the
+            slope there is thrice that of the chord, which makes the curve as steep as it can be convex.
+
+    Returns:
+        Shape `(K,)`.
+
+    Raises:
+        ValueError: if another one is not finite.
+    """
+    slopes = -np.asarray(mean_energies)
+    if slopes[0] == -np.inf:
+        slopes[0] = 3 * (log_partitions[1] - log_partitions[0]) / (inverse_temperatures[1] - inverse_temperatures[0])
+    if not np.isfinite(slopes).all():
+        raise ValueError(
+            "Expected finite energies on the ladder; their mean is infinite, and log Z(beta) has no slope there."
+        )
+    return slopes
 
 
 def with_warning(

@@ -97,7 +97,10 @@ class KineticState(NamedTuple, Generic[Array]):
 
 
 class Chains(NamedTuple, Generic[Array]):
-    """N chains: `kinetic` of shape `(N, d)`, and a slice variable (GHMC) of shape `(N,)`."""
+    """N chains: `kinetic` of shape `(N, d)`, and `slice` of shape `(N,)`.
+
+    That is a slice variable (GHMC), or the probability with which the last global move left its position (Ex2MCMC).
+    """
 
     kinetic: KineticState[Array]
     slice: Array
@@ -167,6 +170,11 @@ class OfChains:
     @property
     def slice(self) -> Any:
         """Slice variable (GHMC)."""
+        return self.chains.slice
+
+    @property
+    def global_accept_prob(self) -> Any:
+        """Probability with which the last global move (Ex2MCMC) left its position."""
         return self.chains.slice
 
     @property

@@ -1,17 +1,18 @@
 """Model files: named arrays and a JSON header in one `.npz`, without pickle, the same for both hosts."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from gebm.atomic import replacing
 
-__all__ = ["FORMAT_VERSION", "PRIORS", "LatentPrior", "ModelFile", "named_class"]
+__all__ = ["FORMAT_VERSION", "PRIORS", "LatentPrior", "ModelFile", "named_class", "well_formed"]
 
 #: Version of the format; a reader refuses any other.
 FORMAT_VERSION = 1
@@ -103,19 +104,29 @@ class ModelFile:
             ValueError: if it is truncated, damaged, of another kind or of another format version.
         """
         header, arrays = _read(path)
-        prior = header["latent_prior"]
-        if prior is not None:
-            names = named_class(prior, PRIORS, "a latent prior")
-            prior = LatentPrior(prior["class"], {name: arrays.pop(f"latent_prior.{name}") for name in names})
-        fields = {name: header[name] for name in ("generator", "energy", "inverse_temperature", "log_partition")}
-        return cls(arrays, latent_prior=prior, **fields)
+        with well_formed(path):
+            prior = header["latent_prior"]
+            if prior is not None:
+                names = named_class(prior, PRIORS, "a latent prior")
+                prior = LatentPrior(prior["class"], {name: arrays.pop(f"latent_prior.{name}") for name in names})
+                kinds = {(value.shape, value.dtype.kind) for value in prior.parameters.values()}
+                if kinds != {(prior.shape, "f")}:
+                    raise TypeError("parameters of the latent prior of different shapes, or that are no numbers")
+            for name in ("generator", "energy"):
+                if header[name] is not None:
+                    _check_described(header[name], len(arrays))
+            for name in ("inverse_temperature", "log_partition"):
+                if header[name] is not None and np.asarray(header[name]).dtype.kind not in "fiu":
+                    raise TypeError(f"{name} {header[name]!r}")
+            fields = {name: header[name] for name in ("generator", "energy", "inverse_temperature", "log_partition")}
+            return cls(arrays, latent_prior=prior, **fields)
 
-    def check_fit(self, path: str | os.PathLike[str], expected: Mapping[str, np.ndarray]) -> None:
+    def check_fit(self, path: str | os.PathLike[str], expected: Mapping[str, Any]) -> None:
         """Check that the arrays fit those that they are to fill.
 
         Args:
             path: the file, for the message.
-            expected: arrays of the same names and shapes.
+            expected: arrays or tensors of the same names and shapes.
 
         Raises:
             ValueError: if a name is missing or too many, or a shape is another.
@@ -124,10 +135,32 @@ class ModelFile:
         if missing or unexpected:
             raise ValueError(f"{path} does not fit: missing keys {missing}, unexpected keys {unexpected}.")
         for key, value in expected.items():
-            if self.arrays[key].shape != value.shape:
-                raise ValueError(
-                    f"{path} does not fit: expected {key} of shape {value.shape}; got {self.arrays[key].shape}."
-                )
+            got, shape = self.arrays[key].shape, tuple(value.shape)
+            if got != shape:
+                raise ValueError(f"{path} does not fit: expected {key} of shape {shape}; got {got}.")
+
+
+@contextlib.contextmanager
+def well_formed(path: str | os.PathLike[str]) -> Iterator[None]:
+    """What a header makes go wrong within the block is a `ValueError` that names the file.
+
+    Args:
+        path: the file.
+    """
+    try:
+        yield
+    except (AttributeError, KeyError, MemoryError, OverflowError, RecursionError, RuntimeError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"{path} has a malformed header: {reason[:200]}.") from error
+
+
+def _check_described(description, num_arrays):
+    """Check the description of a network, which must not be deeper than the file has arrays."""
+    if not isinstance(description["class"], str) or not isinstance(description["config"], dict):
+        raise TypeError(f"a network described by {description!r}"[:200])
+    for name, value in description["config"].items():
+        if isinstance(value, list) and len(value) > num_arrays + 8:
+            raise TypeError(f"{name} of length {len(value)} for {num_arrays} arrays")
 
 
 def named_class(description: Mapping[str, Any], known: Mapping[str, Any], what: str) -> Any:

@@ -89,7 +89,7 @@ def cuts_between_modes(
     counts = np.histogram(values, edges)[0]
     density = np.convolve(counts, np.exp(-0.5 * (np.arange(-16, 17) / 4) ** 2), mode="same")
     rising = np.diff(density, prepend=-1, append=-1)
-    peaks = np.flatnonzero((rising[:-1] > 0) & (rising[1:] <= 0))
+    peaks = np.flatnonzero((density > 0) & (rising[:-1] > 0) & (rising[1:] <= 0))
     # 0.76 of a Gaussian lies where its density is above half of its peak; a tail of few draws has peaks of one or two.
     peaks = [p for p in peaks if _draws_around(int(p), counts, density) >= 0.76 * min_share * len(values)]
     while len(peaks) > 1:

@@ -1,14 +1,34 @@
 """The NetCDF file behind `DrawFile`: made once by the HDF5 library, then written in place."""
 
 import contextlib
+import math
 import os
 import pathlib
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-__all__ = ["COUNT", "GROUPS", "Slab", "allocate", "checked_variable", "layout", "lock", "read_count", "write"]
+from gebm.extras import extra
+
+__all__ = [
+    "COUNT",
+    "GROUPS",
+    "Layout",
+    "Slab",
+    "allocate",
+    "checked_variable",
+    "checksum",
+    "layout",
+    "lock",
+    "read_chunk",
+    "read_count",
+    "reserve",
+    "verify",
+    "write",
+    "write_chunk",
+]
 
 #: Groups of a file, as ArviZ names them.
 GROUPS = ("posterior", "sample_stats")
@@ -16,12 +36,29 @@ GROUPS = ("posterior", "sample_stats")
 #: Name of the number of draws that are complete.
 COUNT = "num_draws_written"
 
+#: Of the chunk that begins at a draw: how many draws it has, and the checksum of their values.
+CHUNK_LENGTH, CHUNK_CHECKSUM = "chunk_length", "chunk_crc32"
+
 #: What NetCDF-4 can store; booleans as bytes.
 _DTYPES = {np.dtype(name) for name in ("bool", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8")}
 
 
 #: Shape of one draw, dtype and group of a variable.
 Variable: TypeAlias = tuple[tuple[int, ...], np.dtype, str]
+
+
+class Layout(NamedTuple):
+    """Where everything lies in a file.
+
+    Args:
+        slabs: of every variable, by group.
+        count_offset: of the number of draws that are complete.
+        chunks: slabs of `CHUNK_LENGTH` and `CHUNK_CHECKSUM`, of shape (draw,); None in files of before there were any.
+    """
+
+    slabs: "dict[str, dict[str, Slab]]"
+    count_offset: int
+    chunks: "tuple[Slab, Slab] | None"
 
 
 class Slab(NamedTuple):
@@ -54,12 +91,39 @@ def checked_variable(name: str, shape: Iterable[int], dtype: Any, group: str) ->
     return shape, numpy_dtype, group
 
 
+def reserve(path: pathlib.Path, num_chains: int, num_draws: int, variables: Mapping[str, Variable]) -> None:
+    """Check that the system lets a file grow to what `allocate` makes, as the HDF5 library does not survive it.
+
+    Raises:
+        OSError: if it does not: the disk is full, or files may not be that large.
+    """
+    coordinates = 2 * 8 * (num_chains + num_draws + sum(sum(shape) for shape, _, _ in variables.values()))
+    written = coordinates + 8 * num_draws + 2**16 + 2**13 * len(variables)
+    values = sum(math.prod(shape) * dtype.itemsize for shape, dtype, _ in variables.values())
+    try:
+        with open(path, "wb") as file:
+            file.write(bytes(written))
+            file.flush()
+            os.fsync(file.fileno())
+            file.truncate(written + num_chains * num_draws * values)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{os.strerror(error.errno or 0)}: a file of draws takes {written} bytes at once, and "
+            f"{num_chains * num_draws * values} more as it fills",
+            str(path),
+        ) from error
+
+
 def allocate(path: pathlib.Path, num_chains: int, num_draws: int, variables: Mapping[str, Variable]) -> None:
     """An empty file: dimensions and coordinates as ArviZ names them, every variable contiguous and allocated."""
     h5netcdf, _ = _hdf5()
     # Aligned objects: the count never straddles two pages, so that it is written whole or not at all.
     with h5netcdf.File(path, "w", alignment_threshold=1, alignment_interval=64) as file:
         file.create_variable(COUNT, (), "<i8")[...] = 0
+        file.dimensions["chunk"] = int(num_draws)
+        for name in (CHUNK_LENGTH, CHUNK_CHECKSUM):
+            file.create_variable(name, ("chunk",), "<u4")[-1] = 0
         for name in GROUPS:
             group = file.create_group(name)
             for dim, size in (("chain", num_chains), ("draw", num_draws)):
@@ -83,20 +147,103 @@ def _add_dimension(group: Any, name: str, size: int) -> None:
     group.create_variable(name, (name,), "i8")[...] = np.arange(size)
 
 
-def layout(path: str | os.PathLike[str]) -> tuple[dict[str, dict[str, Slab]], int]:
-    """Slabs of every variable by group, and the offset of the count."""
+def layout(path: str | os.PathLike[str]) -> Layout:
+    """Where everything lies in a file.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if it is of another kind, or damaged.
+    """
     _, h5py = _hdf5()
     if not pathlib.Path(path).exists():
         raise FileNotFoundError(f"Expected a file of draws at {path}; there is none. Make it with `DrawFile.create`.")
-    with _open_unlocked(h5py, path) as file:
-        if COUNT not in file or not set(GROUPS) <= set(file):
-            raise ValueError(f"Expected a file that `DrawFile.create` has made; got {path} with {sorted(file)}.")
-        slabs: dict[str, dict[str, Slab]] = {group: {} for group in GROUPS}
-        for group, name, variable in ((g, n, v) for g in GROUPS for n, v in file[g].items()):
-            if not variable.is_scale:
-                dtype = np.dtype(variable.attrs.get("dtype", variable.dtype))
-                slabs[group][name] = Slab(variable.id.get_offset(), variable.shape, dtype)
-        return slabs, file[COUNT].id.get_offset()
+    try:
+        with _open_unlocked(h5py, path) as file:
+            if COUNT not in file or not set(GROUPS) <= set(file):
+                raise ValueError(f"Expected a file that `DrawFile.create` has made; got {path} with {sorted(file)}.")
+            found = _layout(file)
+    except ValueError:
+        raise
+    except Exception as error:  # whatever the HDF5 library makes of damaged metadata
+        raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}".splitlines()[0]) from error
+    _check(path, found)
+    return found
+
+
+def _layout(file):
+    def slab(variable):
+        dtype = np.dtype(variable.attrs.get("dtype", variable.dtype))
+        return Slab(variable.id.get_offset(), variable.shape, dtype)
+
+    slabs = {g: {name: slab(v) for name, v in file[g].items() if not v.is_scale} for g in GROUPS}
+    chunks = tuple(slab(file[name]) for name in (CHUNK_LENGTH, CHUNK_CHECKSUM) if name in file)
+    return Layout(slabs, file[COUNT].id.get_offset(), (chunks[0], chunks[1]) if chunks else None)
+
+
+def _check(path, found):
+    """Check that all values lie within the file, and are of the same chains and draws."""
+    size, slabs = pathlib.Path(path).stat().st_size, [s for group in found.slabs.values() for s in group.values()]
+    shapes = {slab.shape[:2] for slab in slabs}
+    ends = [
+        slab.offset + math.prod(slab.shape) * slab.dtype.itemsize
+        for slab in [*slabs, *(found.chunks or ())]
+        if slab.offset is not None
+    ]
+    same = len(shapes) == 1 and len(next(iter(shapes))) == 2 and found.slabs["posterior"]
+    chunks = found.chunks is None or all(c.shape == (next(iter(shapes))[1],) and c.dtype == "<u4" for c in found.chunks)
+    if not same or not chunks or found.count_offset is None or len(ends) < len(slabs) or max(ends) > size:
+        raise ValueError(f"{path} is damaged: its variables do not fit each other, or lie beyond its end.")
+
+
+def checksum(file: Any, found: Layout, start: int, stop: int) -> int:
+    """Checksum (CRC-32) of the draws from `start` to `stop`: of values, and of names, dtypes and shapes."""
+    crc = 0
+    for group, name, slab in ((g, n, s) for g, slabs in sorted(found.slabs.items()) for n, s in sorted(slabs.items())):
+        crc = zlib.crc32(f"{group}/{name}:{slab.dtype.str}:{slab.shape}".encode(), crc)
+        row_size = math.prod(slab.shape[2:]) * slab.dtype.itemsize
+        for chain in range(slab.shape[0]):
+            file.seek(slab.offset + (chain * slab.shape[1] + start) * row_size)
+            left = (stop - start) * row_size
+            while left:
+                part = file.read(min(left, 2**20))
+                if not part:
+                    raise ValueError("The file ends too soon.")
+                crc, left = zlib.crc32(part, crc), left - len(part)
+    return crc
+
+
+def read_chunk(file: Any, found: Layout, start: int) -> tuple[int, int]:
+    """Number of draws and checksum of the chunk that begins at a draw."""
+    assert found.chunks is not None
+    values = []
+    for slab in found.chunks:
+        file.seek(slab.offset + 4 * start)
+        values.append(int(np.frombuffer(file.read(4), "<u4")[0]))
+    return values[0], values[1]
+
+
+def write_chunk(file: Any, found: Layout, start: int, length: int, crc: int) -> None:
+    """Note the number of draws and the checksum of the chunk that begins at a draw."""
+    assert found.chunks is not None
+    for slab, value in zip(found.chunks, (length, crc)):
+        write(file, slab.offset + 4 * start, np.array(value, "<u4"))
+
+
+def verify(path: str | os.PathLike[str], file: Any, found: Layout, count: int) -> None:
+    """Check the values of complete draws against their checksums.
+
+    Raises:
+        ValueError: if a chunk is not what was written.
+    """
+    num_draws = next(iter(found.slabs["posterior"].values())).shape[1]
+    if not 0 <= count <= num_draws:
+        raise ValueError(f"{path} is damaged: it has room for {num_draws} draws, and says that it holds {count}.")
+    start = 0
+    while found.chunks is not None and start < count:
+        length, crc = read_chunk(file, found, start)
+        if not 0 < length <= num_draws - start or checksum(file, found, start, start + length) != crc:
+            raise ValueError(f"{path} is damaged: the draws from {start} on are not those that were written.")
+        start += length
 
 
 def _open_unlocked(h5py: Any, path: str | os.PathLike[str]) -> Any:
@@ -139,9 +286,4 @@ def write(file: Any, offset: int, values: np.ndarray) -> None:
 
 
 def _hdf5() -> tuple[Any, Any]:
-    try:
-        import h5netcdf
-        import h5py
-    except ImportError as error:
-        raise ImportError('A file of draws needs h5netcdf: `pip install "gebm[arviz]"`.') from error
-    return h5netcdf, h5py
+    return extra("h5netcdf", "arviz", "A file of draws"), extra("h5py", "arviz", "A file of draws")

@@ -1,9 +1,9 @@
 """What the networks of both packages share without a framework: sizes, settings, slopes of activations."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from gebm.validation import instance
+from gebm.validation import finite, instance, integer, positive
 
 __all__ = ["LIPSCHITZ_CONSTANTS", "check_bounds", "coarse_size", "name_of", "shape_of"]
 
@@ -29,12 +29,13 @@ def name_of(network: object) -> str:
     return getattr(network, "__name__", type(network).__name__)
 
 
-def shape_of(name: str, value: Iterable[int]) -> tuple[int, ...]:
+def shape_of(name: str, value: Iterable[int], *, minimum: int = 1) -> tuple[int, ...]:
     """A shape, or widths of layers, as a tuple of integers.
 
     Args:
         name: of the argument, for the message.
         value: what was passed.
+        minimum: the smallest entry allowed.
 
     Raises:
         TypeError: if it is not a sequence, such as the 8 of `(8)`.
@@ -46,7 +47,17 @@ def shape_of(name: str, value: Iterable[int]) -> tuple[int, ...]:
         TypeError: Expected hidden to be a sequence of integers; got 64 (int). Write (64,) for one.
     """
     hint = f"Write ({value},) for one." if isinstance(value, int) else ""
-    return tuple(instance(name, value, Iterable, "sequence of integers", hint))
+    if isinstance(value, (str, bytes, Mapping)):
+        raise TypeError(f"Expected {name} to be a sequence of integers; got {value!r} ({type(value).__name__}).")
+    try:
+        entries = tuple(instance(name, value, Iterable, "sequence of integers", hint))
+    except TypeError as error:
+        raise (
+            error
+            if str(error).startswith("Expected")
+            else TypeError(f"Expected {name} to be a sequence of integers; got {value!r}.")
+        ) from error
+    return tuple(integer(f"entries of {name}", entry, minimum=minimum) for entry in entries)
 
 
 def check_bounds(lipschitz: float | None, lower_bound: float | None, output_shape: Sequence[int]) -> None:
@@ -60,9 +71,9 @@ def check_bounds(lipschitz: float | None, lower_bound: float | None, output_shap
     Raises:
         ValueError: if the constant is not positive and finite, or the bound is not finite or of no energy.
     """
-    if lipschitz is not None and not 0 < lipschitz < math.inf:
-        raise ValueError(f"Expected lipschitz > 0 and finite, or None; got {lipschitz}.")
-    if lower_bound is not None and (tuple(output_shape) != () or not math.isfinite(lower_bound)):
+    if lipschitz is not None:
+        positive("lipschitz", lipschitz)
+    if lower_bound is not None and (tuple(output_shape) != () or not math.isfinite(finite("lower_bound", lower_bound))):
         raise ValueError(
             f"Expected a finite lower_bound of an energy (output_shape ()); got {lower_bound} for output_shape "
             f"{tuple(output_shape)}."
@@ -83,6 +94,8 @@ def coarse_size(event_shape: Sequence[int], halvings: int) -> tuple[int, int]:
         >>> coarse_size((1, 8, 12), 2)
         (2, 3)
     """
+    if halvings < 0:
+        raise ValueError("Expected channels to have at least one entry; got none.")
     if len(event_shape) != 3 or any(side % 2**halvings for side in event_shape[1:]):
         raise ValueError(
             f"Expected event_shape (C, H, W) with H and W divisible by {2**halvings}; got {tuple(event_shape)}."

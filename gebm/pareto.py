@@ -15,7 +15,8 @@ def pareto_k(log_weights: ArrayLike) -> float:
         log_weights: array of shape `(N,)`, N at least 25.
 
     Returns:
-        The shape k; moments of the weights of an order above 1/k are infinite.
+        The shape k; moments of the weights of an order above 1/k are infinite. It is -inf for weights without a tail,
+        as equal ones, and inf where fewer than five carry most of their sum.
 
     Example:
         >>> import numpy as np
@@ -30,12 +31,13 @@ def pareto_k(log_weights: ArrayLike) -> float:
     if not excess[0] > 0:  # ties, or weights that are all alike: no tail
         excess = excess[excess > 0]
         if len(excess) < 5:
-            return -math.inf
+            return math.inf if excess.sum() > 0.5 * np.exp(ordered - largest).sum() else -math.inf
     num, quartile = len(excess), excess[int(len(excess) / 4 + 0.5) - 1]
     num_grid = 30 + int(math.sqrt(num))
     theta = 1 / excess[-1] + (1 - np.sqrt(num_grid / (np.arange(num_grid) + 0.5))) / (3 * quartile)
     k = np.log1p(-theta[:, None] * excess).mean(1)
-    log_likelihood = num * (np.log(-theta / k) - k - 1)
+    rate = np.divide(-theta, k, out=np.full_like(k, 1 / excess.mean()), where=k != 0)  # its limit as theta goes to 0
+    log_likelihood = num * (np.log(rate) - k - 1)
     posterior = np.exp(log_likelihood - log_likelihood.max())
     theta = float((theta * posterior).sum() / posterior.sum())
     shape = float(np.log1p(-theta * excess).mean())

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gebm.extras import extra
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -76,11 +78,8 @@ def plot_losses(
 
 
 def _new_axes():
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('plot_losses needs Matplotlib: `pip install "gebm[examples]"`.') from error
-    return Figure(figsize=(7, 7), layout="constrained").subplots(4, 1, sharex=True)
+    figure = extra("matplotlib.figure", "examples", "plot_losses")
+    return figure.Figure(figsize=(7, 7), layout="constrained").subplots(4, 1, sharex=True)
 
 
 def _running_mean(curve, window):

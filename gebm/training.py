@@ -3,20 +3,33 @@
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from tqdm import tqdm
 
 from gebm import validation
 from gebm.checkpoint_files import Checkpoints
+from gebm.errors import ResultFailed
 from gebm.held_out import HeldOut
 
-__all__ = ["ObjectiveName", "drive", "energy_bursts", "find_objective", "number_of_energy_steps", "progress"]
+__all__ = [
+    "ObjectiveName",
+    "check_energy_steps",
+    "drive",
+    "energy_bursts",
+    "find_objective",
+    "number_of_energy_steps",
+    "progress",
+]
+
+Result = TypeVar("Result")
 
 #: Short names of the objectives that both packages have.
 ObjectiveName = Literal["kale", "donsker_varadhan", "maximum_likelihood", "contrastive_divergence"]
 #: Most steps between two looks at the losses, which are about a second apart; results do not depend on it.
 MAX_STEPS_PER_LOOK = 100
+#: Energy steps before one base step, at most: more would look like a program that hangs.
+MAX_ENERGY_STEPS = 1_000_000
 #: Steps in a row with a loss or gradient that is not finite, after which a run stops.
 PATIENCE = 10
 
@@ -34,6 +47,11 @@ class Run(Protocol):
         """Steps of this run that were not applied."""
         ...
 
+    @property
+    def kept(self) -> tuple[Any, str]:
+        """The state of the training as it is now, and a sentence that says how to go on from it."""
+        ...
+
     def advance(self, count: int) -> Any:
         """Take up to `count` steps; their losses, which it records as well."""
 
@@ -44,10 +62,11 @@ def drive(
     checkpoints: Checkpoints[Run],
     held_out: HeldOut,
     describe: Callable[[Any], Mapping[str, str]],
+    finish: Callable[[], Result],
     *,
     progress_bar: bool,
-) -> None:
-    """Advance a run to step `num_steps`, with a look at it about once a second.
+) -> Result:
+    """Advance a run to step `num_steps`, with a look at it about once a second, and make its result.
 
     Args:
         run: a `Run`.
@@ -55,10 +74,26 @@ def drive(
         checkpoints: when to write one of the run; that of a step knows nothing of a look at the same step.
         held_out: when to look at held-out data.
         describe: what the progress bar shows of losses.
+        finish: makes the result.
         progress_bar: show it.
+
+    Returns:
+        What `finish` returns.
+
+    Raises:
+        ResultFailed: with the last state, for an error after the last step.
+        ValueError: if the run was resumed beyond `num_steps`.
     """
+    if run.step > num_steps:
+        raise ValueError(f"Expected num_steps >= {run.step}, the step of the checkpoint; got {num_steps}.")
     count = 1
-    with tqdm(total=num_steps, initial=run.step, disable=not progress_bar, desc="Training", unit="step") as bar:
+    with tqdm(
+        total=num_steps,
+        initial=run.step,
+        disable=not validation.flag("progress_bar", progress_bar),
+        desc="Training",
+        unit="step",
+    ) as bar:
         while (done := run.step) < num_steps:
             checkpoints.write_if_due(done, run)
             held_out.look_if_due(done)
@@ -69,11 +104,20 @@ def drive(
             skipped = {"skipped": run.skipped} if run.skipped else {}
             bar.set_postfix({**describe(losses), **held_out.shown(), **skipped})
             count = max(1, min(MAX_STEPS_PER_LOOK, 2 * count, int(count / (time.perf_counter() - start))))
-    checkpoints.write(num_steps, run)
-    held_out.look(num_steps)
     if run.skipped:
         message = f"{run.skipped} steps were skipped: their loss or gradient was not finite."
         warnings.warn(message, RuntimeWarning, stacklevel=3)
+    try:
+        checkpoints.write(num_steps, run)
+        held_out.look(num_steps)
+        return finish()
+    except Exception as error:
+        state, advice = run.kept
+        raise ResultFailed(
+            f"Training is over, after {run.step} steps, but its result could not be made ({type(error).__name__}: "
+            f"{error}). Nothing that was trained is lost: `error.state` is the last state. {advice}",
+            state,
+        ) from error
 
 
 def energy_bursts(steps: int = 5, *, initial: int = 100, every: int = 500) -> Callable[[int], int]:
@@ -110,13 +154,31 @@ def number_of_energy_steps(schedule: int | Callable[[int], int], base_step: int)
         base_step: that number.
 
     Returns:
-        At least 1.
+        From 1 to a million.
 
     Raises:
         TypeError: if the schedule returns no integer.
-        ValueError: if it returns one below 1.
+        ValueError: if it returns one out of that range.
     """
-    return validation.integer(f"energy_steps({base_step})", schedule(base_step)) if callable(schedule) else schedule
+    return _energy_steps(f"energy_steps({base_step})", schedule(base_step)) if callable(schedule) else schedule
+
+
+def check_energy_steps(energy_steps: Any) -> None:
+    """Check the argument `energy_steps` of a training; what a schedule returns is checked when it is called.
+
+    Args:
+        energy_steps: what was passed.
+
+    Raises:
+        TypeError: if it is neither an integer nor callable.
+        ValueError: if it is not from 1 to a million.
+    """
+    if not callable(energy_steps):
+        _energy_steps("energy_steps", energy_steps)
+
+
+def _energy_steps(name, value):
+    return validation.integer(name, value, maximum=MAX_ENERGY_STEPS)
 
 
 def find_objective(objective: Any, names: Mapping[str, Callable[[], Any]], base_optim: Any, energy_optim: Any) -> Any:

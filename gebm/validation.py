@@ -8,40 +8,83 @@ import dataclasses
 import functools
 import math
 import operator
+import os
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
+
 __all__ = [
+    "OVERFLOW",
     "callable_or_none",
     "check_fields",
+    "check_statistic",
     "finite",
+    "flag",
+    "function",
     "instance",
     "integer",
+    "latent_law",
+    "mapping",
+    "names",
     "nonnegative",
     "one_of",
     "optional",
+    "path_of",
     "positive",
     "probability",
+    "real_numbers",
+    "text",
 ]
 
 Value = TypeVar("Value")
 
+#: The largest integer of both hosts.
+LARGEST = 2**63 - 1
 
-def integer(name: str, value: Any, *, minimum: int = 1) -> int:
+#: What to do if a statistic that is a sum over a kernel is not finite.
+OVERFLOW = "The kernel overflows on such values: rescale the data, or choose another kernel or bandwidth."
+
+
+def check_statistic(name: str, value: np.ndarray, remedy: str) -> None:
+    """Check that a statistic is finite.
+
+    Args:
+        name: of the statistic.
+        value: array of any shape.
+        remedy: what to do, for the message.
+
+    Raises:
+        ValueError: if a value is NaN or infinite.
+
+    Example:
+        >>> check_statistic("MMD²", np.array(np.nan), "Rescale the data.")
+        Traceback (most recent call last):
+        ...
+        ValueError: Expected a finite MMD²; got nan. Rescale the data.
+    """
+    bad = ~np.isfinite(value)
+    if bad.any():
+        among = f" among {bad.size} values" if bad.size > 1 else ""
+        raise ValueError(f"Expected a finite {name}; got {value[bad][0]}{among}. {remedy}")
+
+
+def integer(name: str, value: Any, *, minimum: int = 1, maximum: float = math.inf) -> int:
     """An integer of at least `minimum`; booleans and floats are not accepted.
 
     Args:
         name: of the argument, for the message.
         value: what was passed.
         minimum: the smallest value allowed.
+        maximum: the largest value allowed.
 
     Returns:
         The value as an `int`.
 
     Raises:
         TypeError: if it is not an integer.
-        ValueError: if it is below the minimum.
+        ValueError: if it is below the minimum or above the maximum.
 
     Example:
         >>> integer("num_steps", 0)
@@ -57,7 +100,85 @@ def integer(name: str, value: Any, *, minimum: int = 1) -> int:
         raise TypeError(f"Expected {name} to be an integer >= {minimum}; got {_shown(value)}.")
     if number < minimum:
         raise ValueError(f"Expected {name} >= {minimum}; got {number}.")
+    maximum = min(maximum, LARGEST)
+    if number > maximum:
+        raise ValueError(f"Expected {name} <= {maximum}; got {number}.")
     return number
+
+
+def real_numbers(name: str, value: Any, convert: Callable[[Any], Value]) -> Value:
+    """An array of a host, of real numbers.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was passed.
+        convert: makes the array.
+
+    Returns:
+        The array.
+
+    Raises:
+        TypeError: for complex numbers, and for what is no array.
+
+    Example:
+        >>> real_numbers("step_size", "large", float)
+        Traceback (most recent call last):
+        ...
+        TypeError: Expected step_size to be real numbers; got 'large' (str).
+    """
+    try:
+        if "complex" in str(getattr(value, "dtype", type(value))):
+            raise TypeError
+        return convert(value)
+    except (OverflowError, RuntimeError, TypeError, ValueError):
+        got = f"an array of {value.dtype}" if hasattr(value, "dtype") else _shown(value)
+        raise TypeError(f"Expected {name} to be real numbers; got {got}.") from None
+
+
+def path_of(name: str, value: Any) -> str:
+    """A path as text.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was passed.
+
+    Returns:
+        The path.
+
+    Raises:
+        TypeError: if it is something else.
+
+    Example:
+        >>> path_of("path", 3)
+        Traceback (most recent call last):
+        ...
+        TypeError: Expected path to be a path; got 3 (int).
+    """
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"Expected {name} to be a path; got {_shown(value)}.")
+    return os.fspath(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was passed.
+
+    Returns:
+        The value as a `bool`.
+
+    Raises:
+        TypeError: if it is something else.
+
+    Example:
+        >>> flag("progress_bar", np.True_)
+        True
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"Expected {name} to be True or False; got {_shown(value)}.")
+    return bool(value)
 
 
 def finite(name: str, value: Any) -> float:
@@ -209,6 +330,106 @@ def instance(
     return value
 
 
+def function(name: str, value: Value, expected: str = "callable") -> Value:
+    """A callable that is not a distribution, which PyTorch and NumPyro let be called.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was passed.
+        expected: what to call it in the message.
+
+    Returns:
+        The value.
+
+    Raises:
+        TypeError: if it is something else.
+    """
+    if not callable(value) or (hasattr(value, "log_prob") and hasattr(value, "event_shape")):
+        raise TypeError(f"Expected {name} to be {expected}; got {_shown(value)}.")
+    return value
+
+
+def latent_law(name: str, value: Value) -> Value:
+    """The latent law of a GEBM of either host.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was passed.
+
+    Returns:
+        The value.
+
+    Raises:
+        TypeError: if it is something else.
+
+    Example:
+        >>> latent_law("latent", None)
+        Traceback (most recent call last):
+        ...
+        TypeError: Expected latent to be the latent law of a GEBM; got None (NoneType). Pass `gebm.latent`.
+    """
+    if not hasattr(value, "gebm"):
+        raise TypeError(f"Expected {name} to be the latent law of a GEBM; got {_shown(value)}. Pass `gebm.latent`.")
+    return value
+
+
+def mapping(name: str, value: Value) -> Value:
+    """A dict, or another mapping.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was passed.
+
+    Returns:
+        The value.
+
+    Raises:
+        TypeError: if it is something else.
+    """
+    return instance(name, value, Mapping, "dict")
+
+
+def text(name: str, value: Any) -> str:
+    """A string.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was passed.
+
+    Returns:
+        The value.
+
+    Raises:
+        TypeError: if it is something else.
+    """
+    return instance(name, value, str, "string")
+
+
+def names(name: str, value: Any) -> tuple[str, ...]:
+    """A collection of strings; a string alone is one of them.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was passed.
+
+    Returns:
+        The strings.
+
+    Raises:
+        TypeError: if it is something else.
+
+    Example:
+        >>> names("allow", ["kernel", 3])
+        Traceback (most recent call last):
+        ...
+        TypeError: Expected allow to be a collection of strings; got ['kernel', 3] (list).
+    """
+    entries = (value,) if isinstance(value, str) else value
+    if not isinstance(entries, Collection) or not all(isinstance(entry, str) for entry in entries):
+        raise TypeError(f"Expected {name} to be a collection of strings; got {_shown(value)}.")
+    return tuple(entries)
+
+
 def callable_or_none(name: str, value: Value) -> Value:
     """A callable, or None.
 
@@ -221,10 +442,14 @@ def callable_or_none(name: str, value: Value) -> Value:
 
     Raises:
         TypeError: if it is neither.
+
+    Example:
+        >>> callable_or_none("penalty", 1.0)
+        Traceback (most recent call last):
+        ...
+        TypeError: Expected penalty to be callable or None; got 1.0 (float).
     """
-    if value is not None and not callable(value):
-        raise TypeError(f"Expected {name} to be callable or None; got {_shown(value)}.")
-    return value
+    return optional(function)(name, value)
 
 
 def optional(check: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:

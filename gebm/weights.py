@@ -40,7 +40,7 @@ class LogPartition(NamedTuple):
         std_error: its Monte Carlo standard error.
         ess: effective sample size of the weights behind it.
         pareto_k: shape of the Pareto tail of the weights; above 0.7, mean and standard error mislead. NaN if there are
-            fewer than 100 weights.
+            fewer than 100 weights (such as those of the 64 groups of particles), and for "bridge".
         warnings: what is wrong, in words; empty if nothing is.
     """
 
@@ -159,7 +159,8 @@ def bridge(
         A `LogPartition`.
 
     Raises:
-        ValueError: for a log-weight that is NaN or +inf.
+        ValueError: for a log-weight that is NaN or +inf, at a draw of the tilted law also -inf; or if base and draws do
+            not overlap.
 
     Example:
         >>> import numpy as np
@@ -174,18 +175,30 @@ def bridge(
     for name, log_weights in (("base", base_log_weights), ("tilted law", draw_log_weights)):
         if not (log_weights < math.inf).all():
             raise ValueError(f"Expected energies above -inf; got NaN or -inf at draws of the {name}.")
+    if (bad := np.isneginf(draw_log_weights)).any():
+        raise ValueError(
+            f"Expected draws of the tilted law; got {int(bad.sum())} of {bad.size} with infinite energy, where its "
+            "density is 0."
+        )
+    if np.isneginf(base_log_weights).all():
+        raise ValueError(f"Expected finite energies at some draws of the base; got inf at all {base_log_weights.size}.")
     num_base, num_draws = base_log_weights.size, draw_log_weights.size
     share = num_draws / (num_base + num_draws)
-    finite = np.concatenate([base_log_weights[np.isfinite(base_log_weights)], draw_log_weights.ravel()])
-    low, high = finite.min() - 50.0, finite.max() + 50.0
-    value = 0.0
-    for _ in range(100):  # the equation that Z solves is monotone
-        value = 0.5 * (low + high)
+    low = min(base_log_weights.max(), draw_log_weights.min()) - 50.0
+    high = max(base_log_weights.max(), draw_log_weights.max()) + 50.0
+    value = 0.5 * (low + high)
+    while low < value < high and high - low > 1e-12:  # the equation that Z solves is monotone
         of_base, of_draws = _bridged(base_log_weights - value, draw_log_weights - value, share)
         low, high = (value, high) if of_base.mean() > of_draws.mean() else (low, value)
+        value = 0.5 * (low + high)
     of_base, of_draws = _bridged(base_log_weights - value, draw_log_weights - value, share)
+    if not (of_base.mean() > 0 and of_draws.mean() > 0):
+        raise ValueError(
+            "Expected a base and draws that overlap; got energies of which none is met by both. Use method='smc'."
+        )
     fraction = _effective_fraction(of_base)
-    num_effective = np.fmin(float(effective_sample_size(of_draws)), num_draws)  # NaN for draws that are all the same
+    constant = np.ptp(of_draws) <= 1e-12 * of_draws.max()
+    num_effective = num_draws if constant else np.fmin(float(effective_sample_size(of_draws)), num_draws)
     ess = min(num_base * fraction, num_effective * _effective_fraction(of_draws))
     variance = (1 / fraction - 1) / num_base + (of_draws.std() / of_draws.mean()) ** 2 / num_effective
     return _estimate(value, math.sqrt(max(variance, 0.0)), ess, math.nan)

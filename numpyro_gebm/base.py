@@ -2,30 +2,29 @@
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import equinox as eqx
 import jax
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
+from numpyro.distributions.batch_util import vmap_over
 
 from gebm.networks import name_of
-from numpyro_gebm.callables import Generator, Partitioned, output_of, over_batch
+from gebm.validation import instance
+from numpyro_gebm.callables import Generator, Partitioned, check_fixed, output_of, over_batch
+from numpyro_gebm.distribution import Distribution, sample_stack
+from numpyro_gebm.keys import typed
 
-__all__ = ["Distribution", "Pushforward", "decompose", "has_density", "trained_part", "with_trained_part"]
-
-if TYPE_CHECKING:  # NumPyro's metaclass returns `Any`, so that a checker would look at no argument of a constructor
-    from numpyro.distributions.distribution import DistributionMeta
-
-    T = TypeVar("T")
-
-    class _Checked(DistributionMeta):
-        def __call__(cls: type[T], *args: Any, **kwargs: Any) -> T: ...
-
-    class Distribution(dist.Distribution, metaclass=_Checked):
-        """NumPyro's base class of distributions."""
-else:
-    Distribution = dist.Distribution
+__all__ = [
+    "Pushforward",
+    "check_support",
+    "decompose",
+    "has_costly_draws",
+    "has_density",
+    "trained_part",
+    "with_trained_part",
+]
 
 
 class Pushforward(Distribution):
@@ -39,7 +38,8 @@ class Pushforward(Distribution):
     Shapes: `batch_shape` is that of `latent_prior`; `event_shape` is the shape of the generator's output.
 
     Raises:
-        ValueError: if the generator cannot take a latent, or the latent prior is discrete.
+        TypeError: if the latent prior is not a distribution, or the generator cannot be called.
+        ValueError: if the generator cannot take a latent or is not one fixed function, or the latent prior is discrete.
 
     Example:
         >>> import jax, numpyro.distributions as dist
@@ -52,10 +52,14 @@ class Pushforward(Distribution):
     pytree_data_fields = ("latent_prior", "_generator")
 
     def __init__(self, latent_prior: dist.Distribution, generator: Generator, *, validate_args: bool | None = None):
+        instance("latent_prior", latent_prior, dist.Distribution, "distribution")
+        if not callable(generator):
+            raise TypeError(f"Expected generator to be callable, from latents to events; got {generator!r}.")
         if latent_prior.is_discrete:
             raise ValueError(f"Expected a continuous latent prior; got {type(latent_prior).__name__} (discrete).")
         latent = jax.eval_shape(latent_prior.sample, jax.random.key(0))
         out = output_of(generator, latent_prior.event_shape, latent.dtype, "generator", "a latent")
+        check_fixed(generator, latent_prior.event_shape, latent.dtype, "generator")
         self.latent_prior = latent_prior
         self._generator = Partitioned(generator)
         super().__init__(latent_prior.batch_shape, out.shape, validate_args=validate_args)
@@ -73,9 +77,10 @@ class Pushforward(Distribution):
     def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.real, self.event_dim)
 
+    @sample_stack
     def sample(self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         """Draw $B(z)$: array of shape `sample_shape + batch_shape + event_shape`."""
-        z = self.latent_prior.sample(key, sample_shape)
+        z = self.latent_prior.sample(typed(key), sample_shape)
         return over_batch(self.generator, z, self.latent_prior.event_dim)
 
     def __repr__(self) -> str:
@@ -92,6 +97,11 @@ class Pushforward(Distribution):
             "A Pushforward has no density in x. Work in the latent space: `gebm.latent`, or the effect handler "
             "`LatentReparam` for a site of a model."
         )
+
+
+@vmap_over.register
+def _vmap_over_pushforward(base: Pushforward, latent_prior=None, generator=None):
+    return vmap_over.dispatch(dist.Distribution)(base, latent_prior=latent_prior, _generator=generator)
 
 
 class _Transforms(eqx.Module):
@@ -115,11 +125,36 @@ class _Batched(eqx.Module):
         return over_batch(self.generator, z, self.event_dim)
 
 
+def _is_gebm(base: Any) -> bool:
+    """Whether a base is a GEBM, a class that is built on this module."""
+    return hasattr(base, "latent") and hasattr(base, "generator")
+
+
+def check_support(name: str, law: dist.Distribution) -> None:
+    """Check that NUTS and our kernels can move in the support of a distribution.
+
+    Args:
+        name: of the argument, for the message.
+        law: a distribution.
+
+    Raises:
+        ValueError: if there is no transform of its support to unconstrained space.
+    """
+    try:
+        dist.biject_to(law.support)
+    except NotImplementedError:
+        raise ValueError(
+            f"Expected {name} to have a support that can be unconstrained; got {type(law).__name__} with support "
+            f"{law.support}. Use a prior on another space and a generator that maps it there."
+        ) from None
+
+
 def decompose(base: dist.Distribution) -> tuple[dist.Distribution, Generator]:
     """Write any base as a latent prior and a generator.
 
-    A `Pushforward` gives its own, a `TransformedDistribution` its base distribution and its transforms, any other
-    distribution itself and the identity; `Independent` and `ExpandedDistribution` are looked through.
+    A `Pushforward` gives its own, a `TransformedDistribution` its base distribution and its transforms, a GEBM its
+    latent law and its generator, any other distribution itself and the identity; `Independent` and
+    `ExpandedDistribution` are looked through.
 
     Args:
         base: a NumPyro distribution.
@@ -129,6 +164,9 @@ def decompose(base: dist.Distribution) -> tuple[dist.Distribution, Generator]:
     """
     if isinstance(base, Pushforward):
         return base.latent_prior, base.generator
+    if _is_gebm(base):
+        gebm: Any = base
+        return gebm.latent, gebm.generator
     if isinstance(base, dist.TransformedDistribution):
         return base.base_dist, _Transforms(base.transforms)
     if isinstance(base, dist.ExpandedDistribution):
@@ -147,9 +185,18 @@ def _unwrap(base):
     return base
 
 
+def has_costly_draws(latent_prior: dist.Distribution) -> bool:
+    """Whether a draw of a latent prior takes a Markov chain, as that of the latent law of a GEBM does."""
+    return hasattr(_unwrap(latent_prior), "gebm")
+
+
 def has_density(base: dist.Distribution) -> bool:
-    """Whether `base.log_prob` exists: true for everything but a `Pushforward`."""
-    return not isinstance(_unwrap(base), Pushforward)
+    """Whether `base.log_prob` exists: not for a `Pushforward`, nor for a flow with a transform without an inverse."""
+    try:
+        jax.eval_shape(lambda key: base.log_prob(base.sample(key)), jax.random.key(0))
+    except NotImplementedError:
+        return False
+    return True
 
 
 def trained_part(base: dist.Distribution) -> Any:
@@ -165,11 +212,11 @@ def trained_part(base: dist.Distribution) -> Any:
 def with_trained_part(base: dist.Distribution, part: Any) -> dist.Distribution:
     """The same base with another generator or other transforms (the inverse of `trained_part`)."""
     if isinstance(base, Pushforward):
-        new = copy.copy(base)
-        new._generator = Partitioned(part)
-        return new
+        return base.replaced(_generator=Partitioned(part))
     if isinstance(base, dist.TransformedDistribution):
-        return dist.TransformedDistribution(base.base_dist, list(part))
+        new = copy.copy(base)
+        new.transforms = list(part)
+        return new
     if isinstance(base, dist.ExpandedDistribution):
         return with_trained_part(base.base_dist, part).expand(base.batch_shape)
     if isinstance(base, dist.Independent):

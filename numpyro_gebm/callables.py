@@ -8,8 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike, DTypeLike
+from numpyro.util import not_jax_tracer
 
-__all__ = ["Energy", "Generator", "Partitioned", "array_name", "check_evaluation_mode", "output_of", "over_batch"]
+__all__ = [
+    "Energy",
+    "Generator",
+    "Partitioned",
+    "array_name",
+    "check_evaluation_mode",
+    "check_fixed",
+    "output_of",
+    "over_batch",
+]
+
+#: Attributes that are False where a layer is in training mode: Equinox; Flax NNX.
+_SWITCHES = ("inference", "deterministic", "use_running_average")
 
 Fn = TypeVar("Fn")
 
@@ -78,6 +91,13 @@ def output_of(
     try:
         out = jax.eval_shape(fn, jax.ShapeDtypeStruct(shape, dtype))
     except Exception as error:
+        if type(error).__name__ == "TraceContextError":  # of Flax NNX
+            raise ValueError(
+                f"The {name} must be in evaluation mode, so that it is one fixed function; got a module that changes "
+                f"when it is called ({str(error).split(' (')[0]}). Call `{name}.eval()`."
+            ) from error
+        if isinstance(error, jax.errors.UnexpectedTracerError):
+            raise _not_fixed(name) from error
         raise ValueError(
             f"The {name} cannot take {example} of shape {tuple(shape)} ({dtype}): "
             f"{type(error).__name__}: {str(error).splitlines()[0]}. Expected a callable on one example, without a "
@@ -89,18 +109,70 @@ def output_of(
 
 
 def check_evaluation_mode(fn: Callable, name: str) -> None:
-    """Refuse Equinox modules (dropout, BatchNorm) that are in training mode.
+    """Refuse modules of Equinox and Flax NNX (dropout, BatchNorm) that are in training mode.
 
     Raises:
-        ValueError: if a submodule has `inference=False`.
+        ValueError: if a layer has `inference`, `deterministic` or `use_running_average` False.
     """
-    modules = jax.tree_util.tree_leaves(fn, is_leaf=lambda node: hasattr(node, "inference"))
-    found = sorted({type(m).__name__ for m in modules if getattr(m, "inference", None) is False})
+    found = sorted(set(_in_training_mode(fn)))
     if found:
         raise ValueError(
-            f"The {name} must be in evaluation mode, so that it is one fixed function; got {', '.join(found)} with "
-            f"inference=False. Pass `equinox.nn.inference_mode({name})`."
+            f"The {name} must be in evaluation mode, so that it is one fixed function; got {', '.join(found)}. Pass "
+            f"`equinox.nn.inference_mode({name})`; of Flax NNX, call `{name}.eval()` before `nnx.split`."
         )
+
+
+def _in_training_mode(fn):
+    """What is in training mode, also in the graph of Flax NNX that a function encloses."""
+    for node in jax.tree_util.tree_leaves(fn, is_leaf=lambda node: any(hasattr(node, name) for name in _SWITCHES)):
+        yield from (f"{type(node).__name__} with {s}=False" for s in _SWITCHES if getattr(node, s, None) is False)
+    for value in _enclosed(getattr(fn, "apply", fn)):
+        attributes = getattr(value, "attributes", None) if hasattr(value, "nodes") else None
+        for name, attribute in attributes or ():
+            if name in _SWITCHES and getattr(attribute, "value", None) is False:
+                yield f"a module of Flax NNX with {name}=False"
+
+
+def _enclosed(fn):
+    for cell in getattr(fn, "__closure__", None) or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not yet assigned
+            continue
+
+
+def check_fixed(fn: Callable[[jax.Array], jax.Array], shape: tuple[int, ...], dtype: DTypeLike, name: str) -> None:
+    """Check that two traces of a network on one example are the same: it draws no noise, and keeps no state.
+
+    Raises:
+        ValueError: if they differ.
+    """
+    example = jax.ShapeDtypeStruct(shape, dtype)
+    try:
+        one, other = (jax.make_jaxpr(lambda x: fn(x))(example) for _ in range(2))  # a new function each: a new trace
+    except jax.errors.UnexpectedTracerError as error:
+        raise _not_fixed(name) from error
+    same = str(one.jaxpr) == str(other.jaxpr) and len(one.consts) == len(other.consts)
+    if not same or not all(map(_equal, one.consts, other.consts)):
+        raise _not_fixed(name)
+
+
+def _not_fixed(name):
+    return ValueError(
+        f"Expected the {name} to be one fixed function; got another one at the second call: it draws noise of NumPy, "
+        f"or keeps a key or other state that its calls change. Fix the key, make the noise a part of the latent, or "
+        f"put the {name} in evaluation mode."
+    )
+
+
+def _equal(one, other):
+    if one is other:
+        return True
+    if not (not_jax_tracer(one) and not_jax_tracer(other)):  # left over from the first trace
+        return False
+    if jnp.issubdtype(jnp.result_type(one), jax.dtypes.prng_key):
+        one, other = jax.random.key_data(one), jax.random.key_data(other)
+    return np.array_equal(one, other, equal_nan=True)
 
 
 def array_name(prefix: str, path: tuple[Any, ...]) -> str:

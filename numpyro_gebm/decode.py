@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from gebm.decode import batches_of_rows
+from gebm.validation import instance
 from numpyro_gebm.gebm import GEBM
 
 __all__ = ["decode"]
@@ -40,6 +41,7 @@ def decode(gebm: GEBM, z: Any, batch_size: int = 1000) -> Iterator[jax.Array]:
         >>> [x.shape for x in decode(gebm, np.zeros((2, 25, 2)), batch_size=20)]
         [(20, 3), (20, 3), (10, 3)]
     """
+    instance("gebm", gebm, GEBM)
     z = np.asarray(z) if isinstance(z, jax.Array) else z
     return _decoded(gebm, batches_of_rows(z, gebm.latent.event_shape, batch_size))
 

@@ -44,5 +44,5 @@ def diagnose(data: Any, *, gebm: GEBM | None = None, site: str | None = None) ->
         (1, 20, 0)
     """
     if not hasattr(data, "groups"):
-        data = to_arviz(data, gebm, site)
+        data = to_arviz(data, gebm, site, log_likelihood=False)
     return core.diagnose(data, None if gebm is None else lambda posterior: energy_of_site(gebm, posterior, site))

@@ -12,8 +12,11 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 
+from gebm.networks import shape_of
 from gebm.validation import integer
 from numpyro_gebm.callables import over_batch
+from numpyro_gebm.distribution import Distribution, over_stack, sample_stack
+from numpyro_gebm.keys import typed
 from numpyro_gebm.nn import MLP
 
 __all__ = ["AffineCoupling", "FlowRatioEnergy", "real_nvp"]
@@ -54,9 +57,9 @@ class AffineCoupling(Transform):
     log_scale: MLP
 
     def __init__(self, dim: int, hidden: Sequence[int] = (100, 100), swap: bool = False, *, rng_key: jax.Array):
-        self.dim, self.hidden, self.swap = _check_dim(dim), tuple(hidden), bool(swap)
+        self.dim, self.hidden, self.swap = _check_dim(dim), shape_of("hidden", hidden), bool(swap)
         kept, changed = self._sizes()[:: -1 if swap else 1]
-        key_shift, key_log_scale = random.split(rng_key)
+        key_shift, key_log_scale = random.split(typed(rng_key))
         self.shift = _zero_at_start(MLP((kept,), (changed,), hidden, activation="relu", rng_key=key_shift))
         self.log_scale = _zero_at_start(MLP((kept,), (changed,), hidden, activation="tanh", rng_key=key_log_scale))
 
@@ -106,6 +109,21 @@ class AffineCoupling(Transform):
         return isinstance(other, AffineCoupling) and eqx.tree_equal(self, other)
 
 
+class Flow(dist.TransformedDistribution, Distribution):
+    """A `TransformedDistribution` whose transforms hold networks."""
+
+    sample = sample_stack(dist.TransformedDistribution.sample)
+    log_prob = over_stack("event_dim")(dist.TransformedDistribution.log_prob)
+
+    def sample_with_intermediates(
+        self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()
+    ) -> tuple[ArrayLike, list[Any]]:
+        """Draws, and what `log_prob` can use again; a stack has nothing of the kind."""
+        if self.stack_shape:
+            return self.sample(key, sample_shape), []
+        return super().sample_with_intermediates(key, sample_shape)
+
+
 def real_nvp(
     dim: int, num_couplings: int = 5, hidden: Sequence[int] = (100, 100), *, rng_key: jax.Array
 ) -> dist.TransformedDistribution:
@@ -135,9 +153,11 @@ def real_nvp(
     """
     integer("num_couplings", num_couplings)
     latent_prior = dist.Normal(0.0, 1.0).expand([_check_dim(dim)]).to_event(1)
-    keys = random.split(rng_key, num_couplings)
-    couplings = [AffineCoupling(dim, hidden, swap=k % 2 == 1, rng_key=keys[k]) for k in range(num_couplings)]
-    return dist.TransformedDistribution(latent_prior, couplings)
+    keys = random.split(typed(rng_key), num_couplings)
+    couplings: list[Transform] = [
+        AffineCoupling(dim, hidden, swap=k % 2 == 1, rng_key=keys[k]) for k in range(num_couplings)
+    ]
+    return Flow(latent_prior, couplings)
 
 
 class FlowRatioEnergy(eqx.Module):

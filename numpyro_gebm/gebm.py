@@ -1,8 +1,8 @@
 """Generalized energy-based models as NumPyro distributions, over x and over z."""
 
-import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, TypeVar, cast
 
 import jax
@@ -12,13 +12,23 @@ import numpyro.distributions as dist
 from jax import lax
 from jax.typing import ArrayLike
 from numpyro.distributions import constraints
+from numpyro.distributions.batch_util import vmap_over
 from numpyro.distributions.util import validate_sample
 from numpyro.util import not_jax_tracer
 
-from gebm.validation import instance
+from gebm.validation import instance, real_numbers
 from gebm.weights import LogPartition
-from numpyro_gebm.base import Distribution, decompose, has_density
-from numpyro_gebm.callables import Energy, Generator, Partitioned, check_evaluation_mode, output_of, over_batch
+from numpyro_gebm.base import check_support, decompose
+from numpyro_gebm.callables import (
+    Energy,
+    Generator,
+    Partitioned,
+    check_evaluation_mode,
+    check_fixed,
+    output_of,
+    over_batch,
+)
+from numpyro_gebm.distribution import Distribution, over_stack, sample_stack, support_of
 from numpyro_gebm.dynamics.annealed_mala import AnnealedMALA
 
 __all__ = ["GEBM", "EnergyTiltedPrior", "Sampler", "check_energy"]
@@ -58,7 +68,8 @@ def check_energy(base: dist.Distribution, energy: Energy) -> np.dtype:
 
     Raises:
         TypeError: if one of them is something else.
-        ValueError: if the base is discrete, the energy cannot take an event, or it does not return shape `()`.
+        ValueError: if the base is discrete, the energy cannot take an event, does not return shape `()`, or is not one
+            fixed function.
     """
     instance("base", base, dist.Distribution, "distribution")
     if not callable(energy):
@@ -72,6 +83,7 @@ def check_energy(base: dist.Distribution, energy: Energy) -> np.dtype:
             f"The energy must return a scalar, shape (), for one event of shape {base.event_shape}; got shape "
             f"{out.shape}. Squeeze its last axis: `lambda x: energy(x).squeeze()`."
         )
+    check_fixed(energy, base.event_shape, draw.dtype, "energy")
     return out.dtype
 
 
@@ -90,8 +102,8 @@ class GEBM(Distribution):
     energy only and never the prior, and $A$ the log-partition. Source: arXiv:2003.05033.
 
     Args:
-        base: a `Pushforward`, a `TransformedDistribution` (a flow), or any continuous distribution that NUTS can
-            handle.
+        base: a `Pushforward`, a `TransformedDistribution` (a flow), another GEBM, or any continuous distribution that
+            NUTS can handle. Over a GEBM the law is that of the sum of both energies; beta and A are of the new one.
         energy: callable pytree from one event (shape `base.event_shape`, no batch axis) to a scalar of shape `()`.
         inverse_temperature: $\beta \ge 0$, finite; a scalar or an array that broadcasts with `base.batch_shape`.
         log_partition: $A$ at this $\beta$: a scalar, the estimate that `log_partition(gebm)` returns, a callable of
@@ -104,8 +116,8 @@ class GEBM(Distribution):
     Raises:
         TypeError: if the base is not a distribution, or the energy cannot be called.
         ValueError: for an inverse temperature that is negative or not finite, an energy that does not fit the
-            base's event or does not return shape `()`, an energy that is NaN on draws of the base, or a module in
-            training mode.
+            base's event or does not return shape `()`, an energy that is NaN on draws of the base, a module in
+            training mode, or one that is not one fixed function.
 
     Example:
         >>> import jax, numpyro.distributions as dist
@@ -133,14 +145,17 @@ class GEBM(Distribution):
     ):
         check_evaluation_mode(energy, "energy")
         dtype = check_energy(base, energy)
-        check_evaluation_mode(decompose(base)[1], "generator")
+        latent_prior, generator = decompose(base)
+        check_support("the latent prior", latent_prior)
+        check_evaluation_mode(generator, "generator")
         if isinstance(log_partition, LogPartition):
             log_partition = log_partition.value
         self.base = base
         self._energy = Partitioned(energy)
-        self.inverse_temperature = jnp.asarray(inverse_temperature, dtype)
+        as_energies = partial(jnp.asarray, dtype=dtype)
+        self.inverse_temperature = real_numbers("inverse_temperature", inverse_temperature, as_energies)
         if not (log_partition is None or callable(log_partition)):
-            log_partition = jnp.asarray(log_partition, dtype)
+            log_partition = real_numbers("log_partition", log_partition, as_energies)
         self._log_partition: Partitioned[Any] = Partitioned(log_partition)
         self._sampler = Partitioned(sampler)
         super().__init__(self._compute_batch_shape(), base.event_shape, validate_args=validate_args)
@@ -201,12 +216,13 @@ class GEBM(Distribution):
 
     @property
     def support(self) -> constraints.Constraint | None:
-        return self.base.support
+        return support_of(self.base, self)
 
     @property
     def has_rsample(self) -> bool:
         return False
 
+    @over_stack("event_dim")
     def log_weight(self, x: ArrayLike) -> jax.Array:
         r"""Log-weight of the base's draws, $-\beta E(x) - A$ (with $A = 0$ if it is unknown).
 
@@ -223,6 +239,7 @@ class GEBM(Distribution):
             normalizer = normalizer(self.inverse_temperature)
         return neg_beta_energy(self.inverse_temperature, over_batch(self.energy, x, self.event_dim)) - normalizer
 
+    @over_stack("latent_prior.event_dim")
     def decode(self, z: ArrayLike) -> jax.Array:
         """Push latents through the generator: shape `batch + latent_event_shape` to `batch + event_shape`."""
         latent_prior, generator = decompose(self.base)
@@ -237,11 +254,13 @@ class GEBM(Distribution):
         Returns:
             A new `GEBM`.
         """
-        new = copy.copy(self)
-        new.inverse_temperature = jnp.asarray(inverse_temperature, self.inverse_temperature.dtype)
-        if not callable(self.log_partition):
-            new._log_partition = Partitioned(None)
-        new._batch_shape = new._compute_batch_shape()
+        convert = partial(jnp.asarray, dtype=self.inverse_temperature.dtype)
+        inverse_temperature = real_numbers("inverse_temperature", inverse_temperature, convert)
+        new = self.replaced(
+            inverse_temperature=inverse_temperature,
+            _log_partition=Partitioned(self.log_partition if callable(self.log_partition) else None),
+            _batch_shape=lax.broadcast_shapes(self.base.batch_shape, inverse_temperature.shape),
+        )
         if new._validate_args:
             new.validate_args(strict=False)
         return new
@@ -263,6 +282,7 @@ class GEBM(Distribution):
         log_partition = "known" if self.log_partition is not None else "unknown"
         return f"GEBM(base: {base}, inverse_temperature: {beta}, log_partition: {log_partition})"
 
+    @over_stack("event_dim")
     @_validated
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> jax.Array:
         r"""$\log g(x) - \beta E(x) - A$, for a base with density $g$; unnormalised if `log_partition` is None.
@@ -275,15 +295,24 @@ class GEBM(Distribution):
             Array of shape `sample_shape + batch_shape`.
 
         Raises:
-            NotImplementedError: if the base is a `Pushforward`, whose law has no density.
+            NotImplementedError: if the base has no density: a `Pushforward`, or a flow without an inverse.
         """
-        if not has_density(self.base):
+        try:
+            log_density = self.base.log_prob(value)
+        except NotImplementedError as error:
             raise NotImplementedError(
-                "GEBM.log_prob(x) needs a base with a density; the base here is a Pushforward. Work in the latent "
-                "space: `gebm.latent.log_prob(z)`, or "
+                "GEBM.log_prob(x) needs a base with a density; the base here is a Pushforward, or a flow whose "
+                "transforms have no inverse. Work in the latent space: `gebm.latent.log_prob(z)`, or "
                 "`numpyro.handlers.reparam(model, config={'<site>': LatentReparam()})` for a site of a model."
-            )
-        return self.log_weight(value) + self.base.log_prob(value)
+            ) from error
+        return self.log_weight(value) + log_density
+
+
+@vmap_over.register
+def _vmap_over_gebm(gebm: GEBM, base=None, energy=None, inverse_temperature=None, log_partition=None):
+    return vmap_over.dispatch(dist.Distribution)(
+        gebm, base=base, _energy=energy, inverse_temperature=inverse_temperature, _log_partition=log_partition
+    )
 
 
 def _shown(beta):
@@ -329,10 +358,11 @@ class EnergyTiltedPrior(Distribution):
     def __init__(self, gebm: GEBM, *, validate_args: bool | None = None):
         self.gebm = gebm
         super().__init__(gebm.batch_shape, gebm.latent_prior.event_shape, validate_args=validate_args)
+        self._made_with = gebm._made_with  # its arrays are those of the GEBM, which may be a stack
 
     @property
     def support(self) -> constraints.Constraint | None:
-        return self.gebm.latent_prior.support
+        return support_of(self.gebm.latent_prior, self)
 
     @property
     def has_rsample(self) -> bool:
@@ -341,6 +371,7 @@ class EnergyTiltedPrior(Distribution):
     def __repr__(self) -> str:
         return f"EnergyTiltedPrior({self.gebm!r})"
 
+    @sample_stack
     def sample(self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()) -> jax.Array:
         """Draw from the tilted prior with the GEBM's sampler (`infer.AnnealedMALA` unless another was given).
 
@@ -360,6 +391,7 @@ class EnergyTiltedPrior(Distribution):
             raise ValueError(f"The sampler must return an array of shape {expected}; got {z.shape}.")
         return z.reshape(self.shape(sample_shape))
 
+    @over_stack("event_dim")
     @_validated
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> jax.Array:
         r"""$\log \eta(z) - \beta E(B(z)) - A$.

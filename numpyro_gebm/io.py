@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from gebm.model_file import PRIORS, LatentPrior, ModelFile, named_class
+from gebm.model_file import PRIORS, LatentPrior, ModelFile, named_class, well_formed
+from gebm.validation import instance, path_of
 from numpyro_gebm import nn
 from numpyro_gebm.base import Pushforward, trained_part, with_trained_part
 from numpyro_gebm.callables import Energy, array_name
@@ -43,6 +44,8 @@ def save(gebm: GEBM, path: str | os.PathLike[str]) -> None:
         >>> load(path).log_partition.item()
         0.5
     """
+    instance("gebm", gebm, GEBM)
+    path = path_of("path", path)
     if callable(gebm.log_partition):
         raise TypeError("A callable log_partition cannot be saved: pass its value at this inverse temperature.")
     generator, prior = None, None
@@ -79,18 +82,23 @@ def load(
         ValueError: if the file is truncated, not of this format, or its keys or shapes are not those expected; or if
             `base` or `energy` is needed and not given.
     """
-    file = ModelFile.read(path)
+    file = ModelFile.read(path_of("path", path))
     if base is None:
         if file.generator is None or file.latent_prior is None:
             raise ValueError(f"{path} was saved with a base that is not built from `nn`: pass `base=`.")
-        base = Pushforward(_build_prior(file.latent_prior), _build(file.generator))
+        part = _build(path, file.generator)
+    else:
+        part = trained_part(base)
     if energy is None:
         if file.energy is None:
             raise ValueError(f"{path} was saved with an energy that is not from `nn`: pass `energy=`.")
-        energy = _build(file.energy)
-    part = trained_part(base)
+        energy = _build(path, file.energy)
     file.check_fit(path, {**_named_arrays("base", part), **_named_arrays("energy", energy)})
-    base = with_trained_part(base, eqx.nn.inference_mode(_filled("base", part, file.arrays)))
+    part = eqx.nn.inference_mode(_filled("base", part, file.arrays))
+    if base is None:
+        base = Pushforward(_build_prior(cast(LatentPrior, file.latent_prior)), part)
+    else:
+        base = with_trained_part(base, part)
     return GEBM(
         base,
         eqx.nn.inference_mode(_filled("energy", energy, file.arrays)),
@@ -106,9 +114,15 @@ def _describe(network: Any) -> dict[str, Any] | None:
     return {"class": name, "config": network.config}
 
 
-def _build(description: dict[str, Any]) -> Any:
-    network = named_class(description, nn.ARCHITECTURES, "an architecture")
-    return network(**description["config"], rng_key=jax.random.key(0))
+def _build(path: Any, description: dict[str, Any]) -> Any:
+    """The architecture, with shapes and dtypes in place of its arrays."""
+    with well_formed(path):
+        network = named_class(description, nn.ARCHITECTURES, "an architecture")
+        return eqx.filter_eval_shape(lambda key: network(**description["config"], rng_key=key), jax.random.key(0))
+
+
+def _is_array(leaf: Any) -> bool:
+    return eqx.is_array(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)
 
 
 def _describe_prior(prior: dist.Distribution) -> LatentPrior | None:
@@ -129,12 +143,13 @@ def _build_prior(prior: LatentPrior) -> dist.Distribution:
 
 
 def _named_arrays(prefix: str, tree: Any) -> dict[str, np.ndarray]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(eqx.filter(tree, eqx.is_array))
-    return {array_name(prefix, path): np.asarray(leaf) for path, leaf in leaves}
+    leaves, _ = jax.tree_util.tree_flatten_with_path(eqx.filter(tree, _is_array))
+    as_shapes = any(isinstance(leaf, jax.ShapeDtypeStruct) for _, leaf in leaves)
+    return {array_name(prefix, path): leaf if as_shapes else np.asarray(leaf) for path, leaf in leaves}
 
 
 def _filled(prefix: str, tree: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     def fill(path: Any, leaf: Any) -> Any:
-        return jnp.asarray(arrays[array_name(prefix, path)]) if eqx.is_array(leaf) else leaf
+        return jnp.asarray(arrays[array_name(prefix, path)]) if _is_array(leaf) else leaf
 
     return jax.tree_util.tree_map_with_path(fill, tree)

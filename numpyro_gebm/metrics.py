@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 
+from numpyro_gebm.divergences.sums import Samples, as_samples, finite_statistic
+
 __all__ = ["frechet_distance"]
 
 
-def frechet_distance(x: jax.Array, y: jax.Array) -> jax.Array:
+def frechet_distance(x: Samples, y: Samples) -> jax.Array:
     r"""Fréchet distance between Gaussians fitted to two samples of features.
 
     .. math:: \|\mu_x - \mu_y\|^2 + \mathrm{tr}(\Sigma_x + \Sigma_y - 2 (\Sigma_x \Sigma_y)^{1/2})
@@ -21,15 +23,17 @@ def frechet_distance(x: jax.Array, y: jax.Array) -> jax.Array:
         Scalar.
 
     Raises:
-        ValueError: if x or y is not a matrix with at least two rows, or their columns differ.
+        TypeError: if x or y is complex.
+        ValueError: if x or y is not a matrix of finite numbers with at least two rows, or their columns differ; if the
+            distance is not finite.
     """
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(x.shape[0], y.shape[0]) < 2:
-        raise ValueError(f"Expected x (M, D) and y (N, D) with M, N >= 2; got {x.shape} and {y.shape}.")
+    x, y = as_samples(x, y)
     cov_x, cov_y = (jnp.atleast_2d(jnp.cov(a, rowvar=False)) for a in (x, y))
     root_x = _symmetric_sqrt(cov_x)
     cross = jnp.sqrt(jnp.maximum(jnp.linalg.eigvalsh(root_x @ cov_y @ root_x), 0.0)).sum()
     shift = jnp.sum((x.mean(axis=0) - y.mean(axis=0)) ** 2)
-    return shift + jnp.trace(cov_x) + jnp.trace(cov_y) - 2.0 * cross
+    distance = shift + jnp.trace(cov_x) + jnp.trace(cov_y) - 2.0 * cross
+    return finite_statistic("Fréchet distance", distance, "Rescale the features.")
 
 
 def _symmetric_sqrt(matrix):

@@ -18,10 +18,11 @@ from jax import lax, random
 from jax.typing import ArrayLike
 from tqdm import tqdm
 
-from gebm.validation import integer, nonnegative, positive
+from gebm.validation import flag, integer, nonnegative, positive
 from numpyro_gebm.divergences.kernels import Kernel, fit_kernel
 from numpyro_gebm.divergences.rkhs import Gram, solve_dual
 from numpyro_gebm.divergences.sums import Samples, Witness, as_samples, kernel_matvec
+from numpyro_gebm.keys import typed
 
 __all__ = ["FlowDiverged", "FlowResult", "kale_flow", "mmd_flow"]
 
@@ -90,7 +91,7 @@ def mmd_flow(
         >>> bool(result.losses[-1] < 0.02 * result.losses[0])
         True
     """
-    particles, target = as_samples(particles, target)
+    particles, target = as_samples(particles, target, ("particles", "target"))
     kernel = fit_kernel(kernel, particles, target)
     norm = kernel_matvec(kernel, target, target, _mean_weights(target)).mean()
     functional = _MMD(kernel, target, norm)
@@ -142,7 +143,7 @@ def kale_flow(
         >>> bool(result.losses[-1] < 0.02 * result.losses[0])
         True
     """
-    particles, target = as_samples(particles, target)
+    particles, target = as_samples(particles, target, ("particles", "target"))
     regularization = positive("regularization", regularization)
     kernel = fit_kernel(kernel, particles, target)
     functional = _KALE(kernel, target, Gram.of(kernel, target), jnp.asarray(regularization, target.dtype))
@@ -196,9 +197,9 @@ def _run(functional, particles, num_steps, step_size, noise, keep_every, progres
             raise ValueError("Expected a random key for the noise; got rng_key=None.")
         rng_key = random.key(0)
     noise, step_size = noise if callable(noise) else jnp.asarray(noise), jnp.asarray(step_size, particles.dtype)
-    settings = functional, rng_key, step_size, noise
+    settings = functional, typed(rng_key), step_size, noise
     state, done, count, losses, kept = (particles, jnp.zeros(len(functional.target), particles.dtype)), 0, 1, [], []
-    with tqdm(total=num_steps, disable=not progress_bar, desc="flow", unit="step") as bar:
+    with tqdm(total=num_steps, disable=not flag("progress_bar", progress_bar), desc="flow", unit="step") as bar:
         while done < num_steps:
             if keep_every and done % keep_every == 0:
                 kept.append(state[0])
@@ -238,6 +239,8 @@ def _check(num_steps, step_size, noise, keep_every):
     positive("step_size", step_size)
     if not callable(noise):
         nonnegative("noise", noise)
+    elif isinstance(noise, type) or hasattr(noise, "log_prob"):
+        raise TypeError(f"Expected noise to be a number, or a function of the step; got {noise!r}.")
     if keep_every is not None:
         integer("keep_every", keep_every)
 

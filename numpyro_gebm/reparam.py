@@ -17,7 +17,8 @@ class LatentReparam(Reparam):
     """Replace the site `x ~ GEBM` by the site `x_latent ~ gebm.latent` and the deterministic `x = B(x_latent)`.
 
     Works under plates, `expand`, `to_event` and `mask`. A `condition` placed *outside* `reparam` cannot be seen by
-    it: observe the site with `obs=`, or condition inside.
+    it: observe the site with `obs=`, or condition inside. Inside a `scan` put `reparam` around the site, in the
+    function that is scanned.
 
     Raises:
         TypeError: if the site's distribution is not a `GEBM`.
@@ -45,7 +46,8 @@ class LatentReparam(Reparam):
         if obs is not None:
             raise ValueError(
                 f"Site '{name}' is observed: LatentReparam cannot infer the latent of an observed x. Observe a noisy "
-                "function of x instead, or leave out LatentReparam if the base has a density."
+                "function of x instead, or leave out LatentReparam if the base has a density. A site of a `scan` is "
+                "reparametrised in the function that is scanned."
             )
         latent = self._wrap(gebm.latent, expand_shape, event_dim - gebm.event_dim + len(gebm.latent.event_shape))
         if mask is not None:

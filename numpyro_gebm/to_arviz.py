@@ -9,10 +9,11 @@ import numpy as np
 from jax import lax
 from numpyro.infer.mcmc import MCMC
 
-from gebm.arviz_data import from_groups, latent_site, named_statistics
+from gebm.arviz_data import from_groups, latent_site, named_statistics, predictive_groups
 from gebm.validation import instance
 from numpyro_gebm.callables import over_batch
 from numpyro_gebm.gebm import GEBM
+from numpyro_gebm.observations import observations
 
 __all__ = ["to_arviz"]
 
@@ -22,30 +23,40 @@ def to_arviz(
     gebm: GEBM | None = None,
     site: str | None = None,
     *,
+    log_likelihood: bool = True,
+    prior: Mapping[str, Any] | None = None,
+    posterior_predictive: Mapping[str, Any] | None = None,
     coords: Mapping[str, Any] | None = None,
     dims: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Draws, every statistic the kernel recorded, and E(x), as ArviZ data.
+    """Draws, every statistic the kernel recorded, E(x), and what the model observed, as ArviZ data.
 
     `lp` is the log density in unconstrained space, log-Jacobians included. NumPyro's own kernels record what
     `mcmc.run(..., extra_fields=...)` asks for ("potential_energy", "energy", "num_steps", "accept_prob",
-    "adapt_state.step_size"); the kernels of `infer` record theirs always.
+    "adapt_state.step_size"); the kernels of `infer` record theirs always. `az.plot_energy` and `az.bfmi` need
+    "energy", `az.loo` and `az.compare` the log-likelihood.
 
     Args:
         mcmc: a `numpyro.infer.MCMC` that has run.
         gebm: adds `energy_x` = E(B(z)) of its latents to the sample statistics.
         site: name of the site that holds the latents of `gebm`; by default the only one that fits.
+        log_likelihood: whether to run the model at every draw for the log-likelihood of its observed sites.
+        prior: draws of the prior, as `Predictive(model, num_samples=...)` returns them; added as `prior` and
+            `prior_predictive`.
+        posterior_predictive: one value for each draw, as `Predictive(model, mcmc.get_samples())` returns them.
         coords: coordinates, passed on to ArviZ.
         dims: dimension names, passed on to ArviZ.
 
     Returns:
-        `arviz.InferenceData` (ArviZ before 1.0) or `xarray.DataTree` (from 1.0 on), with groups `posterior` and
-        `sample_stats`.
+        `arviz.InferenceData` (ArviZ before 1.0) or `xarray.DataTree` (from 1.0 on), with the groups `posterior`,
+        `sample_stats`, `observed_data` and `log_likelihood` (if the model has observed sites; none if a site that it
+        depends on is not among the draws), and those that are passed in.
 
     Raises:
         ImportError: without ArviZ, naming the extra to install.
         TypeError: if `mcmc` is not a NumPyro `MCMC`.
-        ValueError: if the site of the latents is not given and not unique, or does not fit the GEBM.
+        ValueError: if the site of the latents is not given and not unique, or does not fit the GEBM; if
+            `posterior_predictive` has another number of draws than the run.
 
     Example:
         >>> import jax, numpyro, numpyro.distributions as dist
@@ -66,7 +77,15 @@ def to_arviz(
     statistics = named_statistics(arrays)
     if gebm is not None:
         statistics["energy_x"] = energy_of_site(gebm, posterior, site)
-    return from_groups(posterior, statistics, coords=coords, dims=dims)
+    groups = predictive_groups(posterior, _on_host(prior), _on_host(posterior_predictive))
+    model = getattr(mcmc.sampler, "model", None)
+    if model is not None:
+        groups |= observations(model, mcmc._args or (), mcmc._kwargs or {}, draws, log_likelihood)
+    return from_groups(posterior, statistics, coords=coords, dims=dims, **groups)
+
+
+def _on_host(draws: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in (draws or {}).items()}
 
 
 def named_arrays(draws: Any, name: str = "z") -> dict[str, Any]:

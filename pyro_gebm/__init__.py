@@ -2,7 +2,7 @@
 
 from gebm import __version__
 from gebm.draw_file import DrawFile, read_draws
-from gebm.errors import TrainingDiverged
+from gebm.errors import ResultFailed, TrainingDiverged
 from gebm.plotting import plot_losses
 from gebm.training import energy_bursts
 from gebm.weights import LogPartition
@@ -21,7 +21,7 @@ from pyro_gebm.training.kale import KALE
 __all__ = [  # noqa: RUF022
     "__version__",
     "GEBM", "EnergyTiltedPrior", "LatentReparam", "Pushforward", "load", "save",
-    "KALE", "KALEGuide", "TrainingDiverged", "gradient_penalty", "l2_penalty", "sum_of_penalties",
+    "KALE", "KALEGuide", "ResultFailed", "TrainingDiverged", "gradient_penalty", "l2_penalty", "sum_of_penalties",
     "energy_bursts", "plot_losses",
     "LogPartition", "LogPartitionCurve", "log_partition", "log_partition_curve",
     "Diagnosis", "DrawFile", "decode", "diagnose", "read_draws", "to_arviz",

@@ -8,11 +8,37 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import ExpandedDistribution
+from torch.distributions import biject_to
 
 from gebm.networks import name_of
-from pyro_gebm.callables import Generator, Shape, draw_quietly, output_of, over_batch
+from gebm.validation import instance
+from pyro_gebm.callables import (
+    Generator,
+    Shape,
+    copy_of_values,
+    draw_quietly,
+    evaluation_mode,
+    output_of,
+    over_batch,
+    quietly,
+)
 
-__all__ = ["Pushforward", "decompose", "has_density", "is_discrete", "snapshot", "trained_part", "without_validation"]
+__all__ = [
+    "NO_DENSITY",
+    "Pushforward",
+    "check_support",
+    "decompose",
+    "has_costly_draws",
+    "has_density",
+    "is_discrete",
+    "snapshot",
+    "support_of",
+    "trained_part",
+    "without_validation",
+]
+
+#: What `log_prob` raises where there is no density; a transform of Pyro without an inverse raises a `KeyError`.
+NO_DENSITY = (NotImplementedError, KeyError)
 
 Law = TypeVar("Law", bound=torch.distributions.Distribution)
 
@@ -28,6 +54,7 @@ class Pushforward(dist.TorchDistribution):
     Shapes: `batch_shape` is that of `latent_prior`; `event_shape` is the shape of the generator's output.
 
     Raises:
+        TypeError: if the latent prior is not a distribution, or the generator cannot be called.
         ValueError: if the generator cannot take a latent, or the latent prior is discrete.
 
     Example:
@@ -46,6 +73,9 @@ class Pushforward(dist.TorchDistribution):
         *,
         validate_args: bool | None = None,
     ):
+        instance("latent_prior", latent_prior, torch.distributions.Distribution, "distribution")
+        if not callable(generator):
+            raise TypeError(f"Expected generator to be callable, from latents to events; got {generator!r}.")
         if is_discrete(latent_prior):
             raise ValueError(f"Expected a continuous latent prior; got {type(latent_prior).__name__} (discrete).")
         out = output_of(generator, draw_quietly(latent_prior, 2), "generator", "a latent")
@@ -129,11 +159,46 @@ def is_discrete(law: torch.distributions.Distribution) -> bool:
     return law.support is not None and bool(law.support.is_discrete)
 
 
+def _is_gebm(base: Any) -> bool:
+    """Whether a base is a GEBM, a class that is built on this module."""
+    return hasattr(base, "latent") and hasattr(base, "generator")
+
+
+def support_of(law: torch.distributions.Distribution) -> constraints.Constraint | None:
+    """The support of a distribution, that of a mixture without the constraint of its own that has no transform."""
+    support = law.support
+    return (
+        getattr(support, "base_constraint", support)
+        if type(support).__name__ == "MixtureSameFamilyConstraint"
+        else support
+    )
+
+
+def check_support(name: str, law: torch.distributions.Distribution) -> None:
+    """Check that NUTS and our kernels can move in the support of a distribution.
+
+    Args:
+        name: of the argument, for the message.
+        law: a distribution.
+
+    Raises:
+        ValueError: if there is no transform of its support to unconstrained space.
+    """
+    try:
+        biject_to(support_of(law))
+    except (NotImplementedError, AttributeError):  # a support of None
+        raise ValueError(
+            f"Expected {name} to have a support that can be unconstrained; got {type(law).__name__} with support "
+            f"{law.support}. Use a prior on another space and a generator that maps it there."
+        ) from None
+
+
 def decompose(base: torch.distributions.Distribution) -> tuple[torch.distributions.Distribution, Generator]:
     """Write any base as a latent prior and a generator.
 
-    A `Pushforward` gives its own, a `TransformedDistribution` its base distribution and its transforms, any other
-    distribution itself and the identity; `Independent` and `ExpandedDistribution` are looked through.
+    A `Pushforward` gives its own, a `TransformedDistribution` its base distribution and its transforms, a GEBM its
+    latent law and its generator, any other distribution itself and the identity; `Independent` and
+    `ExpandedDistribution` are looked through.
 
     Args:
         base: a Pyro distribution.
@@ -143,6 +208,9 @@ def decompose(base: torch.distributions.Distribution) -> tuple[torch.distributio
     """
     if isinstance(base, Pushforward):
         return base.latent_prior, base.generator
+    if _is_gebm(base):
+        gebm: Any = base
+        return gebm.latent, gebm.generator
     if isinstance(base, torch.distributions.TransformedDistribution):
         return base.base_dist, _Transforms(base.transforms)
     if isinstance(base, ExpandedDistribution):
@@ -161,9 +229,19 @@ def _unwrap(base):
     return base
 
 
+def has_costly_draws(latent_prior: torch.distributions.Distribution) -> bool:
+    """Whether a draw of a latent prior takes a Markov chain, as that of the latent law of a GEBM does."""
+    return hasattr(_unwrap(latent_prior), "gebm")
+
+
 def has_density(base: torch.distributions.Distribution) -> bool:
-    """Whether `base.log_prob` exists: true for everything but a `Pushforward`."""
-    return not isinstance(_unwrap(base), Pushforward)
+    """Whether `base.log_prob` exists: not for a `Pushforward`, nor for a flow with a transform without an inverse."""
+    try:
+        with quietly(), evaluation_mode(trained_part(base)):
+            without_validation(base).log_prob(base.sample().clone())  # a fresh tensor: flows remember their own draws
+    except NO_DENSITY:
+        return False
+    return True
 
 
 def trained_part(base: torch.distributions.Distribution) -> torch.nn.Module | None:
@@ -187,14 +265,7 @@ def without_validation(law: Law) -> Law:
 
 def snapshot(base: Law) -> Law:
     """A copy of a base that further training does not touch: evaluation mode, no gradients."""
-    inner = _unwrap(base)
-    if isinstance(inner, torch.distributions.TransformedDistribution):
-        # a cached tensor that is not a leaf cannot be copied
-        inner.clear_cache()  # pyright: ignore[reportAttributeAccessIssue]  # Pyro adds it
-        for transform in inner.transforms:
-            cached = [name for name, value in vars(transform).items() if isinstance(value, torch.Tensor)]
-            vars(transform).update({name: None for name in cached if name.startswith("_cached")})
-    new = copy.deepcopy(base)
+    new = copy_of_values(base)
     part = trained_part(new)
     if part is not None:
         part.eval().requires_grad_(False)

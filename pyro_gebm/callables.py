@@ -1,21 +1,30 @@
 """Networks inside a GEBM: applied to batches, and checked without side effects."""
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.overrides import TorchFunctionMode
 
 __all__ = [
     "Energy",
     "Generator",
+    "PrivateRandomness",
     "Shape",
     "check_evaluation_mode",
+    "check_fixed",
+    "copy_of_values",
     "draw_quietly",
     "evaluation_mode",
     "output_of",
     "over_batch",
+    "quietly",
 ]
+
+Value = TypeVar("Value")
 
 #: Shapes as PyTorch takes them.
 Shape = torch.Size | list[int] | tuple[int, ...]
@@ -63,10 +72,79 @@ def evaluation_mode(*fns: object) -> Iterator[None]:
             module.training = flag
 
 
+class _CopyValues(TorchFunctionMode):
+    """Deep copies within it take the values of tensors that were computed, which PyTorch refuses to copy."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.__deepcopy__:
+            if is_functorch_wrapped_tensor(args[0]):  # left over by a `vmap`: it has no values
+                return torch.empty(0)
+            if not args[0].is_leaf:
+                return args[0].detach().clone()
+        return func(*args, **(kwargs or {}))
+
+
+def copy_of_values(value: Value) -> Value:
+    """A deep copy, also of modules and transforms that keep tensors with a graph (caches of flows, `weight_norm`)."""
+    with _CopyValues():
+        return copy.deepcopy(value)
+
+
+class PrivateRandomness(TorchFunctionMode):
+    """Random numbers of a block's own, made from PyTorch's seed; the global generators stay as they are.
+
+    They are neither moved nor set back, which another thread that draws meanwhile would notice.
+
+    Example:
+        >>> before = torch.get_rng_state()
+        >>> with PrivateRandomness():
+        ...     x = torch.randn(3)
+        >>> torch.equal(torch.get_rng_state(), before)
+        True
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = dict(kwargs or {}), getattr(func, "__name__", "")
+        if name in _RANDOM and kwargs.get("generator") is None:
+            like = next((x for x in args if isinstance(x, torch.Tensor)), None)
+            device = torch.get_default_device() if like is None else like.device
+            kwargs["generator"] = self._generator(torch.device(kwargs.get("device") or device))
+            if name in _LIKE:
+                kwargs = {"dtype": args[0].dtype, "device": args[0].device, **kwargs}
+                return _LIKE[name](args[0].shape, *args[1:], **kwargs)
+        return func(*args, **kwargs)
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        if device not in self._generators:
+            seed = hash((torch.initial_seed(), -1)) % 2**63  # of integers, the same in every process
+            self._generators[device] = torch.Generator(device).manual_seed(seed)
+        return self._generators[device]
+
+
+#: Functions and methods of PyTorch that take a generator, and those that do not, with another that does the same.
+_LIKE = {"rand_like": torch.rand, "randn_like": torch.randn}
+_RANDOM = {
+    *_LIKE,
+    *("normal", "rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "poisson", "binomial"),
+    *("_standard_gamma", "_sample_dirichlet", "normal_", "uniform_", "exponential_", "cauchy_", "bernoulli_"),
+    *("log_normal_", "geometric_", "random_"),
+}
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """For a check: without a graph, and with random numbers of its own."""
+    with PrivateRandomness(), torch.no_grad():
+        yield
+
+
 def draw_quietly(distribution: torch.distributions.Distribution, num_draws: int) -> torch.Tensor:
-    """Draws for a check: detached, and without moving the global random number generators."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    """Draws for a check: detached, and with random numbers of their own."""
+    with quietly():
         return distribution.sample((num_draws,)).reshape(-1, *distribution.event_shape)
 
 
@@ -118,3 +196,53 @@ def check_evaluation_mode(fn: object, name: str) -> None:
             f"The {name} must be in evaluation mode, so that it is one fixed function; got {', '.join(found)} in "
             f"training mode. Call `{name}.eval()`."
         )
+
+
+def check_fixed(fn: Callable[[torch.Tensor], torch.Tensor], value: torch.Tensor, out: torch.Tensor, name: str) -> None:
+    """Check that a network is one fixed function of one example, by what it does.
+
+    Args:
+        fn: callable on a batch.
+        value: the batch, of shape `(N, ...)`.
+        out: what `output_of` returned for it.
+        name: of the argument, for the message.
+
+    Raises:
+        ValueError: if the same batch gives other values (noise), or an example alone another value than in the batch.
+    """
+    with quietly():
+        again = fn(value)
+        if again.shape != out.shape or not _close(again, out, 0.75):
+            raise ValueError(
+                f"Expected the {name} to be one fixed function; got two values for the same input, "
+                f"{_apart(again, out)}: it draws noise, or changes with every call. Call `{name}.eval()`; noise that "
+                "stays in evaluation mode (inside `forward`, functional dropout) must be fixed, or become a part of "
+                "the latent."
+            )
+        try:
+            alone = fn(value[:1])
+            same = alone.shape == out[:1].shape and _close(alone, out[:1], 0.4)
+            found = "" if same else _apart(alone, out[:1])
+        except Exception as error:
+            same, found = False, f"alone {type(error).__name__}: {str(error).splitlines()[0]}"
+    if not same:
+        raise ValueError(
+            f"Expected the {name} of an example not to depend on the rest of its batch; got for the first of "
+            f"{len(value)} examples, alone and in the batch, {found}. Freeze the statistics of its batches "
+            "(BatchNorm with `track_running_stats=True`, trained, then `.eval()`), or use layers that see one example "
+            "(LayerNorm, GroupNorm)."
+        )
+
+
+def _close(one, other, digits):
+    """Equal to a part of the digits of the dtype: most for the same operations, fewer for another batch size."""
+    tolerance = torch.finfo(other.dtype).eps ** digits
+    scale = other[other.isfinite()].abs().double().mean().nan_to_num().item()
+    return torch.allclose(one, other, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
+
+
+def _apart(one, other):
+    if one.shape != other.shape:
+        return f"shapes {tuple(one.shape)} and {tuple(other.shape)}"
+    place = (one - other).abs().nan_to_num(torch.inf).argmax()
+    return f"{one.flatten()[place].item():.6g} and {other.flatten()[place].item():.6g}"

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from gebm.decode import batches_of_rows
+from gebm.validation import instance
 from pyro_gebm.callables import draw_quietly
 from pyro_gebm.gebm import GEBM
 
@@ -41,6 +42,7 @@ def decode(gebm: GEBM, z: Any, batch_size: int = 1000) -> Iterator[torch.Tensor]
         >>> [tuple(x.shape) for x in decode(gebm, np.zeros((2, 25, 2)), batch_size=20)]
         [(20, 3), (20, 3), (10, 3)]
     """
+    instance("gebm", gebm, GEBM)
     z = z.detach().cpu().numpy() if isinstance(z, torch.Tensor) else z
     return _decoded(gebm, batches_of_rows(z, gebm.latent.event_shape, batch_size))
 

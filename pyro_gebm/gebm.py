@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, cast
 
 import pyro.distributions as dist
@@ -10,13 +11,22 @@ import torch
 from pyro.distributions import constraints
 from pyro.distributions.util import broadcast_shape
 
-from gebm.validation import instance
+from gebm.validation import instance, real_numbers
 from gebm.weights import LogPartition
-from pyro_gebm.base import decompose, has_density, is_discrete
-from pyro_gebm.callables import Energy, Generator, Shape, check_evaluation_mode, draw_quietly, output_of, over_batch
+from pyro_gebm.base import NO_DENSITY, check_support, decompose, is_discrete, support_of
+from pyro_gebm.callables import (
+    Energy,
+    Generator,
+    Shape,
+    check_evaluation_mode,
+    check_fixed,
+    draw_quietly,
+    output_of,
+    over_batch,
+)
 from pyro_gebm.dynamics.annealed_mala import AnnealedMALA
 
-__all__ = ["GEBM", "EnergyTiltedPrior", "Sampler", "check_energy"]
+__all__ = ["GEBM", "EnergyTiltedPrior", "Sampler", "check_energy", "check_generator"]
 
 
 class Sampler(Protocol):
@@ -41,15 +51,15 @@ class _FiniteOrUnknown(constraints.Constraint):
         return "finite, a callable, or None"
 
 
-def check_energy(base: torch.distributions.Distribution, energy: Energy) -> torch.Tensor:
-    """Check that an energy fits a base; returns its values on a few draws of the base.
+def check_energy(base: torch.distributions.Distribution, energy: Energy) -> tuple[torch.Tensor, torch.Tensor]:
+    """Check that an energy fits a base; returns a few draws of the base and their energies.
 
     Args:
         base: a distribution.
         energy: callable from `(N,) + base.event_shape` to `(N,)`.
 
     Returns:
-        Energies of eight draws (times the base's batch).
+        Eight draws (times the base's batch) and their energies.
 
     Raises:
         TypeError: if one of them is something else.
@@ -60,13 +70,25 @@ def check_energy(base: torch.distributions.Distribution, energy: Energy) -> torc
         raise TypeError(f"Expected energy to be callable, from events (N, ...) to (N,); got {energy!r}.")
     if is_discrete(base):
         raise ValueError(f"Expected a continuous base; got {type(base).__name__} (discrete).")
-    energies = output_of(energy, draw_quietly(base, 8), "energy", "an event of the base")
+    events = draw_quietly(base, 8)
+    energies = output_of(energy, events, "energy", "an event of the base")
     if energies.dim() != 1:
         raise ValueError(
             f"The energy must return shape (N,) for N events of shape {tuple(base.event_shape)}; got "
             f"{('N', *energies.shape[1:])}. Squeeze its last axis: `energy(x).squeeze(-1)`."
         )
-    return energies
+    return events, energies
+
+
+def check_generator(base: torch.distributions.Distribution) -> None:
+    """Check that the generator of a base is one fixed function of one latent.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    latent_prior, generator = decompose(base)
+    latents = draw_quietly(latent_prior, 8)
+    check_fixed(generator, latents, output_of(generator, latents, "generator", "a latent"), "generator")
 
 
 def neg_beta_energy(inverse_temperature: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
@@ -83,8 +105,8 @@ class GEBM(dist.TorchDistribution):
     energy only and never the prior, and $A$ the log-partition. Source: arXiv:2003.05033.
 
     Args:
-        base: a `Pushforward`, a `TransformedDistribution` (a flow), or any continuous distribution that NUTS can
-            handle.
+        base: a `Pushforward`, a `TransformedDistribution` (a flow), another GEBM, or any continuous distribution that
+            NUTS can handle. Over a GEBM the law is that of the sum of both energies; beta and A are of the new one.
         energy: `torch.nn.Module` or callable from events `(N,) + base.event_shape` to `(N,)`.
         inverse_temperature: $\beta \ge 0$, finite; a scalar or a tensor that broadcasts with `base.batch_shape`.
         log_partition: $A$ at this $\beta$: a scalar, the estimate that `log_partition(gebm)` returns, a callable of
@@ -97,8 +119,9 @@ class GEBM(dist.TorchDistribution):
     Raises:
         TypeError: if the base is not a distribution, or the energy cannot be called.
         ValueError: for an inverse temperature that is negative or not finite, an energy that does not fit the
-            base's event or does not return shape `(N,)`, an energy that is NaN on draws of the base, or a module in
-            training mode.
+            base's event or does not return shape `(N,)`, an energy that is NaN on draws of the base, a module in
+            training mode, or a network that is not one fixed function of one example: it draws noise, or depends on
+            the rest of the batch (checked on eight draws; `validate_args=False` leaves this check out).
 
     Example:
         >>> import torch, pyro.distributions as dist
@@ -130,15 +153,18 @@ class GEBM(dist.TorchDistribution):
         validate_args: bool | None = None,
     ):
         check_evaluation_mode(energy, "energy")
-        energies = check_energy(base, energy)
-        check_evaluation_mode(decompose(base)[1], "generator")
+        events, energies = check_energy(base, energy)
+        latent_prior, generator = decompose(base)
+        check_support("the latent prior", latent_prior)
+        check_evaluation_mode(generator, "generator")
+        as_energies = partial(torch.as_tensor, dtype=energies.dtype, device=energies.device)
         if isinstance(log_partition, LogPartition):
             log_partition = log_partition.value
         if not (log_partition is None or callable(log_partition)):
-            log_partition = torch.as_tensor(log_partition, dtype=energies.dtype, device=energies.device)
+            log_partition = real_numbers("log_partition", log_partition, as_energies)
         self.base = base
         self.energy = energy
-        self.inverse_temperature = torch.as_tensor(inverse_temperature, dtype=energies.dtype, device=energies.device)
+        self.inverse_temperature = real_numbers("inverse_temperature", inverse_temperature, as_energies)
         self.log_partition = log_partition
         self._sampler = sampler
         super().__init__(self._compute_batch_shape(), base.event_shape, validate_args=validate_args)
@@ -147,6 +173,9 @@ class GEBM(dist.TorchDistribution):
                 f"Expected an energy without NaN; got NaN at {int(torch.isnan(energies).sum())} of {energies.numel()} "
                 "draws of the base. Check the weights of the generator and of the energy."
             )
+        if self._validate_args:
+            check_fixed(energy, events, energies, "energy")
+            check_generator(base)
 
     def _compute_batch_shape(self) -> torch.Size:
         normalizer = () if self.log_partition is None or callable(self.log_partition) else self.log_partition.shape
@@ -182,7 +211,7 @@ class GEBM(dist.TorchDistribution):
 
     @property
     def support(self) -> constraints.Constraint | None:
-        return self.base.support
+        return support_of(self.base)
 
     def log_weight(self, x: torch.Tensor) -> torch.Tensor:
         r"""Log-weight of the base's draws, $-\beta E(x) - A$ (with $A = 0$ if it is unknown).
@@ -215,7 +244,8 @@ class GEBM(dist.TorchDistribution):
         """
         new = copy.copy(self)
         beta = self.inverse_temperature
-        new.inverse_temperature = torch.as_tensor(inverse_temperature, dtype=beta.dtype, device=beta.device)
+        convert = partial(torch.as_tensor, dtype=beta.dtype, device=beta.device)
+        new.inverse_temperature = real_numbers("inverse_temperature", inverse_temperature, convert)
         if not callable(self.log_partition):
             new.log_partition = None
         super(GEBM, new).__init__(new._compute_batch_shape(), self.event_shape, validate_args=self._validate_args)
@@ -249,17 +279,19 @@ class GEBM(dist.TorchDistribution):
             Tensor of shape `sample_shape + batch_shape`.
 
         Raises:
-            NotImplementedError: if the base is a `Pushforward`, whose law has no density.
+            NotImplementedError: if the base has no density: a `Pushforward`, or a flow without an inverse.
         """
-        if not has_density(self.base):
-            raise NotImplementedError(
-                "GEBM.log_prob(x) needs a base with a density; the base here is a Pushforward. Work in the latent "
-                "space: `gebm.latent.log_prob(z)`, or "
-                "`pyro.poutine.reparam(model, config={'<site>': LatentReparam()})` for a site of a model."
-            )
         if self._validate_args:
             self._validate_sample(value)
-        return self.base.log_prob(value.clone()) + self.log_weight(value)  # a fresh tensor: flows cache by identity
+        try:
+            log_density = self.base.log_prob(value.clone())  # a fresh tensor: flows cache by identity
+        except NO_DENSITY as error:
+            raise NotImplementedError(
+                "GEBM.log_prob(x) needs a base with a density; the base here is a Pushforward, or a flow whose "
+                "transforms have no inverse. Work in the latent space: `gebm.latent.log_prob(z)`, or "
+                "`pyro.poutine.reparam(model, config={'<site>': LatentReparam()})` for a site of a model."
+            ) from error
+        return log_density + self.log_weight(value)
 
 
 class EnergyTiltedPrior(dist.TorchDistribution):
@@ -298,7 +330,7 @@ class EnergyTiltedPrior(dist.TorchDistribution):
 
     @property
     def support(self) -> constraints.Constraint | None:
-        return self.gebm.latent_prior.support
+        return support_of(self.gebm.latent_prior)
 
     def __repr__(self) -> str:
         return f"EnergyTiltedPrior({self.gebm!r})"

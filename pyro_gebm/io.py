@@ -2,14 +2,15 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyro.distributions as dist
 import torch
 from pyro.distributions.torch_distribution import ExpandedDistribution
 
-from gebm.model_file import PRIORS, LatentPrior, ModelFile, named_class
+from gebm.model_file import PRIORS, LatentPrior, ModelFile, named_class, well_formed
+from gebm.validation import instance, path_of
 from pyro_gebm import nn
 from pyro_gebm.base import Pushforward, trained_part
 from pyro_gebm.callables import Energy
@@ -41,6 +42,8 @@ def save(gebm: GEBM, path: str | os.PathLike[str]) -> None:
         >>> load(path).log_partition.item()
         0.5
     """
+    instance("gebm", gebm, GEBM)
+    path = path_of("path", path)
     if callable(gebm.log_partition):
         raise TypeError("A callable log_partition cannot be saved: pass its value at this inverse temperature.")
     generator, prior = None, None
@@ -77,19 +80,22 @@ def load(
         ValueError: if the file is truncated, not of this format, or its keys or shapes are not those expected; or if
             `base` or `energy` is needed and not given.
     """
-    file = ModelFile.read(path)
+    file = ModelFile.read(path_of("path", path))
     if base is None:
         if file.generator is None or file.latent_prior is None:
             raise ValueError(f"{path} was saved with a base that is not built from `nn`: pass `base=`.")
-        base = Pushforward(_build_prior(file.latent_prior), _build(file.generator, _dtype("base", file.arrays)))
+        part = _build(path, file.generator, _dtype(path, "base", file.arrays))
+    else:
+        part = trained_part(base)
     if energy is None:
         if file.energy is None:
             raise ValueError(f"{path} was saved with an energy that is not from `nn`: pass `energy=`.")
-        energy = _build(file.energy, _dtype("energy", file.arrays))
-    part = trained_part(base)
-    file.check_fit(path, {**_named_arrays("base", part), **_named_arrays("energy", energy)})
+        energy = _build(path, file.energy, _dtype(path, "energy", file.arrays))
+    file.check_fit(path, {**_named_tensors("base", part), **_named_tensors("energy", energy)})
     for prefix, module in (("base", part), ("energy", energy)):
         _fill(prefix, module, file.arrays)
+    if base is None:
+        base = Pushforward(_build_prior(cast(LatentPrior, file.latent_prior)), cast(torch.nn.Module, part))
     return GEBM(base, energy, inverse_temperature=file.inverse_temperature, log_partition=file.log_partition)
 
 
@@ -100,11 +106,15 @@ def _describe(network: Any) -> dict[str, Any] | None:
     return {"class": name, "config": network.config}
 
 
-def _build(description: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
-    return named_class(description, nn.ARCHITECTURES, "an architecture")(**description["config"]).to(dtype)
+def _build(path: Any, description: dict[str, Any], dtype: torch.dtype) -> torch.nn.Module:
+    """The architecture, without memory or random numbers for its values."""
+    with well_formed(path), torch.device("meta"):
+        return named_class(description, nn.ARCHITECTURES, "an architecture")(**description["config"]).to(dtype)
 
 
-def _dtype(prefix: str, arrays: Mapping[str, np.ndarray]) -> torch.dtype:
+def _dtype(path: Any, prefix: str, arrays: Mapping[str, np.ndarray]) -> torch.dtype:
+    if not any(key.startswith(f"{prefix}.") for key in arrays):
+        raise ValueError(f"{path} does not fit: it has no arrays of the {prefix}.")
     return next(_tensor(value).dtype for key, value in arrays.items() if key.startswith(f"{prefix}."))
 
 
@@ -129,13 +139,19 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
     return torch.tensor(array, device=torch.get_default_device())
 
 
-def _named_arrays(prefix: str, module: Any) -> dict[str, np.ndarray]:
+def _named_tensors(prefix: str, module: Any) -> dict[str, torch.Tensor]:
     if not isinstance(module, torch.nn.Module):
         return {}
-    return {f"{prefix}.{key}": value.detach().cpu().numpy() for key, value in module.state_dict().items()}
+    return {f"{prefix}.{key}": value for key, value in module.state_dict().items()}
+
+
+def _named_arrays(prefix: str, module: Any) -> dict[str, np.ndarray]:
+    return {key: value.detach().cpu().numpy() for key, value in _named_tensors(prefix, module).items()}
 
 
 def _fill(prefix: str, module: Any, arrays: Mapping[str, np.ndarray]) -> None:
     if isinstance(module, torch.nn.Module):
+        if any(value.is_meta for value in module.state_dict().values()):
+            module.to_empty(device=torch.get_default_device())
         module.load_state_dict({key: _tensor(arrays[f"{prefix}.{key}"]) for key in module.state_dict()})
         module.eval().requires_grad_(False)

@@ -2,10 +2,12 @@
 
 import torch
 
+from pyro_gebm.divergences.sums import Samples, as_samples, finite_statistic
+
 __all__ = ["frechet_distance"]
 
 
-def frechet_distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def frechet_distance(x: Samples, y: Samples) -> torch.Tensor:
     r"""Fréchet distance between Gaussians fitted to two samples of features.
 
     .. math:: \|\mu_x - \mu_y\|^2 + \mathrm{tr}(\Sigma_x + \Sigma_y - 2 (\Sigma_x \Sigma_y)^{1/2})
@@ -20,15 +22,19 @@ def frechet_distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         Scalar.
 
     Raises:
-        ValueError: if x or y is not a matrix with at least two rows, or their columns differ.
+        TypeError: if x or y is complex.
+        ValueError: if x or y is not a matrix of finite numbers with at least two rows, or their columns differ; if the
+            distance is not finite.
     """
-    if x.dim() != 2 or y.dim() != 2 or x.shape[1] != y.shape[1] or min(x.shape[0], y.shape[0]) < 2:
-        raise ValueError(f"Expected x (M, D) and y (N, D) with M, N >= 2; got {tuple(x.shape)} and {tuple(y.shape)}.")
+    x, y = as_samples(x, y)
+    for a in (x, y):
+        finite_statistic("mean square of the features", (a**2).mean(), "Rescale the features.")
     cov_x, cov_y = (torch.cov(a.T).reshape(a.shape[1], a.shape[1]) for a in (x, y))
     root_x = _symmetric_sqrt(cov_x)
     cross = torch.linalg.eigvalsh(root_x @ cov_y @ root_x).clamp(min=0.0).sqrt().sum()
     shift = ((x.mean(0) - y.mean(0)) ** 2).sum()
-    return shift + cov_x.trace() + cov_y.trace() - 2.0 * cross
+    distance = shift + cov_x.trace() + cov_y.trace() - 2.0 * cross
+    return finite_statistic("Fréchet distance", distance, "Rescale the features.")
 
 
 def _symmetric_sqrt(matrix):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
-from gebm.validation import integer, nonnegative, positive
+from gebm.validation import flag, integer, nonnegative, positive
 from pyro_gebm.divergences.kernels import Kernel, fit_kernel
 from pyro_gebm.divergences.rkhs import Gram, exp, solve_dual
 from pyro_gebm.divergences.sums import Samples, Witness, as_samples, kernel_matvec
@@ -84,7 +84,7 @@ def mmd_flow(
         >>> bool(result.losses[-1] < 0.02 * result.losses[0])
         True
     """
-    particles, target = as_samples(particles, target)
+    particles, target = as_samples(particles, target, ("particles", "target"))
     kernel = fit_kernel(kernel, particles, target)
     norm = kernel_matvec(kernel, target, target, _mean_weights(target)).mean()
     functional = _MMD(kernel, target, norm)
@@ -134,7 +134,7 @@ def kale_flow(
         >>> bool(result.losses[-1] < 0.02 * result.losses[0])
         True
     """
-    particles, target = as_samples(particles, target)
+    particles, target = as_samples(particles, target, ("particles", "target"))
     regularization = positive("regularization", regularization)
     kernel = fit_kernel(kernel, particles, target)
     functional = _KALE(kernel, target, Gram.of(kernel, target), torch.as_tensor(regularization).to(target))
@@ -196,7 +196,7 @@ def _run(
     _check(num_steps, step_size, noise, keep_every)
     noisy, warm = callable(noise) or noise > 0.0, particles.new_zeros(len(functional.target))
     done, count, losses, kept = 0, 1, [], []
-    with tqdm(total=num_steps, disable=not progress_bar, desc="flow", unit="step") as bar:
+    with tqdm(total=num_steps, disable=not flag("progress_bar", progress_bar), desc="flow", unit="step") as bar:
         while done < num_steps:
             start, count = time.perf_counter(), min(count, num_steps - done)
             for step in range(done, done + count):
@@ -229,6 +229,8 @@ def _check(num_steps, step_size, noise, keep_every):
     positive("step_size", step_size)
     if not callable(noise):
         nonnegative("noise", noise)
+    elif isinstance(noise, type) or hasattr(noise, "log_prob"):
+        raise TypeError(f"Expected noise to be a number, or a function of the step; got {noise!r}.")
     if keep_every is not None:
         integer("keep_every", keep_every)
 

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+from importlib import metadata
 
 import hosts
 import numpy as np
@@ -32,17 +33,22 @@ if importlib.util.find_spec("torch"):
     torch.set_num_threads(1)  # on a busy machine PyTorch's threads wait for each other, 20 times slower
 
 
-#: XLA compiles in a third of the time without its optimiser, its emitters of fusions, and code cut for many cores.
-#: The flags are those of jaxlib 0.6 to 0.10; one that a later jaxlib does not know ends the process with its name.
-QUICK_TO_COMPILE = (
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-)
+def _quick_to_compile():
+    """Flags of XLA: it compiles in a third of the time without its optimiser, its emitters of fusions, and code cut for
+    many cores.
+
+    A flag that a jaxlib does not know ends the process.
+    """
+    flags = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
+    if importlib.util.find_spec("jaxlib") and metadata.version("jaxlib").startswith("0.10."):
+        flags.append("--xla_cpu_use_fusion_emitters=false")  # jaxlib 0.12 has no such flag
+    return " ".join(flags)
 
 
 def pytest_configure(config):
     """Short tests compile more than they compute."""
     if config.getoption("markexpr") != "slow":
-        os.environ.setdefault("XLA_FLAGS", QUICK_TO_COMPILE)
+        os.environ.setdefault("XLA_FLAGS", _quick_to_compile())
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects

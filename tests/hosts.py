@@ -361,7 +361,7 @@ class _NumPyroSteps:
         self.state = kale.init(host.jax.random.key(seed), start) if after is None else after.state
 
     def step(self, batch):
-        """Losses of a step."""
+        """Losses of a step, on data in any form."""
         self.state, losses = self._kale.update(self.state, batch)
         return self._host.jax.tree.map(np.asarray, losses)
 
@@ -386,8 +386,8 @@ class _PyroSteps:
         return self._kale.state_dict()
 
     def step(self, batch):
-        """Losses of a step."""
-        losses = self._kale.step(self._host.array(batch))
+        """Losses of a step, on data in any form."""
+        losses = self._kale.step(batch)
         return type(losses)(*(self._host.numpy(value) for value in losses))
 
     def set(self, **values):

@@ -92,8 +92,8 @@ def test_latents_that_are_scalars_or_matrices(host):
 @pytest.mark.parametrize(
     "z, batch_size, error, message",
     [
-        (np.zeros((5, 3)), 10, ValueError, r"Expected latents of shape \(..., 2\); got \(5, 3\)"),
-        (np.zeros(()), 10, ValueError, r"Expected latents of shape \(..., 2\); got \(\)"),
+        (np.zeros((5, 3)), 10, ValueError, r"Expected z, latents, of shape \(..., 2\); got \(5, 3\)"),
+        (np.zeros(()), 10, ValueError, r"Expected z, latents, of shape \(..., 2\); got \(\)"),
         (np.zeros((5, 2)), 0, ValueError, "Expected batch_size >= 1; got 0"),
         (np.zeros((5, 2)), 2.0, TypeError, r"Expected batch_size to be an integer >= 1; got 2.0 \(float\)"),
         (np.zeros((5, 2)), True, TypeError, r"Expected batch_size to be an integer >= 1; got True \(bool\)"),

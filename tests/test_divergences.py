@@ -342,6 +342,19 @@ def test_bad_samples_are_refused(host, divergences, name):
         function(x, x)
 
 
+@pytest.mark.parametrize("name", ["mmd2", "mmd_test", "kale_rkhs", "frechet_distance"])
+def test_statistics_are_finite_and_of_real_numbers(host, divergences, name):
+    """A kernel, or squares, that overflow on samples of the same law; complex numbers."""
+    module = host.package.metrics if name == "frechet_distance" else divergences
+    statistic = functools.partial(host.call, getattr(module, name)) if name == "mmd_test" else getattr(module, name)
+    kernel = {} if name == "frechet_distance" else {"kernel": lambda x, y: x @ y.T}
+    x, y = (1e200 * np.random.default_rng(i).normal(size=(8, 2)) for i in range(2))
+    with pytest.raises(ValueError, match=r"Expected a finite (MMD²|KALE|Fréchet distance|mean square of the features)"):
+        statistic(x, y, **kernel)
+    with pytest.raises(TypeError, match="Expected y to be real numbers; got an array of complex128"):
+        statistic(np.eye(2), np.eye(2) * 1j, **kernel)
+
+
 def test_whole_numbers_are_taken(host, divergences):
     witness = divergences.mmd_witness(np.eye(2, dtype=int), np.zeros((3, 2), int))
     assert host.numpy(witness.weights).dtype == np.float64

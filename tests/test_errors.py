@@ -1,5 +1,6 @@
 """Bad input raises early, and says what was expected, what was given and what to do."""
 
+import re
 import sys
 
 import numpy as np
@@ -105,6 +106,11 @@ def test_latent_reparam(host, prior, observed):
         ({"objective": "contrastive_divergence"}, ValueError, "base_optim=None for ContrastiveDivergence"),
         ({"ema_decay": 1.0}, ValueError, r"ema_decay in \[0, 1\)"),
         ({"energy_steps": 0}, ValueError, "energy_steps >= 1"),
+        ({"energy_steps": -3}, ValueError, "energy_steps >= 1; got -3"),
+        ({"energy_steps": 1_000_001}, ValueError, "energy_steps <= 1000000; got 1000001"),
+        ({"energy_steps": np.nan}, TypeError, "energy_steps to be an integer >= 1; got nan"),
+        ({"energy_steps": np.inf}, TypeError, "energy_steps to be an integer >= 1; got inf"),
+        ({"energy_steps": 2.5}, TypeError, "energy_steps to be an integer >= 1; got 2.5"),
         ({"noise_factor": 0}, ValueError, "noise_factor >= 1"),
         ({"guide": 4}, ValueError, "energy cannot take"),
     ],
@@ -229,7 +235,7 @@ def mcmc(host):
 
 def test_missing_arviz(host, mcmc, monkeypatch):
     monkeypatch.setitem(sys.modules, "arviz", None)
-    with pytest.raises(ImportError, match=r'pip install "gebm\[arviz\]"'):
+    with pytest.raises(ImportError, match=r'pip install "\.\[arviz\]"'):
         host.to_arviz(mcmc)
 
 
@@ -240,3 +246,31 @@ def test_to_arviz_arguments(host, prior, mcmc):
         host.to_arviz(mcmc, host.GEBM(prior, energy), site="y")
     with pytest.raises(ValueError, match=r"Expected one site with latents of shape \(3,\); got \['z'\]"):
         host.to_arviz(mcmc, host.GEBM(host.normal(3), energy))
+
+
+def refused(*calls):
+    """Each call of a list raises an error that begins with a text."""
+    for call, message in calls:
+        with pytest.raises((TypeError, ValueError), match=re.escape(message)):
+            call()
+
+
+def test_samplers_refuse_what_is_no_setting(host, prior):
+    infer, gebm = host.infer, host.GEBM(prior, energy)
+    key = {} if host.name == "pyro" else {"rng_key": host.key(0)[0]}
+    law = "Expected latent to be the latent law of a GEBM; got GEBM. Pass `gebm.latent`."
+    refused(
+        (lambda: infer.GHMC(energy, adapt_step_size=1), "Expected adapt_step_size to be True or False; got 1 (int)"),
+        (lambda: infer.ULA(energy, adapt_mass_matrix="no"), "Expected adapt_mass_matrix to be True or False; got 'no'"),
+        (lambda: infer.MALA(energy, init_strategy=0.5), "Expected init_strategy to be callable; got 0.5 (float)"),
+        (lambda: infer.MALA(gebm), "Expected model to be callable or None; got GEBM"),
+        (lambda: infer.AnnealedMALA()(gebm, 3, **key), law),
+        (lambda: infer.SMC().run(gebm, **key), law),
+        (lambda: infer.SMC()(gebm.latent, 0.5, **key), "Expected num_samples to be an integer >= 0; got 0.5"),
+        (lambda: infer.ReplicaExchange(gebm), law),
+        (lambda: infer.init_to_prior("z"), "Expected site to be a dict or None; got 'z' (str)"),
+        (
+            lambda: host.log_partition_curve(gebm, gebm.latent, **key),
+            "Expected smc to be a SMC or None; got EnergyTiltedPrior",
+        ),
+    )

@@ -22,7 +22,7 @@ FOREIGN = {
 EXTRAS = {"arviz", "matplotlib", "sklearn", "flowjax", "xarray", "pandas", "scipy.stats"}
 #: Files of one package that have no twin in the other.
 WITHOUT_TWIN = {
-    "numpyro_gebm": {"dynamics/keys.py", "nn/applied.py"},
+    "numpyro_gebm": {"distribution.py", "dynamics/keys.py", "keys.py", "nn/applied.py"},
     "pyro_gebm": {"infer/potential.py", "infer/vectorized.py"},
 }
 
@@ -107,11 +107,11 @@ def files(package):
 
 #: Modules from the lowest layer to the highest; those of one line may import each other. `gebm` is below all of them.
 LAYERS = [
-    ("callables",),
+    ("callables", "distribution", "keys", "effects"),
     ("base", "divergences", "nn", "flows", "metrics"),
     ("particle_flows", "dynamics"),
     ("gebm",),
-    ("reparam", "decode", "to_arviz", "diagnose", "io"),
+    ("reparam", "decode", "observations", "to_arviz", "diagnose", "io"),
     ("infer", "training"),
     ("__init__",),
 ]

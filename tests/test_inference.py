@@ -22,7 +22,7 @@ def normal_energy(x):
     return 0.5 * (x**2).sum(-1)
 
 
-@pytest.mark.parametrize("beta", [1.0, 100.0])
+@pytest.mark.parametrize("beta", slow_unless([1.0, 100.0], 100.0))
 def test_nuts_on_the_latent_law(host, beta):
     draws = host.run(nuts(host, latent_model(host, host.linear_gaussian(beta))), 300, 1500, 2)["z"]
     cases.assert_moments(draws, CASE.mean(beta), CASE.covariance(beta), min_ess=1000)
@@ -148,13 +148,21 @@ def test_setting_up_a_chain_never_runs_the_sampler(host, kernel, site):
     assert calls
 
 
+@pytest.mark.slow_in("pyro")
 def test_kinetic_langevin_on_the_latent_law(host):
     model = latent_model(host, host.linear_gaussian(1.0))
     kernel = host.infer.KineticLangevin(model, step_size=0.4, friction=2.0, num_steps=4)
     cases.assert_moments(host.run(kernel, 300, 4000, 4)["z"], CASE.mean(1.0), CASE.covariance(1.0))
 
 
-@pytest.mark.parametrize("integrator, variance", [("ABOBA", 1.0), ("BAOAB", 1.0), ("OBABO", 1 / (1 - 0.25))])
+@pytest.mark.parametrize(
+    "integrator, variance",
+    [
+        pytest.param("ABOBA", 1.0, marks=pytest.mark.slow_in("pyro")),
+        pytest.param("BAOAB", 1.0, marks=pytest.mark.slow_in("pyro")),
+        ("OBABO", 1 / (1 - 0.25)),
+    ],
+)
 def test_kinetic_langevin_has_the_exact_stationary_variance_of_its_splitting(host, integrator, variance):
     kernel = host.infer.KineticLangevin(
         potential_fn=lambda z: normal_energy(z["z"]),
@@ -168,6 +176,7 @@ def test_kinetic_langevin_has_the_exact_stationary_variance_of_its_splitting(hos
     cases.assert_moments(draws, [0.0, 0.0], variance * np.eye(2))
 
 
+@pytest.mark.slow_in("pyro")
 def test_kinetic_langevin_on_constrained_sites(host):
     def model():
         host.ppl.sample("a", host.dist.Gamma(host.array(4.0), host.array(2.0)))

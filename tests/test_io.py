@@ -6,6 +6,8 @@ import json
 import numpy as np
 import pytest
 
+from gebm import model_file
+
 
 def networks(host, name):
     if name == "mlp":
@@ -218,3 +220,40 @@ def test_a_loaded_model_can_be_sampled(host, tmp_path):
     draws = host.run(host.ppl.infer.NUTS(lambda: host.ppl.sample("z", gebm.latent)), 10, 20)["z"]
     assert draws.shape == (1, 20, 2) and np.isfinite(draws).all()
     assert host.sample(gebm, (5,)).shape == (5, 3)
+
+
+HOSTILE = {
+    "wide": lambda header: header["energy"]["config"].update(hidden=[10**9]),
+    "too wide": lambda header: header["energy"]["config"].update(hidden=[2**62]),
+    "deep": lambda header: header["energy"]["config"].update(hidden=[2] * 10**5),
+    "text": lambda header: header["energy"]["config"].update(hidden="many"),
+    "unknown setting": lambda header: header["generator"]["config"].update(colour=1),
+    "no settings": lambda header: header["generator"].update(config=None),
+    "no class": lambda header: header["energy"].pop("class"),
+    "other class": lambda header: header["energy"].update({"class": ["MLP"]}),
+    "no prior": lambda header: header["latent_prior"].pop("class"),
+    "list": lambda header: header.update(energy=[1, 2]),
+    "beta": lambda header: header.update(inverse_temperature={"a": 1}),
+    "A": lambda header: header.update(log_partition=["x"]),
+    "missing": lambda header: header.pop("energy"),
+}
+
+
+def test_hostile_headers_are_value_errors(host, tmp_path):
+    """Of a right checksum; whatever they ask for, nothing of that size is made."""
+    resource, path = pytest.importorskip("resource"), tmp_path / "gebm.npz"
+    host.save(small_gebm(host), path)
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files}
+    original = str(arrays.pop("header"))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for name, change in HOSTILE.items():
+        header = json.loads(original)
+        change(header)
+        header["sha256"] = model_file._digest(header, arrays)
+        with open(path, "wb") as file:
+            np.savez(file, header=np.array(json.dumps(header)), **arrays)
+        with pytest.raises(ValueError, match="gebm.npz (has a malformed header|does not fit)|Expected") as caught:
+            host.load(path)
+        assert "gebm.npz" in str(caught.value) or name in ("text", "wide"), name
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 200  # MB

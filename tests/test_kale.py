@@ -1,6 +1,7 @@
 """KALE in both hosts: exact values, steps and gradients."""
 
 import math
+import warnings
 
 import hosts
 import numpy as np
@@ -345,6 +346,26 @@ def test_base_gradient_has_self_normalised_weights(host):
 
 
 # --- Evaluation
+
+
+def test_evaluate_says_that_the_sign_may_be_wrong(host):
+    data = 1.0 + np.random.normal(size=500)
+    for sign in (1.0, -1.0):
+        energy = host.network(lambda slope, x: slope * x, np.array(sign))
+        kale = host.KALE(on_the_line(host), host.KALEGuide(energy, log_partition=0.5), None, host.sgd(1.0))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            host.evaluate(kale, host.steps(kale), data)
+        said = [str(warning.message) for warning in caught]
+        assert len(said) == (sign > 0) and all("The mean energy is higher on data" in text for text in said)
+        assert all(warning.filename.endswith("hosts.py") for warning in caught)
+
+
+def test_evaluate_is_finite(host):
+    steep = host.network(lambda slope, x: slope * abs(x), np.array(-1e4))
+    kale = host.KALE(on_the_line(host), host.KALEGuide(steep, log_partition=0.0), None, host.sgd(1.0))
+    with pytest.raises(ValueError, match="Expected a finite KALE; got -inf. Look at the energies"):
+        host.evaluate(kale, host.steps(kale), np.zeros(10))
 
 
 def test_evaluate_on_held_out_data(host):

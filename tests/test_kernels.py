@@ -13,6 +13,8 @@ import cases
 import hosts
 import numpy as np
 import pytest
+import scipy.special
+import test_default_sampler
 
 from gebm.draw_file import DrawFile
 from gebm.langevin import StepInfo
@@ -64,15 +66,19 @@ if not hosts.missing("pyro"):
             return chains._replace(kinetic=kinetic), StepInfo(error, pyro_metropolis.diverges(error))
 
 
-KERNELS = ("ULA", "MALA", "KineticLangevin", "MALT", "GHMC", "RandomWalk")
-ADJUSTED = ("MALA", "MALT", "GHMC", "RandomWalk")
+KERNELS = ("ULA", "MALA", "KineticLangevin", "MALT", "GHMC", "Ex2MCMC", "RandomWalk")
+ADJUSTED = ("MALA", "MALT", "GHMC", pytest.param("Ex2MCMC", marks=pytest.mark.slow), "RandomWalk")
 #: Statistics that a kernel records beside those of all.
-OF_ITS_OWN = {name: {"kinetic_temperature"} for name in ("KineticLangevin", "MALT", "GHMC")}
+OF_ITS_OWN = {
+    **{name: {"kinetic_temperature"} for name in ("KineticLangevin", "MALT", "GHMC")},
+    "Ex2MCMC": {"global_accept_prob"},
+}
 #: Arguments that not all kernels take.
 ARGUMENTS = {
     "friction": ("KineticLangevin", "MALT", "GHMC"),
     "integrator": ("KineticLangevin",),
-    "num_steps": ("ULA", "MALA", "KineticLangevin", "GHMC", "RandomWalk"),
+    "num_candidates": ("Ex2MCMC",),
+    "num_steps": ("ULA", "MALA", "KineticLangevin", "GHMC", "Ex2MCMC", "RandomWalk"),
     "step_size_schedule": ("ULA", "KineticLangevin"),
     "trajectory_length": ("MALT",),
 }
@@ -113,6 +119,16 @@ def potential(z):
 
 def normal_potential(z):
     return 0.5 * (z["z"] ** 2).sum(-1)
+
+
+def on_potential(host, name, potential_fn, like, scale=1.0, **kwargs):
+    """A kernel on a potential; what draws from a prior gets normal laws of the shapes of `like`."""
+    if name == "Ex2MCMC":
+        kwargs["proposal"] = {
+            site: host.dist.Normal(*(host.array(np.full(x.shape[1:], y, x.dtype)) for y in (0.0, scale)))
+            for site, x in like.items()
+        }
+    return kernel_of(host, name)(potential_fn=potential_fn, **kwargs)
 
 
 def starts(num_chains, dtype=np.float64):
@@ -161,7 +177,7 @@ def test_contract_on_a_model(host, name, how):
 
 @pytest.mark.parametrize("name, how", compiles(RUNS, "GHMC-together", "ULA-together", "RandomWalk-together"))
 def test_contract_on_a_potential(host, name, how):
-    kernel = kernel_of(host, name)(potential_fn=potential)
+    kernel = on_potential(host, name, potential, starts(2, np.float32))
     draws = []
     for k in (kernel, pickle.loads(pickle.dumps(kernel))):
         draws.append(host.run(k, 4, 5, 2, start=starts(2, np.float32), stock=how == "in turn"))
@@ -194,7 +210,9 @@ def test_contract_of_streams(host, name, tmp_path, monkeypatch):
             np.testing.assert_array_equal(whole[group][variable].values, again[group][variable].values)
 
 
-@pytest.mark.parametrize("name, how", compiles(RUNS, "GHMC-in turn", "ULA-in turn"))
+@pytest.mark.parametrize(
+    "name, how", compiles([run for run in RUNS if run[0] != "Ex2MCMC"], "GHMC-in turn", "ULA-in turn")
+)
 def test_start(host, name, how):
     kernel = kernel_of(host, name)(potential_fn=potential, step_size=1e-9, adapt_step_size=False)
     draws = host.run(kernel, 0, 2, 1, start=starts(1), stock=how == "in turn")
@@ -204,7 +222,11 @@ def test_start(host, name, how):
 def settled(host, name, **kwargs):
     """A kernel at an acceptance that leaves its test something to correct."""
     accept = 0.4 if name == "RandomWalk" else 0.75
-    return kernel_of(host, name)(target_accept_prob=accept, **({} if name == "MALT" else {"num_steps": 8}), **kwargs)
+    if name != "MALT":
+        kwargs["num_steps"] = 8
+    if name == "Ex2MCMC":
+        kwargs["num_candidates"] = 8
+    return kernel_of(host, name)(target_accept_prob=accept, **kwargs)
 
 
 def assert_accepts(host, mcmc, name):
@@ -212,7 +234,7 @@ def assert_accepts(host, mcmc, name):
     assert (0.25 if name == "RandomWalk" else 0.6) < accept < (0.55 if name == "RandomWalk" else 0.9), accept
 
 
-@pytest.mark.parametrize("name", ADJUSTED)
+@pytest.mark.parametrize("name", [*ADJUSTED[:-1], pytest.param("RandomWalk", marks=pytest.mark.slow)])
 def test_a_correlated_skewed_law(host, name):
     law = cases.skewed()
     inverse, shift, a = (host.array(x) for x in (np.linalg.inv(law.L), law.shift, law.a))
@@ -222,8 +244,12 @@ def test_a_correlated_skewed_law(host, name):
         return (host.xp.exp(y) - a * y).sum(-1)
 
     start = np.random.default_rng(1).normal(size=(64, 5))
-    num = {"MALA": 1500, "RandomWalk": 3000}.get(name, 600)
-    mcmc = host.mcmc(settled(host, name, potential_fn=skewed), 2000, num, 64, start={"x": start})
+    num = {"MALA": 1500, "RandomWalk": 3000, "Ex2MCMC": 300}.get(name, 600)
+    kwargs = {"potential_fn": skewed}
+    if name == "Ex2MCMC":
+        wide = host.dist.Normal(*(host.array(a) for a in (law.mean(), 1.5 * np.sqrt(np.diag(law.covariance())))))
+        kwargs["proposal"] = {"x": wide}
+    mcmc = host.mcmc(settled(host, name, **kwargs), 2000, num, 64, start={"x": start})
     assert_accepts(host, mcmc, name)
     cases.assert_moments(host.draws(mcmc)["x"], law.mean(), law.covariance())
 
@@ -247,7 +273,8 @@ def test_the_statistical_test_sees_a_wrong_acceptance_ratio(host, monkeypatch):
         cases.assert_moments(draws, np.zeros(5), np.eye(5), z_max=8)
 
 
-@pytest.mark.parametrize("num_chains", [32, pytest.param(1, marks=pytest.mark.slow_in("pyro"))])
+@pytest.mark.slow_in("pyro")
+@pytest.mark.parametrize("num_chains", [32, 1])
 def test_a_component_of_a_model(host, num_chains):
     """Draws of a hierarchy, of chains together and of one alone, have its exact law."""
     case = cases.hierarchy()
@@ -261,11 +288,11 @@ def test_a_component_of_a_model(host, num_chains):
     reparametrised = host.handlers.reparam(hierarchy, config={"x": host.LatentReparam()})
     num, num_steps = 20_000 // num_chains, 10
     if host.name == "pyro":  # a step costs more there
-        num, num_steps = (22_000 // num_chains, 5) if num_chains > 1 else (5000, 10)
+        num, num_steps = (22_000 // num_chains, 5) if num_chains > 1 else (1700, 10)
     kernel = host.infer.GHMC(reparametrised, num_steps=num_steps)
     draws = host.run(kernel, 1500, num, num_chains, host.array(case.y), stock=num_chains == 1)
     joint = np.concatenate([draws["mu"][..., None], draws["x_latent"].reshape(num_chains, -1, 6)], axis=-1)
-    cases.assert_moments(joint, *case.posterior(), min_ess=1500)
+    cases.assert_moments(joint, *case.posterior(), min_ess=500 if num == 1700 else 1500)
 
 
 @pytest.mark.parametrize("name", ["GHMC", "MALT"])
@@ -355,7 +382,7 @@ def test_nan_is_never_accepted(host, name):
     def nan_beyond_three(z):
         return host.xp.where(abs(z["z"]).sum(-1) > 3, host.xp.nan, normal_potential(z))
 
-    kernel = kernel_of(host, name)(potential_fn=nan_beyond_three)
+    kernel = on_potential(host, name, nan_beyond_three, {"z": np.zeros((1, 1))})
     assert np.abs(host.run(kernel, 300, 300, 8, start={"z": np.zeros((8, 1))})["z"]).max() <= 3
 
 
@@ -365,7 +392,7 @@ def test_a_potential_that_stays_nan_stops_the_run(host, name, how):
         return host.xp.where(abs(z["z"]).sum(-1) > 0, host.xp.nan, 0.0) + 0.0 * z["z"].sum(-1)
 
     num_chains = 2 if how == "together" else 1
-    kernel = kernel_of(host, name)(potential_fn=nan, adapt_step_size=False)
+    kernel = on_potential(host, name, nan, {"z": np.zeros((1, 1))}, adapt_step_size=False)
     with pytest.raises(RuntimeError if host.name == "pyro" else Exception, match="NaN for 100 draws in a row"):
         host.mcmc(kernel, 50, 300, num_chains, start={"z": np.zeros((num_chains, 1))}, stock=how == "in turn")
 
@@ -380,6 +407,7 @@ def test_a_potential_that_stays_nan_stops_the_run(host, name, how):
         ({"step_size": -1.0}, "Expected step_size > 0; got -1"),
         ({"target_accept_prob": 1.0}, r"Expected target_accept_prob in \(0, 1\); got 1"),
         ({"friction": -1.0}, "Expected friction >= 0 or None; got -1"),
+        ({"num_candidates": 0}, "Expected num_candidates >= 1; got 0"),
         ({"num_steps": 0}, "Expected num_steps >= 1; got 0"),
         ({"trajectory_length": 0.0}, "Expected trajectory_length > 0 or None; got 0"),
         ({"integrator": "BABOA"}, "Expected integrator in .*'BAOAB'.*; got 'BABOA'"),
@@ -421,3 +449,73 @@ def test_effective_draws_per_gradient(host):
     kernel = host.infer.GHMC(potential_fn=normal_potential)
     draws = host.run(kernel, 1000, 200, 32, start={"z": np.zeros((32, 50))})["z"]
     assert min(az.ess(draws[..., i]) for i in range(5)) > 0.4 * 200 * 32
+
+
+@pytest.mark.parametrize("stock", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_ex2mcmc_moves_between_modes(host, stock):
+    """Modes 8 apart of weights .8 and .2, from a start in the heavier one; its acceptance is that of its weights."""
+    gebm = test_default_sampler.two_modes(host)
+    kernel = host.infer.Ex2MCMC(lambda: host.ppl.sample("z", gebm.latent))
+    num_chains, num = (1, 4000) if stock else (64, 150)
+    start = {"z": np.tile([-4.0, 0.0], (num_chains, 1))}
+    mcmc = host.mcmc(kernel, 50, num, num_chains, start=start, stock=stock)
+    draws = host.draws(mcmc)["z"]
+    cases.assert_mean((draws[..., 0] > 0).astype(float), 0.2, min_ess=1000)
+    cases.assert_mean(draws[..., 1] ** 2, 1.0, min_ess=1000)
+    assert 0.5 < statistics(host, mcmc)["global_accept_prob"].values.mean() < 0.95
+
+
+@pytest.mark.slow
+def test_ex2mcmc_on_a_model(host):
+    """A component of a hierarchy: candidates are prior draws of all sites, of the GEBM those of its base."""
+    case = cases.hierarchy()
+
+    def hierarchy(y):
+        mu = host.ppl.sample("mu", host.dist.Normal(0.0, 1.0))
+        with host.ppl.plate("rows", len(case.y)):
+            x = host.ppl.sample("x", host.linear_gaussian(case.beta))
+            host.ppl.sample("y", host.dist.Normal(x[:, 0] + mu, case.noise), obs=y)
+
+    reparametrised = host.handlers.reparam(hierarchy, config={"x": host.LatentReparam()})
+    kernel = host.infer.Ex2MCMC(reparametrised, num_candidates=8, num_steps=4)
+    draws = host.run(kernel, 600, 400, 32, host.array(case.y))
+    joint = np.concatenate([draws["mu"][..., None], draws["x_latent"].reshape(32, -1, 6)], axis=-1)
+    cases.assert_moments(joint, *case.posterior(), min_ess=500)
+
+
+@pytest.mark.parametrize("name, num_chains", [("Gamma", 32), pytest.param("Exponential", 4, marks=pytest.mark.slow)])
+def test_ex2mcmc_on_a_constrained_site(host, name, num_chains):
+    """A rate, whose posterior is a Gamma law; PyTorch cannot draw an Exponential in a batch."""
+    prior, (a, b) = ("Gamma", (4.0, 2.0)) if name == "Gamma" else ("Exponential", (1.0, 1.0))
+
+    def model():
+        law = (
+            host.dist.Gamma(host.array(a), host.array(b)) if prior == "Gamma" else host.dist.Exponential(host.array(b))
+        )
+        host.ppl.sample("y", host.dist.Poisson(host.ppl.sample("rate", law)), obs=host.array(3.0))
+
+    kernel = host.infer.Ex2MCMC(model, num_candidates=4)
+    draws = host.run(kernel, 50, 10_000 // num_chains, num_chains)["rate"]
+    cases.assert_mean(draws, (a + 3.0) / (b + 1.0))
+    cases.assert_mean(np.log(draws), scipy.special.digamma(a + 3.0) - np.log(b + 1.0))
+
+
+def test_ex2mcmc_refuses(host):
+    with pytest.raises(ValueError, match="Expected `proposal` with `potential_fn`"):
+        host.infer.Ex2MCMC(potential_fn=normal_potential)
+    wrong = {"z": host.normal(3)}
+    with pytest.raises(
+        ValueError, match=r"Expected `proposal` to have draws of shape {'z': \(2,\)}; got {'z': \(3,\)}"
+    ):
+        kernel = host.infer.Ex2MCMC(potential_fn=normal_potential, proposal=wrong)
+        host.mcmc(kernel, 1, 1, 2, start={"z": np.zeros((2, 2))})
+
+    def improper():
+        flat = host.ppl.sample("flat", host.dist.ImproperUniform(host.dist.constraints.real, (), ()))
+        host.ppl.sample("y", host.dist.Normal(flat, 1.0), obs=host.array(1.0))
+
+    start = (host.ppl.infer if host.name == "numpyro" else host.ppl.infer.autoguide).init_to_value(
+        values={"flat": host.array(0.0)}
+    )
+    with pytest.raises(ValueError, match="site 'flat' .* cannot. Pass `proposal`"):
+        host.mcmc(host.infer.Ex2MCMC(improper, init_strategy=start), 1, 1, 2)

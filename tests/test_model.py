@@ -216,3 +216,48 @@ def test_latent_reparam_replaces_the_site_under_a_plate_and_a_mask(host):
     else:
         trace.compute_log_prob()
         assert sites["x"]["log_prob_sum"] == 0
+
+
+def test_a_gebm_over_a_gebm(host):
+    """The sum of two energies on one base, with and without a density; beta and A are of the outer one."""
+    shift, inner, outer = np.array([[1.0, 0.5, 0.0], [0.0, -1.0, 2.0]]), 1.5, 0.7
+    generator = host.network(lambda W, z: z @ W, shift)
+    half = quadratic(host, 1.0)
+    for base in (host.Pushforward(host.normal(2), generator), host.normal(2)):
+        inside = host.GEBM(base, half, inverse_temperature=inner, log_partition=0.3)
+        both = host.GEBM(inside, half, inverse_temperature=outer, log_partition=-0.2)
+        once = host.GEBM(base, half, inverse_temperature=inner + outer, log_partition=0.1)
+        z = host.array(np.random.normal(size=(5, 2)))
+        np.testing.assert_allclose(host.numpy(both.latent.log_prob(z)), host.numpy(once.latent.log_prob(z)), rtol=1e-6)
+        assert both.event_shape == once.event_shape and both.latent.event_shape == (2,)
+        np.testing.assert_allclose(host.numpy(both.decode(z)), host.numpy(once.decode(z)))
+        np.testing.assert_allclose(
+            host.numpy(both.temper(0.0).latent.log_prob(z)), host.numpy(inside.latent.log_prob(z)), rtol=1e-6
+        )
+    np.testing.assert_allclose(host.numpy(both.log_prob(z)), host.numpy(once.log_prob(z)), rtol=1e-6)
+
+
+@pytest.mark.slow_in("numpyro")
+def test_draws_of_a_gebm_over_a_gebm(host):
+    half = quadratic(host, 1.0)
+    both = host.GEBM(host.GEBM(host.normal(2), half), half)
+    draws = host.numpy(host.sample(both, (2000,)))
+    cases.assert_moments(draws[None], np.zeros(2), np.eye(2) / 3, min_ess=500)
+
+
+def test_priors_that_are_mixtures(host):
+    weights, means = host.array(np.array([0.3, 0.7])), host.array(np.array([-1.0, 2.0]))
+    mixture = host.dist.MixtureSameFamily(host.dist.Categorical(weights), host.dist.Normal(means, 1.0))
+    draws = host.numpy(host.sample(host.GEBM(mixture, lambda x: 0.0 * x), (2000,)))
+    assert abs(draws.mean() - 1.1) < 4 * draws.std() / math.sqrt(2000)
+
+
+def test_supports_without_a_transform_are_refused(host):
+    class Nowhere(type(host.dist.constraints.real)):
+        pass
+
+    class Odd(host.dist.Normal):
+        support = Nowhere()
+
+    with pytest.raises(ValueError, match="Expected the latent prior to have a support.*got Odd with support"):
+        host.GEBM(Odd(host.array(np.array(0.0)), 1.0), lambda x: 0.0 * x)

@@ -111,9 +111,9 @@ def test_bad_arguments_of_flows_are_refused(host, name):
     for argument, value in {"num_steps": 0, "step_size": 0.0, "noise": -1.0, "keep_every": 0}.items():
         with pytest.raises(ValueError, match=f"Expected {argument} [>=]+ [01]"):
             flow(host, name, PARTICLES, TARGET, **(settings | {argument: value}))
-    with pytest.raises(ValueError, match="finite entries in x"):
+    with pytest.raises(ValueError, match="finite entries in particles"):
         flow(host, name, PARTICLES * np.nan, TARGET, **settings)
-    with pytest.raises(ValueError, match=r"Expected x \(M, D\)"):
+    with pytest.raises(ValueError, match=r"Expected particles \(M, D\)"):
         flow(host, name, PARTICLES[:, :1], TARGET, **settings)
     with pytest.raises(TypeError, match="Expected a kernel"):
         flow(host, name, PARTICLES, TARGET, 1.0, **settings)

@@ -98,7 +98,7 @@ def test_case_2_diracs(host, lipschitz, distance):
     "hidden, exact",
     [
         pytest.param((), 2.5, id="linear"),
-        pytest.param((32,), 2.5, id="network", marks=pytest.mark.slow_in("numpyro")),
+        pytest.param((32,), 2.5, id="network", marks=pytest.mark.slow),
     ],
 )
 def test_case_3_lipschitz_critics_of_two_normals(host, hidden, exact):
@@ -121,6 +121,7 @@ def test_two_samples_of_one_law(host):
     assert abs(host.evaluate(kale, result, np.random.normal(size=(20_000, 2)))) < 0.03
 
 
+@pytest.mark.slow_in("pyro")
 def test_the_base_moves_where_the_kl_is_infinite(host):
     data = np.stack([np.full(2000, 1.5), np.random.uniform(0, 1, 2000)], 1)  # parallel segments
     along, across = host.array([0.0, 1.0]), host.array([1.0, 0.0])

@@ -18,8 +18,8 @@ import jax, jax.numpy as jnp, numpyro, numpyro.distributions as dist
 from numpyro.infer import MCMC
 from numpyro_gebm import GEBM
 from numpyro_gebm.infer import GHMC, KineticLangevin, ReplicaExchange, stream_draws
-def run(path, num_samples, chunk_size, resume, kernel=GHMC, chains=4, dim=3, warmup=100, **kwargs):
-    model = lambda: numpyro.sample("z", dist.Normal(jnp.zeros(dim), 1.0).to_event(1))
+def run(path, num_samples, chunk_size, resume, kernel=GHMC, chains=4, dim=3, warmup=100, site="z", **kwargs):
+    model = lambda: numpyro.sample(site, dist.Normal(jnp.zeros(dim), 1.0).to_event(1))
     mcmc = MCMC(kernel(model, **kwargs), num_warmup=warmup, num_samples=num_samples, num_chains=chains,
                 chain_method="vectorized", progress_bar=False)
     return stream_draws(mcmc, path, rng_key=jax.random.key(0), chunk_size=chunk_size, resume=resume, progress_bar=False)
@@ -34,9 +34,9 @@ def run_exchange(path, num_samples, chunk_size, resume, seed=0):
 import pyro, pyro.distributions as dist, torch
 from pyro_gebm import GEBM
 from pyro_gebm.infer import GHMC, KineticLangevin, ReplicaExchange, VectorizedMCMC, stream_draws
-def run(path, num_samples, chunk_size, resume, kernel=GHMC, chains=4, dim=3, warmup=100, **kwargs):
+def run(path, num_samples, chunk_size, resume, kernel=GHMC, chains=4, dim=3, warmup=100, site="z", **kwargs):
     pyro.set_rng_seed(0)
-    model = lambda: pyro.sample("z", dist.Normal(torch.zeros(dim), 1.0).to_event(1))
+    model = lambda: pyro.sample(site, dist.Normal(torch.zeros(dim), 1.0).to_event(1))
     mcmc = VectorizedMCMC(kernel(model, **kwargs), num_samples, warmup, chains)
     return stream_draws(mcmc, path, chunk_size=chunk_size, resume=resume, progress_bar=False)
 def run_exchange(path, num_samples, chunk_size, resume, seed=0):
@@ -184,6 +184,25 @@ def test_arguments(host, tmp_path):
         stream_draws("mcmc", tmp_path / "draws.nc", **key)
     with pytest.raises(ValueError, match="Expected chunk_size >= 1; got 0"):
         run(host, tmp_path / "draws.nc", 10, 0, False)
+
+
+def test_a_resumed_run_is_the_one_that_wrote_the_file(host, tmp_path):
+    path = tmp_path / "draws.nc"
+    run(host, path, 20, 10, False, warmup=20)
+    for num in (10, 30):
+        with pytest.raises(ValueError, match=rf"Expected a run of 20 draws a chain.*\(20 are written\); got {num}"):
+            run(host, path, num, 10, True, warmup=20)
+    for change, name in ({"chains": 3}, "num_chains"), ({"num_steps": 3}, "kernel"):
+        with pytest.raises(ValueError, match=rf"another one, which differs in\n  {name}"):
+            run(host, path, 20, 10, True, **{"warmup": 20} | change)
+
+
+def test_a_file_that_cannot_be_written_is_an_error_before_the_warm_up(host, tmp_path):
+    with pytest.raises(ValueError, match="Expected names without '/'.*; got 'a/z'"):
+        run(host, tmp_path / "draws.nc", 20, 10, False, site="a/z", warmup=10**9)
+    with pytest.raises(OSError, match="No such file or directory"):
+        run(host, tmp_path / "no folder" / "draws.nc", 20, 10, False, warmup=10**9)
+    assert not list(tmp_path.iterdir())
 
 
 def test_kernels_that_are_refused(tmp_path):

@@ -10,6 +10,7 @@ from gebm.arviz_data import latent_site
 
 az = pytest.importorskip("arviz")
 pytestmark = pytest.mark.filterwarnings("ignore:num_chains=2 is more than available_cpu:UserWarning")
+ROWS = np.arange(6.0).reshape(3, 2)
 BETA, LOG_PARTITION, CASE = 1.5, 0.3, cases.linear_gaussian()
 #: What NumPyro's kernels record on request; Pyro's record divergences only.
 FIELDS = ("potential_energy", "energy", "num_steps", "accept_prob", "adapt_state.step_size")
@@ -159,13 +160,42 @@ def test_several_candidates_need_a_name(host):
         latent_site(beside, (2,), "x")
 
 
-def test_the_site_of_latent_reparam_is_found_by_its_name(host):
+@functools.cache
+def observed_rows(host):
+    """Rows of a site of `LatentReparam`, each observed with noise."""
+
     def model():
         with host.ppl.plate("rows", 3):
-            host.ppl.sample("x", normal_gebm(host, 2))
+            x = host.ppl.sample("x", normal_gebm(host, 2))
+            host.ppl.sample("y", host.dist.Normal(x, host.array(1.0)).to_event(1), obs=host.array(ROWS))
 
-    kernel = host.infer.KineticLangevin(host.handlers.reparam(model, config={"x": host.LatentReparam()}))
-    data = host.to_arviz(run(host, kernel), normal_gebm(host, 2))
+    return run(host, host.infer.KineticLangevin(host.handlers.reparam(model, config={"x": host.LatentReparam()})))
+
+
+def test_what_is_observed_is_carried(host):
+    mcmc = observed_rows(host)
+    prior = {"x_latent": host.array(np.zeros((7, 3, 2))), "y": host.array(np.zeros((7, 3, 2)))}
+    data = host.to_arviz(mcmc, prior=prior, posterior_predictive={"y": host.array(np.zeros((60, 3, 2)))})
+    x = data["posterior"]["x_latent"].values
+    log_likelihood = (-0.5 * (ROWS - x) ** 2 - 0.5 * np.log(2 * np.pi)).sum(-1)
+    assert set(data["log_likelihood"].data_vars) == set(data["observed_data"].data_vars) == {"y"}
+    np.testing.assert_allclose(data["log_likelihood"]["y"], log_likelihood, rtol=1e-10)
+    np.testing.assert_array_equal(data["observed_data"]["y"], ROWS)
+    assert data["prior"]["x_latent"].shape == data["prior_predictive"]["y"].shape == (1, 7, 3, 2)
+    assert data["posterior_predictive"]["y"].shape == (2, 30, 3, 2)
+    without = host.to_arviz(mcmc, log_likelihood=False)
+    assert "observed_data" in without and "log_likelihood" not in without
+
+
+def test_arviz_computes_the_bfmi(host):
+    data = host.to_arviz(chain(host, "langevin"))
+    found = az.bfmi(data)  # from ArviZ 1.0 on, a dataset
+    found = found["energy"] if hasattr(found, "data_vars") else found
+    np.testing.assert_allclose(found, host.diagnose(data).bfmi, rtol=1 / 25)  # it divides by 29 for the variance
+
+
+def test_the_site_of_latent_reparam_is_found_by_its_name(host):
+    data = host.to_arviz(observed_rows(host), normal_gebm(host, 2))
     assert set(data["posterior"].data_vars) == ({"x", "x_latent"} if host.name == "numpyro" else {"x_latent"})
     assert data["sample_stats"]["energy_x"].shape == (2, 30, 3)
     expected = 0.5 * (data["posterior"]["x_latent"].values ** 2).sum(-1)

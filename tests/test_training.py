@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gebm.checkpoint_files import KEEP
-from gebm.errors import TrainingDiverged
+from gebm.errors import ResultFailed, TrainingDiverged
 from gebm.training import energy_bursts
 
 DATA = np.random.default_rng(0).normal(1.0, 1.0, size=(300, 2))
@@ -65,6 +65,9 @@ KINDS = {
     "one energy step": lambda host: build(host, energy_steps=1),
     "wider": lambda host: build(host, width=9),
     "energy alone": lambda host: build(host, base=host.normal(2), base_optim=False),
+    "fixed": lambda host: host.KALE(
+        host.normal(2), host.KALEGuide(host.call(host.nn.MLP, (2,), (), (4,))), None, host.sgd(0.1)
+    ),
     "flow": lambda host: build(host, base=host.random_flow(dim=2, num_couplings=1, hidden=(4,)), energy_steps=2),
     "average": lambda host: build(host, base=host.random_flow(dim=2, num_couplings=1, hidden=(4,)), ema_decay=0.9),
     "overfitting": lambda host: host.KALE(
@@ -215,7 +218,7 @@ def test_batches_have_128_points_or_all_unless_told(host):
 # --- Schedules
 
 
-@pytest.mark.parametrize("bad", [0, -1, math.nan, math.inf, 2.5, None])
+@pytest.mark.parametrize("bad", [0, -1, math.nan, math.inf, 2.5, None, 10**30])
 def test_a_schedule_must_give_positive_integers(host, bad):
     kale = build(host, energy_steps=lambda step: bad if step == 1 else 2)
     with pytest.raises((TypeError, ValueError), match=r"Expected energy_steps\(1\)"):
@@ -318,7 +321,7 @@ def test_resuming_is_bit_for_bit(host, kind, looks, tmp_path):
     whole = train(host, kale, 12, **looks)
     train(host, kale_of(host, kind), 8, checkpoint_dir=tmp_path, checkpoint_every=3, **looks)
     assert sorted(path.stem for path in tmp_path.iterdir()) == [f"step-{i:09d}" for i in (3, 6, 8)]
-    resumed = train(host, other, 12, seed=99, resume_from=tmp_path, **looks)
+    resumed = train(host, other, 12, seed=99, resume_from=tmp_path, allow=("seed",), **looks)
     assert same(state(host, kale, whole), state(host, other, resumed))
     assert same(curves(host, whole), curves(host, resumed)) and same(model(host, whole), model(host, resumed))
     if looks:
@@ -334,18 +337,22 @@ def test_held_out_data_are_left_out_on_resuming(host, tmp_path):
     assert resumed.validation is None and same(model(host, whole), model(host, resumed))
 
 
+#: Finite, but not in a sum.
+TOO_LARGE = 1e308
+
+
 def numbered_batches(bad=()):
-    """A loader: endless when iterated once, with NaN in the batches named."""
+    """A loader: endless when iterated once, with numbers in the batches named on which the losses overflow."""
     for i in range(10_000):
         batch = np.random.default_rng(i).normal(size=(20, 2))
-        yield np.where(i in bad, np.nan, batch)
+        yield np.where(i in bad, TOO_LARGE, batch)
 
 
 def test_resuming_a_stream(host, tmp_path):
     kale, other = kale_of(host, "joint"), kale_of(host, "joint")
     whole = train(host, kale, 12, numbered_batches())
     train(host, kale_of(host, "joint"), 8, numbered_batches(), checkpoint_dir=tmp_path)
-    resumed = train(host, other, 12, numbered_batches(), seed=99, resume_from=tmp_path)
+    resumed = train(host, other, 12, numbered_batches(), seed=99, resume_from=tmp_path, allow=("seed",))
     assert same(state(host, kale, whole), state(host, other, resumed))
 
 
@@ -371,9 +378,55 @@ def test_checkpoint_errors(host, tmp_path):
     with pytest.raises(ValueError, match="checkpoint_every >= 1 with a checkpoint_dir"):
         train(host, kale, 3, checkpoint_every=2)
     train(host, kale, 1, checkpoint_dir=tmp_path)
-    errors = {"pyro": (RuntimeError, "size mismatch"), "numpyro": (ValueError, "does not fit.*same networks and optim")}
-    with pytest.raises(errors[host.name][0], match=errors[host.name][1]):
-        train(host, kale_of(host, "wider"), 3, resume_from=tmp_path)
+    with pytest.raises(ValueError, match="(?s)does not fit.*same networks, optimisers and data"):
+        train(host, kale_of(host, "wider"), 3, resume_from=tmp_path, allow=("base", "energy", "energy_steps"))
+    with pytest.raises(ValueError, match="Expected num_steps >= 1, the step of the checkpoint; got 0"):
+        train(host, kale_of(host, "joint"), 0, resume_from=tmp_path)
+
+
+def energy_alone(host, width=8, rate=1e-3, objective="kale"):
+    guide = host.KALEGuide(host.call(host.nn.MLP, (2,), (), (width,), seed=2))
+    return host.KALE(host.normal(2), guide, None, host.adam(rate), objective=objective)
+
+
+OTHERS = {
+    "data": ({}, {"data": DATA + 1e-9}),
+    "batch_size": ({}, {"batch_size": 60}),
+    "seed": ({}, {"seed": 1}),
+    "energy": ({"width": 9}, {}),
+    "energy_optim": ({"rate": 2e-3}, {}),
+    "objective": ({"objective": "donsker_varadhan"}, {}),
+}
+
+
+def test_another_run_in_a_used_folder_is_refused(host, tmp_path):
+    """Its checkpoints would be deleted as they are written, and resuming would give the first run."""
+    first = train(host, energy_alone(host), 3, checkpoint_dir=tmp_path)
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(FileExistsError, match=r"without checkpoints of another run; got .*step-0+3.* delete_checkpoi"):
+        train(host, energy_alone(host), 2, seed=1, checkpoint_dir=tmp_path)
+    for name, (of_kale, of_run) in OTHERS.items():
+        folders = {"checkpoint_dir": tmp_path, "resume_from": tmp_path}
+        settings = {"data": DATA, "batch_size": 50, **folders, **of_run}
+        with pytest.raises(
+            ValueError, match=rf"differs in\n  {name}: expected .*; got .*\.\nResume .* allow=\('{name}',"
+        ):
+            host.train(energy_alone(host, **of_kale), 3, **settings)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == files
+    same_run = train(host, energy_alone(host), 3, checkpoint_dir=tmp_path, resume_from=tmp_path)
+    assert same(model(host, first), model(host, same_run))
+    with pytest.raises(ValueError, match=r"Expected allow to name some of \['base', .*; got \['num_steps'\]"):
+        train(host, energy_alone(host), 3, resume_from=tmp_path, allow="num_steps")
+    host.training.delete_checkpoints(tmp_path)
+    assert not tmp_path.exists()
+
+
+def test_a_run_goes_on_with_other_data_if_that_is_meant(host, tmp_path):
+    train(host, energy_alone(host), 3, checkpoint_dir=tmp_path)
+    settings = {"batch_size": 60, "checkpoint_dir": tmp_path, "resume_from": tmp_path}
+    result = host.train(energy_alone(host), 5, DATA[:200], **settings, allow=("data", "batch_size"))
+    assert len(result.losses.kale) == 5
+    assert len(host.train(energy_alone(host), 6, DATA[:200], **settings).losses.kale) == 6
 
 
 def test_old_checkpoints_are_removed(host, tmp_path):
@@ -409,7 +462,7 @@ def test_kill_minus_nine_and_resume(host, tmp_path):
     assert done % 7 == 0
     kale, other = kale_of(host, "energy alone"), kale_of(host, "energy alone")
     whole = train(host, kale, done + 5, **LOOKS)
-    resumed = train(host, other, done + 5, seed=99, resume_from=folder, **LOOKS)
+    resumed = train(host, other, done + 5, seed=99, resume_from=folder, allow=("seed",), **LOOKS)
     assert same(state(host, kale, whole), state(host, other, resumed))
     assert same(whole.validation[:4], resumed.validation[:4]) and same(model(host, whole), model(host, resumed))
 
@@ -424,7 +477,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(host):
     assert caught[0].filename.endswith("hosts.py")  # the line that called `run`
     steps, (values, _, log_partitions, *_) = host.steps(kale, after=result), curves(host, result)
     assert steps.skipped == 2 and steps.num_steps == 6
-    assert np.isnan(values[[2, 4]]).all() and np.isfinite(values[[0, 1, 3, 5]]).all()
+    assert not np.isfinite(values[[2, 4]]).any() and np.isfinite(values[[0, 1, 3, 5]]).all()
     assert all(np.isfinite(x).all() for x in [*steps.energy, *steps.energy_optim, *steps.base, log_partitions])
 
 
@@ -437,8 +490,8 @@ def test_a_step_that_is_not_finite_changes_nothing(host):
 
     steps.step(DATA[:20])
     before = parts()
-    losses = steps.step(np.full((20, 2), np.nan))
-    assert np.isnan(losses.kale) and steps.skipped == 1 and same(before, parts())
+    losses = steps.step(np.full((20, 2), TOO_LARGE))
+    assert not np.isfinite(losses.energy_grad_norm) and steps.skipped == 1 and same(before, parts())
 
 
 def test_many_bad_steps_in_a_row_stop_the_run_with_a_good_state(host):
@@ -463,16 +516,32 @@ def test_bad_base_steps_stop_the_run_even_while_the_energy_trains(host):
         train(host, host.KALE(base, guide, host.sgd(1e-3), host.sgd(1e-3)), 50)
 
 
+def test_an_error_after_the_last_step_loses_nothing(host, monkeypatch):
+    def fails(*args, **kwargs):
+        raise MemoryError("no room")
+
+    kale, good = kale_of(host, "one energy step"), kale_of(host, "one energy step")
+    expected = train(host, good, 3)
+    with monkeypatch.context() as patch, pytest.raises(ResultFailed, match="after 3 steps.*no room.* lost") as caught:
+        patch.setattr(host.module("training.kale"), "KALEResult", fails)
+        train(host, kale, 3)
+    assert isinstance(caught.value.__cause__, MemoryError)
+    result = train(host, kale, 0, after=caught.value)
+    for part in ("base", "energy"):
+        trained, parts = (host.parameters(getattr(r.gebm, part)) for r in (expected, result))
+        assert same(trained, parts)
+
+
 # --- Streams
 
 
 @pytest.mark.parametrize(
     "data, match",
     [
-        (lambda: [], "Expected more batches; the iterable ended for good after 0"),
-        (lambda: iter([np.zeros((4, 2))] * 3), "Expected more batches; the iterable ended for good after 3"),
+        (lambda: [], "Expected more batches in data; the iterable ended for good after 0"),
+        (lambda: iter([np.zeros((4, 2))] * 3), "Expected more batches in data; the iterable ended for good after 3"),
         (lambda: [np.zeros((4, 2)), np.zeros((3, 2))], r"batches of one shape, \(4, 2\); got \(3, 2\).*drop_last"),
-        (lambda: [np.zeros((4, 3))], r"Expected data of shape \(N,\) \+ \(2,\).*got \(4, 3\)"),
+        (lambda: [np.zeros((4, 3))], r"Expected data in batch 0 of shape \(N,\) \+ \(2,\).*got \(4, 3\)"),
     ],
     ids=["empty", "ended", "changing", "misshapen"],
 )
@@ -490,6 +559,118 @@ def test_loaders_are_iterated_again_and_labels_left_out(host):
         assert steps.num_steps == 10
         ends.append(host.leaves(steps.state))
     assert same(*ends)
+
+
+# --- Data in any form
+
+
+class Scaled:
+    """What has a shape and gives an array when it is asked for one, as a memory map or a DataFrame does."""
+
+    shape = DATA.shape
+
+    def __array__(self, dtype=None, copy=None):
+        return np.array(DATA, dtype)
+
+
+IMAGES = np.random.default_rng(0).integers(0, 5, DATA.shape)
+FORMS = {
+    "float32": (lambda host: DATA.astype(np.float32), DATA.astype(np.float32)),
+    "the host's": (lambda host: host.array(DATA), DATA),
+    "uint8": (lambda host: host.array(IMAGES, "uint8"), IMAGES),
+    "booleans": (lambda host: IMAGES > 2, IMAGES > 2),
+    "lists": (lambda host: DATA.tolist(), DATA),
+    "a list of rows": (lambda host: list(DATA), DATA),
+    "read-only, backwards, big-endian": (
+        lambda host: np.broadcast_to(DATA[::-1].astype(">f8"), DATA.shape),
+        DATA[::-1],
+    ),
+    "a dict": (lambda host: {"x": DATA}, DATA),
+    "has an array": (lambda host: Scaled(), DATA),
+}
+
+
+def doors(host):
+    """Every way that data take into a training; each a function of data to numbers that depend on all of them."""
+    kale = kale_of(host, "fixed")
+    state = host.steps(kale).state
+    yield lambda data: kale.evaluate(*([state] if host.name == "numpyro" else []), data)
+    yield lambda data: host.steps(kale_of(host, "fixed")).step(data).kale
+    yield lambda data: host.train(kale_of(host, "fixed"), 0, DATA, validation=data).validation.kale
+    yield lambda data: host.train(kale_of(host, "fixed"), 2, data).losses.kale
+    yield lambda data: host.train(kale_of(host, "fixed"), 2, (data for _ in range(2))).losses.kale
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_data_of_every_form_are_the_same_data(host, form):
+    given, values = FORMS[form]
+    for door in doors(host):
+        host.key(0)
+        found = door(given(host))
+        host.key(0)
+        np.testing.assert_array_equal(found, door(values.astype(float)))
+
+
+BATCH = DATA[:20]
+BATCHES = {
+    "rows": (BATCH.tolist(), None),
+    "labels": ((BATCH, "label"), None),
+    "lists and labels": ([BATCH.tolist(), [0] * 20], None),
+    "dicts": ({"image": BATCH, "label": 3}, "image"),
+    "one entry": ({"image": BATCH.tolist()}, None),
+    "dicts and labels": (({"image": BATCH}, 3), "image"),
+}
+
+
+@pytest.mark.parametrize("form", BATCHES)
+def test_batches_of_every_form(host, form):
+    batch, key = BATCHES[form]
+    found, right = (
+        host.train(kale_of(host, "fixed"), 4, loader, **kwargs).losses.kale
+        for loader, kwargs in (([batch] * 3, {"key": key}), ([BATCH], {}))
+    )
+    np.testing.assert_array_equal(found, right)
+
+
+NOT_FINITE = DATA.copy()
+NOT_FINITE[4, 1] = np.nan
+BAD_DATA = {
+    "complex": (DATA + 0j, TypeError, "of real numbers; got ndarray of dtype complex128"),
+    "words": (DATA.astype(str), TypeError, "of real numbers; got ndarray of dtype <U"),
+    "objects": (DATA.astype(object), TypeError, "of real numbers; got ndarray of dtype object"),
+    "NaN": (NOT_FINITE, ValueError, "got NaN or inf in 1 rows, first in row 4"),
+    "masked": (np.ma.masked_greater(DATA, 3.0), ValueError, "got NaN or inf in"),
+    "misshapen": (DATA.T, ValueError, r"of shape \(N,\) \+ \(2,\), N >= 1; got \(2, 300\)"),
+    "none": (DATA[:0], ValueError, r"of shape \(N,\) \+ \(2,\), N >= 1; got \(0, 2\)"),
+    "one": (DATA[0], ValueError, r"got \(2,\). Stack data points into batches"),
+    "ragged": ([[1.0, 2.0], [3.0]], ValueError, "that form one array; got list"),
+    "several": ({"x": DATA, "y": DATA}, ValueError, r"Expected key= .*; got None, of \['x', 'y'\]"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_DATA)
+def test_bad_data_are_refused_at_every_door(host, kind):
+    data, error, match = BAD_DATA[kind]
+    for door in doors(host):
+        with pytest.raises(error, match=match):
+            door(data)
+
+
+@pytest.mark.parametrize("data", [None, 3, "data", len])
+def test_what_is_no_data_at_all(host, data):
+    with pytest.raises(TypeError, match="Expected data to be an array or an iterable of batches; got"):
+        host.train(kale_of(host, "fixed"), 1, data)
+
+
+def test_a_key_and_no_dict(host):
+    with pytest.raises(ValueError, match="Expected data in batch 0 in dicts with the entry key='x'; got ndarray"):
+        host.train(kale_of(host, "fixed"), 1, [DATA], key="x")
+
+
+def test_nan_in_a_stream_is_named_with_its_batch(host):
+    loader = [DATA[:20], NOT_FINITE[:20]]
+    with pytest.raises(ValueError, match="Expected finite data in batch 1; got NaN or inf in 1 rows, first in row 4"):
+        host.train(kale_of(host, "fixed"), 4, loader)
 
 
 # --- What is trained

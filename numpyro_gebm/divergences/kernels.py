@@ -17,6 +17,9 @@ from jax import lax, random
 from jax.typing import ArrayLike
 from numpyro.util import not_jax_tracer
 
+from gebm.validation import positive, real_numbers
+from numpyro_gebm.keys import typed
+
 __all__ = [
     "FiniteRank",
     "Gaussian",
@@ -114,7 +117,7 @@ def _median_distance(points):
 def _as_bandwidth(bandwidth: ArrayLike | None) -> jax.Array | None:
     if bandwidth is None:
         return None
-    bandwidth = jnp.asarray(bandwidth, jnp.result_type(float))
+    bandwidth = real_numbers("bandwidth", bandwidth, functools.partial(jnp.asarray, dtype=jnp.result_type(float)))
     if bandwidth.shape != () or (not_jax_tracer(bandwidth) and not bandwidth > 0):
         raise ValueError(f"Expected a positive scalar as bandwidth; got {bandwidth}. None takes the median distance.")
     return bandwidth
@@ -170,7 +173,7 @@ class Gaussian(_Radial):
 
     def frequencies(self, num: int, dim: int, *, rng_key: jax.Array) -> jax.Array:
         """Draws of the spectral measure, shape `(num, dim)`."""
-        return random.normal(rng_key, (num, dim)) / self._fitted_bandwidth()
+        return random.normal(typed(rng_key), (num, dim)) / self._fitted_bandwidth()
 
 
 class Laplace(_Radial):
@@ -195,7 +198,7 @@ class Laplace(_Radial):
 
     def frequencies(self, num: int, dim: int, *, rng_key: jax.Array) -> jax.Array:
         """Draws of the spectral measure, a multivariate Cauchy law, shape `(num, dim)`."""
-        keys = random.split(rng_key)
+        keys = random.split(typed(rng_key))
         return random.normal(keys[0], (num, dim)) / jnp.abs(random.normal(keys[1], (num, 1))) / self._fitted_bandwidth()
 
 
@@ -217,8 +220,7 @@ class InverseMultiquadric(_Radial):
     power: float = eqx.field(default=0.5, static=True)
 
     def __check_init__(self):
-        if not self.power > 0.0:
-            raise ValueError(f"Expected power > 0; got {self.power}.")
+        positive("power", self.power)
 
     def profile(self, r2: jax.Array) -> jax.Array:
         """k as a function of r squared."""
@@ -226,7 +228,7 @@ class InverseMultiquadric(_Radial):
 
     def frequencies(self, num: int, dim: int, *, rng_key: jax.Array) -> jax.Array:
         """Draws of the spectral measure, a Gamma mixture of normal laws, shape `(num, dim)`."""
-        keys = random.split(rng_key)
+        keys = random.split(typed(rng_key))
         spread = jnp.sqrt(2.0 * random.gamma(keys[0], self.power, (num, 1)))
         return random.normal(keys[1], (num, dim)) * spread / self._fitted_bandwidth()
 
@@ -270,7 +272,7 @@ class Mixture(eqx.Module):
 
     def frequencies(self, num: int, dim: int, *, rng_key: jax.Array) -> jax.Array:
         """Draws of the spectral measure, shape `(num, dim)`."""
-        key, *keys = random.split(rng_key, 1 + len(self.kernels))
+        key, *keys = random.split(typed(rng_key), 1 + len(self.kernels))
         draws = jnp.stack(
             [_spectral(kernel).frequencies(num, dim, rng_key=key) for kernel, key in zip(self.kernels, keys)]
         )

@@ -10,7 +10,8 @@ from jax.typing import ArrayLike
 
 from gebm.validation import integer, one_of
 from numpyro_gebm.divergences.kernels import Gaussian, Kernel, fit_kernel
-from numpyro_gebm.divergences.sums import Samples, Witness, as_samples, kernel_matvec
+from numpyro_gebm.divergences.sums import Samples, Witness, as_samples, finite_statistic, kernel_matvec
+from numpyro_gebm.keys import typed
 
 __all__ = ["MMDTest", "mmd2", "mmd_test", "mmd_witness"]
 
@@ -47,9 +48,9 @@ def mmd2(
         Scalar.
 
     Raises:
-        TypeError: if the kernel cannot be called.
+        TypeError: if the kernel cannot be called, or x or y is complex.
         ValueError: if x or y is not a matrix of finite numbers with at least two rows, or their columns differ; for
-            another estimator; for a bandwidth and a kernel together.
+            another estimator; for a bandwidth and a kernel together; if the estimate is not finite.
 
     Example:
         >>> x = jnp.array([[0.0], [1.0]])
@@ -60,7 +61,7 @@ def mmd2(
     x, y = as_samples(x, y)
     if estimator == "linear" and len(x) != len(y):
         raise ValueError(f"Expected as many rows in x as in y for the linear estimator; got {len(x)} and {len(y)}.")
-    return _mmd2(_kernel_of(x, y, bandwidth, kernel), x, y, estimator)
+    return finite_statistic("MMD²", _mmd2(_kernel_of(x, y, bandwidth, kernel), x, y, estimator))
 
 
 @eqx.filter_jit
@@ -93,7 +94,7 @@ def mmd_witness(x: Samples, y: Samples, bandwidth: ArrayLike | None = None, *, k
         A `Witness`: a callable from points of shape `(K, D)` to values of shape `(K,)`.
 
     Raises:
-        TypeError: if the kernel cannot be called.
+        TypeError: if the kernel cannot be called, or x or y is complex.
         ValueError: if x or y is not a matrix of finite numbers with at least two rows, or their columns differ; for
             a bandwidth and a kernel together.
 
@@ -143,7 +144,7 @@ def mmd_test(
         `MMDTest(statistic, p_value, null)`; `null` has shape `(B,)`.
 
     Raises:
-        TypeError: if the kernel cannot be called.
+        TypeError: if the kernel cannot be called, or x or y is complex.
         ValueError: if x or y is not a matrix of finite numbers with at least two rows, or their columns differ; for
             a bandwidth and a kernel together; for less than one permutation.
 
@@ -154,7 +155,10 @@ def mmd_test(
     """
     x, y = as_samples(x, y)
     kernel, num_permutations = _kernel_of(x, y, bandwidth, kernel), integer("num_permutations", num_permutations)
-    return _permutation_test(kernel, x, y, num_permutations, rng_key)
+    result = _permutation_test(kernel, x, y, num_permutations, typed(rng_key))
+    for statistic in (result.statistic, result.null):
+        finite_statistic("MMD²", statistic)
+    return result
 
 
 @eqx.filter_jit

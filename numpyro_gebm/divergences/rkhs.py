@@ -20,7 +20,7 @@ from numpyro.util import not_jax_tracer
 
 from gebm.validation import positive
 from numpyro_gebm.divergences.kernels import FiniteRank, Kernel, fit_kernel
-from numpyro_gebm.divergences.sums import Samples, Witness, as_samples, kernel_matvec
+from numpyro_gebm.divergences.sums import Samples, Witness, as_samples, finite_statistic, kernel_matvec
 
 __all__ = ["RKHSKALE", "DualPoint", "Gram", "dual_point", "kale_rkhs", "solve_dual"]
 
@@ -63,9 +63,9 @@ def kale_rkhs(x: Samples, y: Samples, kernel: Kernel | None = None, regularizati
         `RKHSKALE(value, witness, duality_gap, weights)`. Look at the gap: it certifies the value.
 
     Raises:
-        TypeError: if the kernel cannot be called.
+        TypeError: if the kernel cannot be called, or x or y is complex.
         ValueError: if x or y is not a matrix of finite numbers with at least two rows, or their columns differ; if
-            lambda is not positive.
+            lambda is not positive, or KALE not finite.
 
     Example:
         >>> from numpyro_gebm.divergences.kernels import Gaussian
@@ -77,7 +77,9 @@ def kale_rkhs(x: Samples, y: Samples, kernel: Kernel | None = None, regularizati
     x, y = as_samples(x, y)
     if not_jax_tracer(regularization):
         positive("regularization", regularization)
-    return _kale_rkhs(fit_kernel(kernel, x, y), x, y, jnp.asarray(regularization, x.dtype))
+    result = _kale_rkhs(fit_kernel(kernel, x, y), x, y, jnp.asarray(regularization, x.dtype))
+    finite_statistic("KALE", result.value)
+    return result
 
 
 @eqx.filter_jit

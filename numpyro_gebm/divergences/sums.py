@@ -8,9 +8,10 @@ from jax import lax
 from jax.typing import ArrayLike
 from numpyro.util import not_jax_tracer
 
+from gebm.validation import OVERFLOW, check_statistic, real_numbers
 from numpyro_gebm.divergences.kernels import FiniteRank, Kernel
 
-__all__ = ["Samples", "Witness", "as_samples", "kernel_matvec"]
+__all__ = ["Samples", "Witness", "as_samples", "finite_statistic", "kernel_matvec"]
 
 #: What samples are given as.
 Samples = ArrayLike
@@ -18,17 +19,19 @@ Samples = ArrayLike
 BLOCK = 16 * 2**20
 
 
-def as_samples(x: Samples, y: Samples) -> tuple[jax.Array, jax.Array]:
+def as_samples(x: Samples, y: Samples, names: tuple[str, str] = ("x", "y")) -> tuple[jax.Array, jax.Array]:
     """Two samples as floating-point arrays of one dtype.
 
     Args:
         x: array of shape `(M, D)`, M at least 2.
         y: array of shape `(N, D)`, N at least 2.
+        names: of the arguments, for messages.
 
     Returns:
         x and y.
 
     Raises:
+        TypeError: for complex numbers.
         ValueError: for other shapes, or entries that are not finite.
 
     Example:
@@ -36,16 +39,36 @@ def as_samples(x: Samples, y: Samples) -> tuple[jax.Array, jax.Array]:
         >>> x.shape, y.shape, x.dtype == y.dtype == jnp.result_type(float)
         ((2, 1), (3, 1), True)
     """
-    x, y = jnp.asarray(x), jnp.asarray(y)
+    x, y = (real_numbers(name, z, jnp.asarray) for name, z in zip(names, (x, y)))
     if x.ndim != 2 or y.ndim != 2 or x.shape[1:] != y.shape[1:] or min(len(x), len(y)) < 2 or x.shape[1] == 0:
-        raise ValueError(f"Expected x (M, D) and y (N, D) with M, N >= 2 and D >= 1; got {x.shape} and {y.shape}.")
-    for name, z in (("x", x), ("y", y)):
+        expected = f"Expected {names[0]} (M, D) and {names[1]} (N, D) with M, N >= 2 and D >= 1"
+        raise ValueError(f"{expected}; got {x.shape} and {y.shape}.")
+    for name, z in zip(names, (x, y)):
         if not_jax_tracer(z) and not np.isfinite(z).all():
             rows = int((~np.isfinite(z)).any(axis=1).sum())
             raise ValueError(f"Expected finite entries in {name}; got NaN or infinity in {rows} rows. Remove them.")
     dtype = jnp.result_type(x, y)
     dtype = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
     return x.astype(dtype), y.astype(dtype)
+
+
+def finite_statistic(name: str, value: jax.Array, remedy: str = OVERFLOW) -> jax.Array:
+    """A statistic, which must be finite; not looked at within a trace.
+
+    Args:
+        name: of the statistic.
+        value: array of any shape.
+        remedy: what to do, for the message.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: if a value is NaN or infinite.
+    """
+    if not_jax_tracer(value):
+        check_statistic(name, np.asarray(value), remedy)
+    return value
 
 
 @eqx.filter_jit

@@ -15,7 +15,6 @@ from numpyro.util import not_jax_tracer
 from gebm.annealing import (
     ADAPTING,
     GAIN,
-    MAX_REDRAWS,
     MEMORY,
     MIN_ACCEPT_PROB,
     POWER,
@@ -24,10 +23,12 @@ from gebm.annealing import (
     check_draws,
     global_moves,
 )
-from gebm.validation import check_fields, integer, positive, probability
+from gebm.validation import check_fields, integer, latent_law, positive, probability
+from numpyro_gebm.base import has_costly_draws
 from numpyro_gebm.dynamics.isir import isir
 from numpyro_gebm.dynamics.keys import typed
 from numpyro_gebm.dynamics.metropolis import choose, mala_step
+from numpyro_gebm.dynamics.starts import finite_start
 from numpyro_gebm.dynamics.steps import value_and_grad
 
 __all__ = ["AnnealedMALA"]
@@ -43,11 +44,11 @@ class AnnealedMALA:
     .. math:: z' = z + \tfrac{h^2}{2} \nabla \log \nu_t(z) + h\, \xi, \qquad \xi \sim N(0, I)
 
     and every chain adapts its own h towards `target_accept_prob`, with a gain that falls as $t^{-1/2}$
-    once the annealing is over; in the last fifth of the steps h is fixed. Six times on the way a chain makes a
-    global move (i-SIR, arXiv:2111.02702): of its position and K fresh prior draws it keeps one, with probability
-    proportional to $\exp(-\beta_t E)$. That gives modes far apart their right weights, and leaves the law invariant for
+    once the annealing is over; in the last fifth of the steps h is fixed. Five times after the annealing a chain makes
+    a global move (i-SIR, arXiv:2111.02702): of its position and K fresh prior draws it keeps one, with probability
+    proportional to $\exp(-\beta E)$. That gives modes far apart their right weights, and leaves the law invariant for
     every K. A chain makes no more of them once their acceptance probability falls below 1 %: where the base is
-    hopeless, they cost next to nothing.
+    hopeless, they cost next to nothing. Over a base that is a GEBM, whose draws take a chain each, there are none.
 
     Draws are independent, and their law does not depend on how many are asked for. Constrained latents are moved in
     unconstrained space. No draw has density 0: a chain starts at a prior draw of finite energy.
@@ -72,11 +73,11 @@ class AnnealedMALA:
         (10,)
     """
 
-    num_steps: Annotated[int, integer] = 140
+    num_steps: Annotated[int, integer] = 130
     step_size: Annotated[float, positive] = 0.5
     target_accept_prob: Annotated[float, probability] = 0.65
-    annealing: Annotated[float, partial(probability, one=True)] = 0.6
-    num_candidates: Annotated[int, partial(integer, minimum=0)] = 32
+    annealing: Annotated[float, partial(probability, one=True)] = 0.65
+    num_candidates: Annotated[int, partial(integer, minimum=0)] = 20
     batch_size: Annotated[int, integer] = 4096
 
     def __post_init__(self):
@@ -96,12 +97,15 @@ class AnnealedMALA:
         Raises:
             RuntimeError: if the energy is NaN or -inf at a prior draw, or infinite at 1000 of them in a row.
         """
-        z, report = _draw(latent, typed(rng_key), num_samples, self)
+        latent_law("latent", latent)
+        num_samples = integer("num_samples", num_samples, minimum=0)
+        config = dataclasses.replace(self, num_candidates=0) if has_costly_draws(latent.gebm.latent_prior) else self
+        z, report = _draw(latent, typed(rng_key), num_samples, config)
         if not_jax_tracer(z):
             report = jax.device_get(report)
             finite_share = report.finite.sum() / report.tried.sum()
             check_draws(
-                report.nan.sum(), report.infinite.sum(), finite_share, report.active.mean(), self.num_candidates
+                report.nan.sum(), report.infinite.sum(), finite_share, report.active.mean(), config.num_candidates
             )
         return z
 
@@ -186,7 +190,8 @@ def _anneal(latent, rng_key, num_chains, config):
         return (point, log_step + change.astype(log_step.dtype), trend, active), None
 
     num_candidates, moves = config.num_candidates, jnp.array(global_moves(config.num_steps, config.annealing))
-    u, nan, finite, tried = _start(propose, key_start)
+    u, log_weight_of_start, finite, tried = finite_start(key_start, propose)
+    nan = jnp.isnan(log_weight_of_start)
     start = evaluate(u)
     log_step = jnp.full(start[1].shape, jnp.log(config.step_size), start[1].dtype)
     carry = start, log_step, jnp.ones_like(log_step), jnp.full(log_step.shape, num_candidates > 0)
@@ -196,25 +201,3 @@ def _anneal(latent, rng_key, num_chains, config):
     z = jnp.where(found.reshape(found.shape + (1,) * (z.ndim - ndim)), z, jnp.nan)
     infinite = (point[3] == -jnp.inf) & ~nan
     return z, _Report((~found & ~infinite).sum(), infinite.sum(), finite, tried, active.mean())
-
-
-def _start(propose, rng_key):
-    """Prior draws of finite energy, whether one of NaN was met, and how many were finite and tried."""
-
-    def count(log_weight, finite, tried):
-        return finite + (log_weight > -jnp.inf).sum(), tried + log_weight.size
-
-    def redraw(carry):
-        i, u, log_weight, finite, tried = carry
-        new_u, new_log_weight = propose(random.fold_in(rng_key, i))
-        u, log_weight = choose(log_weight == -jnp.inf, (new_u, new_log_weight), (u, log_weight))
-        return i + 1, u, log_weight, *count(new_log_weight, finite, tried)
-
-    def unfinished(carry):
-        i, _, log_weight, _, _ = carry
-        return (i < MAX_REDRAWS) & (log_weight == -jnp.inf).any()
-
-    u, log_weight = propose(random.fold_in(rng_key, 0))
-    carry = 1, u, log_weight, *count(log_weight, 0.0, 0.0)
-    _, u, log_weight, finite, tried = lax.while_loop(unfinished, redraw, carry)
-    return u, jnp.isnan(log_weight), finite, tried

@@ -1,16 +1,13 @@
-"""Random keys: one for all chains, or one a chain; typed, or raw as `jax.random.PRNGKey` makes them."""
+"""Random keys: one for all chains, or one a chain."""
 
 import jax
 import jax.numpy as jnp
 from jax import random
 from numpyro.util import is_prng_key
 
+from numpyro_gebm.keys import typed
+
 __all__ = ["as_given", "fold_in", "split", "standard_normal", "typed", "uniform"]
-
-
-def typed(keys: jax.Array) -> jax.Array:
-    """Random keys, typed or raw, as typed ones."""
-    return keys if jnp.issubdtype(keys.dtype, jax.dtypes.prng_key) else random.wrap_key_data(keys)
 
 
 def as_given(keys: jax.Array, like: jax.Array) -> jax.Array:

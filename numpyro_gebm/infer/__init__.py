@@ -4,6 +4,7 @@ from gebm.ladder import SMCResult
 from gebm.langevin import StepInfo
 from numpyro_gebm.dynamics.annealed_mala import AnnealedMALA
 from numpyro_gebm.infer.chain_kernel import ChainKernel
+from numpyro_gebm.infer.ex2mcmc import Ex2MCMC
 from numpyro_gebm.infer.ghmc import GHMC
 from numpyro_gebm.infer.initialization import init_to_prior
 from numpyro_gebm.infer.kernel import LangevinKernel
@@ -23,6 +24,7 @@ __all__ = [
     "ULA",
     "AnnealedMALA",
     "ChainKernel",
+    "Ex2MCMC",
     "KineticLangevin",
     "LangevinKernel",
     "ReplicaExchange",

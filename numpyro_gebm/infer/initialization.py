@@ -6,9 +6,10 @@ from typing import Any
 import numpyro.distributions as dist
 from numpyro.infer import init_to_uniform
 
+from gebm.validation import mapping, optional
 from numpyro_gebm.gebm import GEBM, EnergyTiltedPrior
 
-__all__ = ["init_to_prior"]
+__all__ = ["base_prior", "init_to_prior"]
 
 
 def init_to_prior(site: Any = None) -> Any:
@@ -24,30 +25,30 @@ def init_to_prior(site: Any = None) -> Any:
     Returns:
         An initial value of the site.
     """
-    if site is None:
+    if optional(mapping)("site", site) is None:
         return partial(init_to_prior)
     if site["type"] != "sample" or site["is_observed"] or site["fn"].support.is_discrete:
         return None
     if site["value"] is not None:
         return site["value"]
     try:
-        return _base_prior(site["fn"])(
+        return base_prior(site["fn"])(
             rng_key=site["kwargs"].get("rng_key"), sample_shape=site["kwargs"].get("sample_shape") or ()
         )
     except NotImplementedError:
         return init_to_uniform(site)
 
 
-def _base_prior(fn):
-    """The distribution a site would have at beta = 0."""
+def base_prior(fn: Any) -> Any:
+    """The distribution that a site of the given one would have at beta = 0, without its mask."""
     if isinstance(fn, EnergyTiltedPrior):
         return fn.gebm.latent_prior.expand(fn.batch_shape)
     if isinstance(fn, GEBM):
         return fn.base.expand(fn.batch_shape)
     if isinstance(fn, dist.ExpandedDistribution):
-        return _base_prior(fn.base_dist).expand(fn.batch_shape)
+        return base_prior(fn.base_dist).expand(fn.batch_shape)
     if isinstance(fn, dist.Independent):
-        return _base_prior(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
+        return base_prior(fn.base_dist).to_event(fn.reinterpreted_batch_ndims)
     if isinstance(fn, dist.MaskedDistribution):
-        return _base_prior(fn.base_dist)
+        return base_prior(fn.base_dist)
     return fn

@@ -10,20 +10,20 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.flatten_util import ravel_pytree
 from numpyro import handlers
 from numpyro.infer.mcmc import MCMCKernel
 from numpyro.infer.util import initialize_model
 from numpyro.util import identity, is_prng_key, not_jax_tracer
 
 from gebm.langevin import PATIENCE, STATISTICS, AdaptState, Chains, KineticState, StepInfo
-from gebm.validation import callable_or_none, check_fields, positive, probability
+from gebm.validation import callable_or_none, check_fields, flag, function, positive, probability, real_numbers
 from numpyro_gebm.dynamics.keys import as_given, fold_in, split, standard_normal, typed, uniform
 from numpyro_gebm.dynamics.metropolis import accept_probability
 from numpyro_gebm.dynamics.steps import PotentialAndGrad
+from numpyro_gebm.effects import alone
 from numpyro_gebm.infer.adaptation import adapt, finish, init_adaptation
 from numpyro_gebm.infer.initialization import init_to_prior
-from numpyro_gebm.infer.state import LangevinState, SavedState, flat, many, one, restored, saved
+from numpyro_gebm.infer.state import LangevinState, SavedState, flat, many, one, restored, saved, unraveler
 
 __all__ = ["LangevinKernel"]
 
@@ -34,7 +34,8 @@ class LangevinKernel(MCMCKernel):
 
     With `chain_method="vectorized"` all chains are stepped, and adapted, together. During the warm-up an iteration is
     one step, so that the chains adapt often; afterwards a draw is `num_steps` of them. Once the warm-up has converged,
-    what is left of it costs nothing.
+    what is left of it costs nothing. A state that is handed on (`mcmc.post_warmup_state`) brings its position and its
+    tuning; the potential is computed anew, so that it can be of other data.
 
     A subclass defines `step`. It may declare fields, as a dataclass does (`name: Annotated[type, check]` with a check
     of `gebm.validation`), `num_steps` and `step_size_schedule` among them, and set the attributes below.
@@ -63,10 +64,10 @@ class LangevinKernel(MCMCKernel):
     model: Annotated[Callable[..., Any] | None, callable_or_none] = field(default=None, kw_only=False)
     potential_fn: Annotated[Callable[[Any], jax.Array] | None, callable_or_none] = field(default=None, kw_only=False)
     step_size: Annotated[float, positive] = 0.1
-    adapt_step_size: bool = True
+    adapt_step_size: Annotated[bool, flag] = True
     target_accept_prob: Annotated[float, probability] = 0.8
-    adapt_mass_matrix: bool = False
-    init_strategy: Callable[..., Any] = init_to_prior
+    adapt_mass_matrix: Annotated[bool, flag] = False
+    init_strategy: Annotated[Callable[..., Any], function] = init_to_prior
 
     sample_field: ClassVar[str] = "z"  # pyright: ignore[reportIncompatibleMethodOverride]  # a property of the host's
     default_fields: ClassVar[tuple[str, ...]] = (  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -109,6 +110,7 @@ class LangevinKernel(MCMCKernel):
             `(Chains, StepInfo)`.
         """
 
+    @alone()
     def init(
         self,
         rng_key: jax.Array,
@@ -120,7 +122,7 @@ class LangevinKernel(MCMCKernel):
         model_kwargs = {} if model_kwargs is None else model_kwargs
         single = is_prng_key(rng_key)
         keys, init_keys = split(typed(rng_key))
-        info = None
+        info, like = None, None
         if self.model is not None:
             self._check_sites(init_keys if single else init_keys[0], model_args, model_kwargs)
             info, self._potential_fn_gen, self._postprocess_fn, _ = initialize_model(
@@ -131,26 +133,26 @@ class LangevinKernel(MCMCKernel):
                 model_args=model_args,
                 model_kwargs=model_kwargs,
             )
-            info = info if init_params is None else None
+            like, info = info.z, info if init_params is None else None
         elif init_params is None:
             raise ValueError("Expected `init_params` with `potential_fn`; got None. Pass them to `MCMC.run`.")
         self._num_warmup = num_warmup
 
         def ensemble(state, model_args, model_kwargs):
-            return self._draw(state, self._potential(model_args, model_kwargs))
+            return self._draw(state, self._target(state, model_args, model_kwargs))
 
         def single_chain(state, model_args, model_kwargs):
             return one(ensemble(many(state), model_args, model_kwargs))
 
         self._sample_fn = single_chain if single else ensemble
         if info is None:
-            init_params = jax.tree.map(jnp.asarray, init_params)
+            init_params = _as_positions(init_params, like, 0 if single else len(keys))
             potential_and_grad = jax.value_and_grad(self._potential(model_args, model_kwargs))
             potential_and_grad = potential_and_grad if single else jax.vmap(potential_and_grad)
             info = (init_params, *potential_and_grad(init_params))
         info = jax.tree.map(lambda x: x[None], tuple(info)) if single else info
         state = self._start(keys[None] if single else keys, *info)
-        state = state._replace(rng_key=as_given(state.rng_key, rng_key if single else rng_key[0]))
+        state = state._replace(rng_key=as_given(state.rng_key, rng_key if single else rng_key[0]), stale=state.stale)
         return one(state) if single else state
 
     def _potential(self, model_args, model_kwargs) -> Any:
@@ -191,20 +193,43 @@ class LangevinKernel(MCMCKernel):
             num_nan=count,
             adapt_state=init_adaptation(position, potential_energy, self.step_size, self.first_window),
             rng_key=keys,
+            stale=jnp.zeros(len(position), bool),
         )
 
+    @alone()
     def sample(self, state: LangevinState, model_args: Any, model_kwargs: Any) -> LangevinState:
         return self._sample_fn(state, model_args, model_kwargs)
 
-    def _draw(self, state, potential):
+    def _draw(self, state, potential_and_grad):
         """The next draw of an ensemble, or one step of its warm-up."""
+        # a loop, as `vmap` would turn a condition into both of its branches, in every step
+        state = lax.while_loop(lambda s: s.stale.any(), lambda s: self._refreshed(s, potential_and_grad), state)
         warming = state.i[0] < self._num_warmup
         idle = warming & state.adapt_state.warmup_converged[0]
-        return lax.cond(idle, lambda s: s._replace(i=s.i + 1), lambda s: self._advance(s, potential, warming), state)
+        return lax.cond(
+            idle, lambda s: s._replace(i=s.i + 1), lambda s: self._advance(s, potential_and_grad, warming), state
+        )
 
-    def _advance(self, state, potential, warming):
-        _, unravel = ravel_pytree(jax.tree.map(lambda x: x[0], state.z))
-        potential_and_grad = jax.vmap(jax.value_and_grad(lambda x: potential(unravel(x))))
+    def _refreshed(self, state, potential_and_grad):
+        """A state that was handed on: its potential is that of this run, and its warm-up is over."""
+        position = flat(state.z)
+        potential_energy, z_grad = potential_and_grad(position)
+        kinetic = state.chains.kinetic._replace(
+            z=position, grad_point=position, potential_energy=potential_energy, z_grad=z_grad
+        )
+        return state._replace(
+            i=jnp.where(state.i > 0, jnp.maximum(state.i, self._num_warmup), 0),
+            chains=state.chains._replace(kinetic=kinetic),
+            num_nan=jnp.zeros_like(state.num_nan),
+            stale=jnp.zeros_like(state.stale),
+        )
+
+    def _target(self, state, model_args, model_kwargs) -> Any:
+        """The `potential_and_grad` that steps are given; a subclass may add to it."""
+        potential, unravel = self._potential(model_args, model_kwargs), unraveler(state.z)
+        return jax.jit(jax.vmap(jax.value_and_grad(lambda x: potential(unravel(x)))))  # traced once
+
+    def _advance(self, state, potential_and_grad, warming):
         keys, step_keys = split(typed(state.rng_key))
         step_size = state.adapt_state.step_size
         if self.step_size_schedule is not None:
@@ -230,7 +255,7 @@ class LangevinKernel(MCMCKernel):
         count = jnp.where(warming, 1, state.i - self._num_warmup + 1)
         return LangevinState(
             i=state.i + 1,
-            z=jax.vmap(unravel)(chains.kinetic.z),
+            z=jax.vmap(unraveler(state.z))(chains.kinetic.z),
             chains=chains,
             accept_prob=accept_prob,
             mean_accept_prob=state.mean_accept_prob + (accept_prob - state.mean_accept_prob) / count,
@@ -241,6 +266,7 @@ class LangevinKernel(MCMCKernel):
             num_nan=num_nan,
             adapt_state=lax.cond(warming, lambda: self._adapted(state, chains, accept_prob), lambda: state.adapt_state),
             rng_key=as_given(keys, state.rng_key[0]),
+            stale=jnp.zeros_like(state.stale),
         )
 
     def _adapted(self, state, chains, accept_prob):
@@ -275,7 +301,7 @@ class LangevinKernel(MCMCKernel):
         return restored(saved)
 
     def postprocess_fn(self, model_args: Any, model_kwargs: Any) -> Callable[..., Any]:
-        return identity if self._postprocess_fn is None else self._postprocess_fn(*model_args, **model_kwargs)
+        return identity if self._postprocess_fn is None else alone()(self._postprocess_fn(*model_args, **model_kwargs))
 
     def get_diagnostics_str(self, state: LangevinState) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         return (
@@ -285,3 +311,16 @@ class LangevinKernel(MCMCKernel):
 
     def __getstate__(self):
         return {**self.__dict__, "_sample_fn": None, "_potential_fn_gen": None, "_postprocess_fn": None}
+
+
+def _as_positions(params, like, num_chains):
+    """Where chains start, as arrays; like the sites of a model, if there is one."""
+    params = jax.tree.map(lambda x: real_numbers("init_params", x, jnp.asarray), params)
+    lead = (num_chains,) * bool(num_chains)
+    shapes = [x.shape[: len(lead)] for x in jax.tree.leaves(params)]
+    if any(shape != lead for shape in shapes):
+        raise ValueError(f"Expected init_params with a leading axis of {num_chains} chains; got {shapes}.")
+    if like is not None and jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, like):
+        shown = [jax.tree.map(jnp.shape, x) for x in (like, params)]
+        raise ValueError(f"Expected init_params, which are unconstrained, of shapes {shown[0]}; got {shown[1]}.")
+    return params

@@ -1,16 +1,18 @@
 """The state of a kernel, and that state as a file holds it."""
 
 from collections import namedtuple
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from gebm.langevin import AdaptState, Chains, KineticState, OfChains
 from numpyro_gebm.dynamics.steps import kinetic_energy
 from numpyro_gebm.infer.adaptation import on_chain_axis
 
-__all__ = ["LangevinState", "flat", "many", "one", "restored", "saved"]
+__all__ = ["LangevinState", "flat", "many", "one", "restored", "saved", "unraveler"]
 
 
 class _LangevinState(NamedTuple):
@@ -26,6 +28,7 @@ class _LangevinState(NamedTuple):
     num_nan: jax.Array
     adapt_state: AdaptState[jax.Array]
     rng_key: jax.Array
+    stale: jax.Array
 
 
 class LangevinState(_LangevinState, OfChains):
@@ -45,9 +48,23 @@ class LangevinState(_LangevinState, OfChains):
         num_nan: draws in a row whose last step led into NaN.
         adapt_state: `AdaptState` of the warm-up, with `step_size`, `length_scale` and `warmup_converged`.
         rng_key: random key.
+        stale: whether the potential and its gradient have to be computed anew before the next step.
     """
 
     __slots__ = ()
+
+    def _replace(self, **fields: Any) -> "LangevinState":  # pyright: ignore[reportIncompatibleMethodOverride]
+        """A copy with other fields, the potential and its gradient among them, as of NumPyro's states.
+
+        With another position, potential or random key the copy is `stale`: with a new key `MCMC.run` hands a state on
+        (`post_warmup_state`), perhaps to other data or another model.
+        """
+        potential = {name: fields.pop(name) for name in ("potential_energy", "z_grad") if name in fields}
+        if potential or fields.keys() & {"z", "rng_key"}:
+            fields.setdefault("stale", jnp.ones_like(self.stale))
+        if potential:
+            fields["chains"] = self.chains._replace(kinetic=self.chains.kinetic._replace(**potential))
+        return super()._replace(**fields)
 
     @property
     def energy(self) -> jax.Array:
@@ -71,13 +88,18 @@ def saved(state: LangevinState) -> SavedState:
 def restored(saved: SavedState) -> LangevinState:
     """The state that was saved."""
     kinetic = KineticState(flat(saved.z), saved.v, saved.grad_point, saved.potential_energy, saved.z_grad)
-    same = {name: getattr(saved, name) for name in LangevinState._fields if name != "chains"}
-    return LangevinState(chains=Chains(kinetic, saved.slice), **same)
+    same = {name: getattr(saved, name) for name in LangevinState._fields if name not in ("chains", "stale")}
+    return LangevinState(chains=Chains(kinetic, saved.slice), stale=jnp.zeros_like(saved.diverging), **same)
 
 
 def flat(z: Any) -> jax.Array:
     """Positions, a pytree with a leading axis of N, as an array of shape `(N, d)`."""
     return jax.vmap(lambda z: ravel_pytree(z)[0])(z)
+
+
+def unraveler(z: Any) -> Callable[[jax.Array], Any]:
+    """A callable from one row of `flat(z)` to the position that it stands for."""
+    return ravel_pytree(jax.tree.map(lambda x: x[0], z))[1]
 
 
 def many(state: LangevinState) -> LangevinState:

@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+from collections.abc import Collection
+from functools import partial
 from operator import attrgetter
 from typing import Any
 
@@ -13,9 +15,11 @@ from numpyro.util import is_prng_key
 from tqdm import tqdm
 
 from gebm.arviz_data import named_statistics
-from gebm.draw_file import DrawFile, read_draws, refuse_existing
-from gebm.validation import instance, integer
+from gebm.draw_file import DrawFile, check_file, read_draws, refuse_existing
+from gebm.fingerprint import Fingerprint
+from gebm.validation import flag, instance, integer, mapping, names, path_of
 from numpyro_gebm.infer.chain_kernel import ChainKernel
+from numpyro_gebm.keys import typed
 from numpyro_gebm.to_arviz import named_arrays
 from numpyro_gebm.training.checkpoints import delete_checkpoints, read_latest_checkpoint, write_checkpoint
 
@@ -35,6 +39,7 @@ def stream_draws(
     init_params: Any = None,
     chunk_size: int = 1000,
     resume: bool = False,
+    allow: Collection[str] = (),
     progress_bar: bool = True,
 ) -> Any:
     """Run a kernel and write its draws to a NetCDF file as they come, at constant memory.
@@ -53,6 +58,8 @@ def stream_draws(
         init_params: where chains start, with a leading axis of `num_chains`; None draws it.
         chunk_size: draws of each chain that are in memory at once.
         resume: continue the file at `path`, if there is one.
+        allow: what may differ from the run that wrote the file, such as `("kernel",)`. Else kernel, model arguments,
+            chains, warm-up and thinning are compared with its own, and the error names what differs.
         progress_bar: whether to show one.
 
     Returns:
@@ -62,7 +69,9 @@ def stream_draws(
         FileExistsError: if there is a file at `path`, without `resume`.
         ImportError: without h5netcdf, naming the extra to install.
         TypeError: if `mcmc` is not a NumPyro `MCMC`, or its kernel not a `ChainKernel`.
-        ValueError: for a chunk size below 1, or a file that does not fit the run.
+        OSError: if the file cannot be made there, before the warm-up.
+        ValueError: for a chunk size below 1, a site whose name a file cannot hold (before the warm-up), or a file of
+            another run or another size.
 
     Example:
         >>> import tempfile, jax, numpyro, numpyro.distributions as dist
@@ -79,24 +88,39 @@ def stream_draws(
     kernel: Any = instance("mcmc", mcmc, MCMC, "numpyro.infer.MCMC").sampler
     instance("the kernel of mcmc", kernel, ChainKernel, hint="Use a kernel of `infer`, or see `infer.ChainKernel`.")
     chunk_size = integer("chunk_size", chunk_size)
-    path, model_kwargs = pathlib.Path(path), {} if model_kwargs is None else model_kwargs
-    folder, resume = path.with_name(f"{path.name}.state"), resume and path.exists()
+    path, allow = pathlib.Path(path_of("path", path)), names("allow", allow)
+    model_args = instance("model_args", model_args, (tuple, list))
+    model_kwargs = {} if model_kwargs is None else mapping("model_kwargs", model_kwargs)
+    folder, resume = path.with_name(f"{path.name}.state"), flag("resume", resume) and path.exists()
     if not resume:
         refuse_existing(path)
         delete_checkpoints(folder)
-    keys = random.split(rng_key, mcmc.num_chains) if is_prng_key(rng_key) else rng_key
+    keys = typed(rng_key)
+    keys = random.split(keys, mcmc.num_chains) if is_prng_key(keys) else keys
     state = kernel.init(keys, mcmc.num_warmup, init_params, model_args, model_kwargs)
     warm, draw = _compiled(mcmc, kernel, model_args, model_kwargs)
     total, num_draws = mcmc.num_samples // mcmc.thinning, 0
-    with tqdm(total=total, disable=not progress_bar, unit="draw") as bar:
+    fingerprint = Fingerprint.of(
+        kernel=kernel,
+        model_args=(model_args, model_kwargs),
+        num_chains=mcmc.num_chains,
+        num_warmup=mcmc.num_warmup,
+        thinning=mcmc.thinning,
+    )
+    if not resume:
+        check_file(path, mcmc.num_chains, total, _variables(draw, state))
+    with tqdm(total=total, disable=not flag("progress_bar", progress_bar), unit="draw") as bar:
         if resume:
-            saved, num_draws = read_latest_checkpoint(folder, (kernel.save(state), np.zeros((), int)))
+            check = partial(fingerprint.check, allow=allow, source=folder)
+            saved, num_draws = read_latest_checkpoint(folder, (kernel.save(state), np.zeros((), int)), check=check)
             state = kernel.restore(saved)
         else:
             bar.set_description("Warmup")
             state = _warmed_up(state, kernel, mcmc.num_warmup, warm)
-            write_checkpoint(folder, 0, (kernel.save(state), np.zeros((), int)))
-        with DrawFile.open(path) if resume else _create(path, mcmc.num_chains, total, draw, state) as file:
+            write_checkpoint(folder, 0, (kernel.save(state), np.zeros((), int)), fingerprint)
+            DrawFile.create(path, mcmc.num_chains, total, _variables(draw, state)).close()
+        with DrawFile.open(path) as file:
+            file.check_size(total)
             file.rewind(int(num_draws))
             bar.set_description("Sample")
             bar.update(file.num_draws_written)
@@ -105,7 +129,7 @@ def stream_draws(
                 groups = [{name: np.swapaxes(value, 0, 1) for name, value in group.items()} for group in draws]
                 file.append(*groups)
                 num_draws = file.num_draws_written
-                write_checkpoint(folder, num_draws, (kernel.save(state), np.asarray(num_draws)))
+                write_checkpoint(folder, num_draws, (kernel.save(state), np.asarray(num_draws)), fingerprint)
                 bar.update(min(chunk_size, left))
     return read_draws(path)
 
@@ -141,11 +165,10 @@ def _compiled(mcmc, kernel, args, kwargs):
     return warm, draw
 
 
-def _create(path, num_chains, num_draws, draw, state):
+def _variables(draw, state):
     _, draws = jax.eval_shape(lambda state: draw(state, 1), state)
-    variables = {
+    return {
         name: (value.shape[2:], value.dtype, group)
         for group, values in zip(("posterior", "sample_stats"), draws)
         for name, value in values.items()
     }
-    return DrawFile.create(path, num_chains, num_draws, variables)

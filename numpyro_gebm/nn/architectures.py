@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax import random
 
 from gebm.networks import LIPSCHITZ_CONSTANTS, check_bounds, coarse_size, shape_of
-from gebm.validation import one_of
+from gebm.validation import integer, one_of
+from numpyro_gebm.keys import typed
 from numpyro_gebm.nn.bounds import bounded_below, scaled_down, spectral_norm_bound
 from numpyro_gebm.nn.layers import ACTIVATIONS, Conv, Linear, check_shape, depth_to_space, space_to_depth
 
@@ -70,7 +71,7 @@ class MLP(eqx.Module):
         self.lipschitz, self.lower_bound = lipschitz, lower_bound
         check_bounds(lipschitz, lower_bound, self.output_shape)
         sizes = (math.prod(self.input_shape), *self.hidden, math.prod(self.output_shape))
-        keys = random.split(rng_key, len(sizes) - 1)
+        keys = random.split(typed(rng_key), len(sizes) - 1)
         self.layers = tuple(Linear(a, b, rng_key=k) for a, b, k in zip(sizes, sizes[1:], keys))
 
     @property
@@ -143,14 +144,14 @@ class ConvGenerator(eqx.Module):
         *,
         rng_key: jax.Array,
     ):
-        self.latent_dim = latent_dim
+        self.latent_dim = integer("latent_dim", latent_dim)
         self.event_shape = shape_of("event_shape", event_shape)
         self.channels = shape_of("channels", channels)
         self.activation = one_of("activation", activation, ACTIVATIONS)
         self.output_activation = one_of("output_activation", output_activation, ACTIVATIONS)
         height, width = coarse_size(self.event_shape, len(self.channels) - 1)
-        key_project, key_last, *keys = random.split(rng_key, len(self.channels) + 1)
-        self.project = Linear(latent_dim, self.channels[0] * height * width, rng_key=key_project)
+        key_project, key_last, *keys = random.split(typed(rng_key), len(self.channels) + 1)
+        self.project = Linear(self.latent_dim, self.channels[0] * height * width, rng_key=key_project)
         self.convs = tuple(Conv(a, 4 * b, rng_key=k) for a, b, k in zip(self.channels, self.channels[1:], keys))
         self.last = Conv(self.channels[-1], self.event_shape[0], rng_key=key_last)
 
@@ -213,7 +214,7 @@ class ConvEnergy(eqx.Module):
         self.lipschitz, self.lower_bound = lipschitz, lower_bound
         check_bounds(lipschitz, lower_bound, ())
         height, width = coarse_size(self.event_shape, len(self.channels))
-        key_last, *keys = random.split(rng_key, len(self.channels) + 1)
+        key_last, *keys = random.split(typed(rng_key), len(self.channels) + 1)
         sizes = (self.event_shape[0], *self.channels)
         self.convs = tuple(Conv(4 * a, b, rng_key=k) for a, b, k in zip(sizes, sizes[1:], keys))
         self.last = Linear(sizes[-1] * height * width, 1, rng_key=key_last)

@@ -1,9 +1,10 @@
 """How a GEBM is trained."""
 
-from gebm.errors import TrainingDiverged
+from gebm.errors import ResultFailed, TrainingDiverged
 from gebm.held_out import ValidationCurve
 from gebm.objectives import BaseObjective, Energies, EnergyObjective, Objective
 from gebm.training import energy_bursts
+from numpyro_gebm.training.checkpoints import delete_checkpoints
 from numpyro_gebm.training.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
 from numpyro_gebm.training.kale import KALE
 from numpyro_gebm.training.objectives import (
@@ -28,8 +29,10 @@ __all__ = [
     "KALEState",
     "MaximumLikelihood",
     "Objective",
+    "ResultFailed",
     "TrainingDiverged",
     "ValidationCurve",
+    "delete_checkpoints",
     "energy_bursts",
     "gradient_penalty",
     "l2_penalty",

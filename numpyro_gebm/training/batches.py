@@ -1,6 +1,6 @@
 """Batches of data: shuffled from an array on the device, or taken from any iterable."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import equinox as eqx
@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax, random
+from numpyro.util import not_jax_tracer
 
-from gebm.batches import check_rows, check_same_shape, check_shape, find_batch_size, without_labels
+from gebm.batches import as_array, check_finite, check_same_shape, check_shape, find_batch_size, values_of
+from gebm.fingerprint import describe_stream
 
 __all__ = ["InMemory", "Stream", "finite_array"]
 
@@ -17,45 +19,57 @@ __all__ = ["InMemory", "Stream", "finite_array"]
 STREAM_BATCHES = 64
 
 
-def finite_array(name: str, data: Any, event_shape: Sequence[int], dtype: Any) -> jax.Array:
-    """Data as an array on the device.
+def finite_array(
+    name: str, data: Any, event_shape: Sequence[int], dtype: Any, key: str | None = None
+) -> np.ndarray | jax.Array:
+    """Data, or a batch, as an array of floats: the one door for both.
 
     Args:
         name: of the argument, for messages.
-        data: array of shape `(N,) + event_shape`.
+        data: array, tensor, DataFrame, nested lists, or a tuple or dict of them, see `gebm.batches.values_of`; of shape
+            `(N,) + event_shape`, of any type of real numbers. Values of a traced array are not looked at.
         event_shape: shape of one event.
         dtype: of the array.
+        key: name of the entry of a dict.
 
     Returns:
-        The array.
+        The array: on its device if it was on one, else NumPy's.
 
     Raises:
+        TypeError: if the values are not real numbers.
         ValueError: if the shape does not fit, or values are not finite.
     """
+    data = values_of(name, data, event_shape, key)
+    if not isinstance(data, jax.Array) or jnp.iscomplexobj(data):  # which the NumPy door refuses
+        data = as_array(name, data, dtype)
     check_shape(name, data, event_shape)
-    check_rows(name, np.asarray(np.isfinite(np.asarray(data)).reshape(len(data), -1).all(axis=1)))
-    return jnp.asarray(data, dtype)
+    data = data.astype(dtype)
+    if not_jax_tracer(data):
+        check_finite(name, np.isfinite(data) if isinstance(data, np.ndarray) else np.asarray(jnp.isfinite(data)))
+    return data
 
 
 class InMemory:
     """An array of data, reshuffled every epoch.
 
     Args:
-        data: array of shape `(N,) + event_shape`.
-        event_shape: shape of one event.
+        data: from `finite_array`.
         batch_size: data points a step; None takes `min(128, N)`.
-        dtype: of the batches.
 
     Raises:
         TypeError: if the batch size is not an integer.
-        ValueError: if the shape does not fit, the batch is larger than the data, or values are not finite.
+        ValueError: if the batch is larger than the data.
     """
 
     limit = None
 
-    def __init__(self, data: Any, event_shape: Sequence[int], batch_size: int | None, dtype: Any) -> None:
-        data = finite_array("data", data, event_shape, dtype)
-        self.source = _Shuffled(data, find_batch_size(batch_size, len(data)))
+    def __init__(self, data: np.ndarray | jax.Array, batch_size: int | None) -> None:
+        self.source = _Shuffled(jnp.asarray(data), find_batch_size(batch_size, len(data)))
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What a fingerprint says of the data."""
+        return {"data": self.source.data, "batch_size": self.source.batch_size}
 
     def take(self, step: Any, num: int) -> Any:
         """What a compiled chunk reads its batches from."""
@@ -85,23 +99,27 @@ class Stream:
     """Batches from an iterable: a loader is iterated again when it ends, a generator once.
 
     Args:
-        iterable: yields arrays of shape `(batch_size,) + event_shape`, all of one shape; a tuple's first entry is
-            taken (loaders that yield `(data, label)`).
-        event_shape: shape of one event.
-        dtype: of the batches handed out.
+        iterable: yields what `as_batch` takes, all of one shape.
+        as_batch: callable from a name, for messages, and an item to an array.
     """
 
     limit = STREAM_BATCHES
 
-    def __init__(self, iterable: Iterable[Any], event_shape: Sequence[int], dtype: Any) -> None:
-        self.iterable, self.event_shape, self.dtype = iterable, tuple(event_shape), dtype
+    def __init__(self, iterable: Iterable[Any], as_batch: Callable[[str, Any], np.ndarray | jax.Array]) -> None:
+        self.iterable, self.as_batch = iterable, as_batch
         self.iterator, self.shape, self.count = iter(iterable), None, 0
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What a fingerprint says of the data."""
+        return {"data": describe_stream(self.iterable), "batch_size": getattr(self.iterable, "batch_size", None)}
 
     def next(self) -> np.ndarray:
         """The next batch, as a NumPy array.
 
         Raises:
-            ValueError: if the iterable is empty or ends for good, or a batch has another shape than the first.
+            ValueError: if the iterable is empty or ends for good, or a batch has another shape than the first, or
+                values that are not finite.
         """
         try:
             batch = next(self.iterator)
@@ -111,11 +129,10 @@ class Stream:
                 batch = next(self.iterator)
             except StopIteration:
                 raise ValueError(
-                    f"Expected more batches; the iterable ended for good after {self.count}. Pass a loader that is not "
-                    "empty and can be iterated again, or a longer generator."
+                    f"Expected more batches in data; the iterable ended for good after {self.count}. Pass a loader "
+                    "that is not empty and can be iterated again, or a longer generator."
                 ) from None
-        batch = np.asarray(without_labels(batch), dtype=self.dtype)
-        check_shape("data", batch, self.event_shape)
+        batch = np.asarray(self.as_batch(f"data in batch {self.count}", batch))
         self.shape = batch.shape if self.shape is None else self.shape
         check_same_shape(batch.shape, self.shape)
         self.count += 1

@@ -5,7 +5,7 @@ import hashlib
 import os
 import pathlib
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any, BinaryIO, NamedTuple
 
 import jax
@@ -13,11 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from gebm import checkpoint_files
-from gebm.checkpoint_files import DamagedCheckpoint
+from gebm.array_file import read_arrays
+from gebm.checkpoint_files import DamagedCheckpoint, fitting
+from gebm.fingerprint import NO_FINGERPRINT, Fingerprint
 
-__all__ = ["TrainingCheckpoint", "delete_checkpoints", "read_latest_checkpoint", "write_checkpoint"]
+__all__ = ["TrainingCheckpoint", "delete_checkpoints", "read_latest_checkpoint", "refuse_used", "write_checkpoint"]
 
 _SUFFIX = ".npz"
+#: Name of the fingerprint among the arrays of a file.
+_FINGERPRINT = "fingerprint"
 
 
 class TrainingCheckpoint(NamedTuple):
@@ -30,23 +34,32 @@ class TrainingCheckpoint(NamedTuple):
     best: Any = None  # the best state by them
 
 
-def write_checkpoint(directory: str | os.PathLike[str], step: int, tree: Any) -> pathlib.Path:
+def write_checkpoint(
+    directory: str | os.PathLike[str], step: int, tree: Any, fingerprint: Fingerprint = NO_FINGERPRINT
+) -> pathlib.Path:
     """Write a pytree of arrays (random keys among them) to `directory/step-<step>.npz` and keep the newest few.
 
     Args:
         directory: folder, made if it is not there.
         step: number that orders the checkpoints.
         tree: a pytree of arrays; each is stored under its path in the tree.
+        fingerprint: the `Fingerprint` of the run.
 
     Returns:
         The path written.
     """
     arrays = {name: _to_numpy(leaf) for name, leaf in _named_leaves(tree).items()}
+    arrays[_FINGERPRINT] = np.array(str(fingerprint))
     write = functools.partial(np.savez, digest=np.array(_digest(arrays)), **arrays)
     return checkpoint_files.write_checkpoint(directory, step, _SUFFIX, write)
 
 
-def read_latest_checkpoint(path: str | os.PathLike[str], like: Any, optional: Collection[str] = ()) -> Any:
+def read_latest_checkpoint(
+    path: str | os.PathLike[str],
+    like: Any,
+    optional: Collection[str] = (),
+    check: Callable[[str | None], None] = lambda fingerprint: None,
+) -> Any:
     """Read the newest undamaged checkpoint; damaged ones are skipped with a warning.
 
     Args:
@@ -55,6 +68,7 @@ def read_latest_checkpoint(path: str | os.PathLike[str], like: Any, optional: Co
             arrays are restored as they were written, of any shape. An entry of the file that `like` lacks, at the
             root of the tree, is not read.
         optional: entries at the root that a file may lack; they are then as in `like`.
+        check: raises an error for the fingerprint of another run; it is given None where a file has none.
 
     Returns:
         The pytree.
@@ -64,6 +78,8 @@ def read_latest_checkpoint(path: str | os.PathLike[str], like: Any, optional: Co
         ValueError: if every checkpoint is damaged, or the newest whole one does not fit `like`.
     """
     file, arrays = checkpoint_files.read_latest_checkpoint(path, _SUFFIX, _read)
+    fingerprint = arrays.pop(_FINGERPRINT, None)
+    check(None if fingerprint is None else str(fingerprint))
     leaves = _named_leaves(like)
     required = [name for name in leaves if _root(name) not in optional]
     if all(re.fullmatch(r"leaf_\d+", name) for name in arrays):  # of a version that wrote no names, but the order
@@ -77,23 +93,34 @@ def read_latest_checkpoint(path: str | os.PathLike[str], like: Any, optional: Co
     if wrong:
         raise ValueError(
             f"The checkpoint {file} does not fit: {'; '.join(wrong[:5])}{'; ...' * (len(wrong) > 5)}. Resume with the "
-            "same networks and optimisers."
+            "same networks, optimisers and data."
         )
-    restored = [_from_numpy(arrays[name], leaf) if name in arrays else leaf for name, leaf in leaves.items()]
+    with fitting(file):
+        restored = [_from_numpy(arrays[name], leaf) if name in arrays else leaf for name, leaf in leaves.items()]
     return jax.tree.unflatten(jax.tree.structure(like), restored)
 
 
-delete_checkpoints = functools.partial(checkpoint_files.delete_checkpoints, suffix=_SUFFIX)
+def delete_checkpoints(directory: str | os.PathLike[str]) -> None:
+    """Delete the checkpoints of a folder, such as those of an abandoned run, and the folder if nothing else is in it.
+
+    Args:
+        directory: folder; it need not be there.
+
+    Example:
+        >>> delete_checkpoints("a-folder-that-is-not-there")
+    """
+    checkpoint_files.delete_checkpoints(directory, _SUFFIX)
+
+
+refuse_used = functools.partial(checkpoint_files.refuse_used, suffix=_SUFFIX)
 
 
 def _read(file: BinaryIO) -> dict[str, np.ndarray]:
     try:
-        with np.load(file, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        digest = str(arrays.pop("digest"))
-    except Exception as error:  # whatever zipfile, zlib and NumPy make of it
+        arrays = read_arrays(file)
+    except ValueError as error:
         raise DamagedCheckpoint(str(error)) from error
-    if digest != _digest(arrays):
+    if str(arrays.pop("digest", "")) != _digest(arrays):
         raise DamagedCheckpoint("Its digest does not match its content.")
     return arrays
 

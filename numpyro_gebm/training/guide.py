@@ -17,6 +17,7 @@ from gebm.networks import name_of
 from gebm.weights import LogPartition
 from numpyro_gebm.callables import Energy, Partitioned, over_batch
 from numpyro_gebm.divergences import batch_log_partition
+from numpyro_gebm.keys import typed
 
 __all__ = [
     "KALEGuide",
@@ -105,7 +106,7 @@ def settle_log_partition(
     Returns:
         Scalar.
     """
-    return _settle(base, Partitioned(energy), rng_key, num_batches, batch_size)
+    return _settle(base, Partitioned(energy), typed(rng_key), num_batches, batch_size)
 
 
 @partial(jax.jit, static_argnums=(3, 4))

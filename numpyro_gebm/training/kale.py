@@ -1,7 +1,8 @@
 """Training of base and energy together by KALE."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -12,20 +13,23 @@ import numpy as np
 import optax
 from jax import lax, random
 from numpyro.distributions import Distribution
+from numpyro.util import not_jax_tracer
 
-from gebm.batches import check_shape
-from gebm.checkpoint_files import Checkpoints
-from gebm.held_out import HeldOut, HeldOutEnergies, find_every
+from gebm.batches import check_shape, is_array, values_of
+from gebm.checkpoint_files import Checkpoints, fitting
+from gebm.fingerprint import Fingerprint, describe, one_line
+from gebm.held_out import HeldOut, HeldOutEnergies, check_evaluation, find_every
 from gebm.networks import name_of
 from gebm.objectives import BaseObjective, Energies, EnergyObjective
-from gebm.training import ObjectiveName, drive, find_objective, number_of_energy_steps, progress
+from gebm.training import ObjectiveName, check_energy_steps, drive, find_objective, number_of_energy_steps, progress
 from gebm.validation import callable_or_none, instance, integer, probability
 from numpyro_gebm.base import has_density, trained_part, with_trained_part
 from numpyro_gebm.callables import over_batch
 from numpyro_gebm.divergences import batch_log_partition, kale
 from numpyro_gebm.gebm import GEBM, check_energy
+from numpyro_gebm.keys import typed
 from numpyro_gebm.training.batches import InMemory, Stream, finite_array
-from numpyro_gebm.training.checkpoints import TrainingCheckpoint, read_latest_checkpoint, write_checkpoint
+from numpyro_gebm.training.checkpoints import TrainingCheckpoint, read_latest_checkpoint, refuse_used, write_checkpoint
 from numpyro_gebm.training.guide import KALEGuide, decayed_rate, gradient_step, newton_step, settle_log_partition
 from numpyro_gebm.training.loop import (
     Run,
@@ -105,8 +109,7 @@ class KALE:
         getattr(self.objective, "check", lambda base: None)(base)
         self.noise_factor = integer("noise_factor", noise_factor)
         self.ema_decay = None if ema_decay is None else probability("ema_decay", ema_decay, zero=True)
-        if not callable(energy_steps):
-            integer("energy_steps", energy_steps)
+        check_energy_steps(energy_steps)
         self.energy_steps = 1 if energy_optim is None or base_optim is None else energy_steps
         callable_or_none("trainable", trainable)
         self._energy_arrays, self._energy_static = split_trained("energy", guide.energy, trainable)
@@ -142,11 +145,12 @@ class KALE:
         Raises:
             ValueError: if the data do not have the base's event shape.
         """
-        check_shape("data", data, self.base.event_shape)
+        shape = self.base.event_shape
+        check_shape("data", values_of("data", data, shape), shape)
         return self._init(rng_key)
 
     def _init(self, rng_key):
-        key_start, rng_key = random.split(rng_key)
+        key_start, rng_key = random.split(typed(rng_key))
         log_partition = self.guide.log_partition
         if log_partition is None:
             log_partition = settle_log_partition(self.base, self.guide.energy, num_batches=1, rng_key=key_start)
@@ -172,12 +176,16 @@ class KALE:
 
         Args:
             state: a `KALEState`.
-            batch: data of shape `(N,) + event_shape`.
+            batch: data of shape `(N,) + event_shape`, in any form that `run` takes.
 
         Returns:
             `(state, losses)`.
+
+        Raises:
+            TypeError: if they are not real numbers.
+            ValueError: if the shape does not fit, or values are not finite.
         """
-        return self._update(state, batch)
+        return self._update(state, self._as_data("batch", batch))
 
     def evaluate(self, state: KALEState, data: Any) -> jax.Array:
         """The KALE estimate of `state` on `data`, from as many fresh base draws, at least 1000, with a
@@ -185,13 +193,22 @@ class KALE:
 
         Args:
             state: a `KALEState`.
-            data: shape `(N,) + event_shape`.
+            data: shape `(N,) + event_shape`, in any form that `run` takes.
 
         Returns:
             Scalar; not negated.
+
+        Raises:
+            TypeError: if they are not real numbers.
+            ValueError: if the shape does not fit, or values are not finite, or KALE is not.
+
+        Warns:
+            UserWarning: if the energy is higher on data than on base draws, as it is with the wrong sign.
         """
-        check_shape("data", data, self.base.event_shape)
-        return self._evaluate(state, jnp.asarray(data))
+        value, of_data, of_base = self._evaluate(state, self._as_data("data", data))
+        if not_jax_tracer(value):
+            check_evaluation(value, of_data, of_base)
+        return value
 
     def run(
         self,
@@ -200,6 +217,7 @@ class KALE:
         data: Any | Iterable[Any],
         *,
         batch_size: int | None = None,
+        key: str | None = None,
         validation: Any = None,
         validate_every: int | None = None,
         keep_best: bool = True,
@@ -208,15 +226,18 @@ class KALE:
         checkpoint_dir: str | PathLike[str] | None = None,
         checkpoint_every: int | None = None,
         resume_from: str | PathLike[str] | None = None,
+        allow: Collection[str] = (),
     ) -> KALEResult:
         """Train for `num_steps` base steps (energy steps, when the base is frozen).
 
         Args:
-            rng_key: a JAX random key; ignored when `init_state` or `resume_from` is given.
+            rng_key: a JAX random key; None with `init_state`. With `resume_from` that of the interrupted run.
             num_steps: number of base steps; with `resume_from` those of the interrupted run are among them.
-            data: array of shape `(N,) + event_shape`, reshuffled every epoch, or an iterable of batches of one shape
-                (a loader is iterated again when it ends; of a tuple the first entry is taken).
+            data: array of shape `(N,) + event_shape`, reshuffled every epoch: a JAX or NumPy array, DataFrame, memory
+                map or nested lists. Or an iterable of batches of one shape: a loader is iterated again when it ends; of
+                a tuple the first entry is taken, of a dict that of `key`. Integers are cast, not scaled.
             batch_size: data points a step, at most N; None takes `min(128, N)`. Not used with an iterable.
+            key: name of the data in batches that are dicts.
             validation: held-out data, an array like `data`. KALE is computed on them during training, from a random
                 stream of its own, so that training is the same with and without them. See `ValidationCurve`.
             validate_every: base steps between two such evaluations, the first at step 0; None takes 25 in a run.
@@ -230,48 +251,80 @@ class KALE:
             checkpoint_every: base steps between checkpoints; one is written at the start and one at the end as well.
             resume_from: folder (or file) to resume from, bit for bit as if there had been no interruption. A damaged
                 newest checkpoint is skipped with a warning.
+            allow: what may differ from the run that wrote the checkpoints, such as `("batch_size",)`. Else data (by
+                shape and a hash), seed, batch size, networks, optimisers and objective are compared with theirs, and
+                the error names what differs. `num_steps` and the held-out data are free.
 
         Returns:
             A `KALEResult`.
 
         Raises:
+            TypeError: if the data are neither an array nor an iterable, or not of real numbers.
             ValueError: if the data do not fit the base or are fewer than a batch, contain values that are not finite,
-                or end too soon.
+                or end too soon; if the run is not the one that wrote the checkpoints.
             TrainingDiverged: if losses or gradients are not finite for ten steps in a row; fewer are skipped with
                 a warning.
+            ResultFailed: for any error after the last step; its `state` is that of the trained parts.
+            FileExistsError: if `checkpoint_dir` has checkpoints, and the run does not go on from them.
             FileNotFoundError: if `resume_from` holds no checkpoint.
         """
         num_steps = integer("num_steps", num_steps, minimum=0)
         every = find_every(validate_every, validation is not None, num_steps)
-        batches = self._batches(data, batch_size)
+        refuse_used(checkpoint_dir, resume_from=resume_from)
+        batches = self._batches(data, batch_size, key)
         state = self._init(rng_key) if init_state is None else init_state
         run = Run(self._run_chunk, self._energy_steps_at, batches, state, self._no_losses())
-        held_out = self._held_out(run, validation, every, keep_best)
+        held_out, fingerprint = self._held_out(run, validation, every, keep_best), self._fingerprint(batches, state)
         if resume_from is not None:
             like = _checkpoint(run, held_out)._replace(best=None if every is None else _parts(state))
-            saved = read_latest_checkpoint(resume_from, like, optional=("held_out", "best"))
-            run.resume(saved.state, int(saved.first), KALELosses(*saved.losses))
-            held_out.resume(saved.held_out, saved.best)
+            check = partial(fingerprint.check, allow=allow, source=resume_from)
+            saved = read_latest_checkpoint(resume_from, like, ("held_out", "best"), check)
+            with fitting(resume_from):
+                run.resume(saved.state, int(saved.first), KALELosses(*saved.losses))
+                held_out.resume(saved.held_out, saved.best)
         checkpoints = Checkpoints(
             checkpoint_dir,
             checkpoint_every,
-            lambda directory, step, run: write_checkpoint(directory, step, _checkpoint(run, held_out)),
+            lambda directory, step, run: write_checkpoint(directory, step, _checkpoint(run, held_out), fingerprint),
         )
-        drive(run, num_steps, checkpoints, held_out, progress, progress_bar=progress_bar)
+        finish = partial(self._result, run, held_out)
+        result = drive(run, num_steps, checkpoints, held_out, progress, finish, progress_bar=progress_bar)
         held_out.warn_if_overfitting(run.losses.kale)
-        return self._result(run, held_out)
+        return result
 
-    def _batches(self, data: Any, batch_size: int | None) -> InMemory | Stream:
-        if hasattr(data, "shape"):
-            return InMemory(data, self.base.event_shape, batch_size, self._dtype)
-        return Stream(data, self.base.event_shape, self._dtype)
+    def _batches(self, data: Any, batch_size: int | None, key: str | None) -> InMemory | Stream:
+        def as_batch(name, item):
+            return self._as_data(name, item, key)
+
+        if is_array(data, self.base.event_shape):
+            return InMemory(as_batch("data", data), batch_size)
+        return Stream(data, as_batch)
+
+    def _as_data(self, name, data, key=None):
+        return finite_array(name, data, self.base.event_shape, self._dtype, key)
+
+    def _fingerprint(self, batches, state):
+        return Fingerprint.of(
+            **batches.described,
+            seed=np.asarray(random.key_data(state.rng_key)).tolist(),
+            base=f"{type(self.base).__name__} {self.base.event_shape} {_network(trained_part(self.base))}",
+            energy=_network(self.guide.energy),
+            base_optim=self.base_optim,
+            energy_optim=self.energy_optim,
+            objective=self.objective,
+            energy_steps=self.energy_steps,
+            noise_factor=self.noise_factor,
+            ema_decay=self.ema_decay,
+            penalty=self.guide.penalty,
+            log_partition_rate=self.guide.log_partition_rate,
+        )
 
     def _no_losses(self):
         return KALELosses(*(np.zeros(0, self._dtype) for _ in KALELosses._fields))
 
     def _held_out(self, run, data, every, keep_best):
         if every is not None:
-            data = finite_array("validation data", data, self.base.event_shape, self._dtype)
+            data = self._as_data("validation data", data)
         return HeldOut(
             every,
             lambda: HeldOutEnergies(**self._on_held_out(run.state, data), energy_counts=self._energy_counts),
@@ -393,7 +446,8 @@ class KALE:
 
     def _kale_on(self, state, data):
         key = random.fold_in(stream_key(state.rng_key, "evaluate"), state.step)
-        return kale(*self._energies_on(state.base, state.energy, data, key), state.log_partition)
+        of_data, of_base = self._energies_on(state.base, state.energy, data, key)
+        return kale(of_data, of_base, state.log_partition), of_data, of_base
 
     def _held_out_energies(self, state, data):
         """Energies of held-out data and of base draws, A, and log-densities of the data, of the averaged base."""
@@ -417,6 +471,12 @@ class KALE:
 def _checkpoint(run, held_out):
     looks = (None, None) if held_out.every is None else (held_out.rows, held_out.best)
     return TrainingCheckpoint(run.state, np.asarray(run.first), list(run.losses), *looks)
+
+
+def _network(network):
+    """A network in a fingerprint: its settings, and names and shapes of its arrays."""
+    is_function = not jax.tree.leaves(eqx.filter(network, eqx.is_array))
+    return describe(network) if is_function else one_line(eqx.tree_pformat(network))
 
 
 def _parts(state):

@@ -150,6 +150,10 @@ class Run:
     def skipped(self) -> int:
         return int(self.state.skipped) - self.skipped_before
 
+    @property
+    def kept(self) -> tuple[Any, str]:
+        return self.state, "`run(None, 0, data, init_state=error.state)` makes the result again."
+
     def advance(self, count: int) -> Any:
         """Up to `count` base steps, fewer where the batches of a stream bound them; their losses.
 

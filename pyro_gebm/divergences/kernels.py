@@ -12,6 +12,8 @@ from typing import Protocol, Self, runtime_checkable
 
 import torch
 
+from gebm.validation import positive, real_numbers
+
 __all__ = [
     "FiniteRank",
     "Gaussian",
@@ -111,7 +113,7 @@ class _Radial:
     def __post_init__(self):
         if self.bandwidth is None:
             return
-        if torch.as_tensor(self.bandwidth).shape != () or not self.bandwidth > 0:
+        if real_numbers("bandwidth", self.bandwidth, torch.as_tensor).shape != () or not self.bandwidth > 0:
             raise ValueError(
                 f"Expected a positive scalar as bandwidth; got {self.bandwidth}. None takes the median distance."
             )
@@ -211,8 +213,7 @@ class InverseMultiquadric(_Radial):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.power > 0.0:
-            raise ValueError(f"Expected power > 0; got {self.power}.")
+        positive("power", self.power)
 
     def profile(self, r2: torch.Tensor) -> torch.Tensor:
         """k as a function of r squared."""

@@ -6,7 +6,7 @@ import torch
 
 from gebm.validation import integer, one_of
 from pyro_gebm.divergences.kernels import Gaussian, Kernel, fit_kernel
-from pyro_gebm.divergences.sums import Samples, Witness, as_samples, kernel_matvec
+from pyro_gebm.divergences.sums import Samples, Witness, as_samples, finite_statistic, kernel_matvec
 
 __all__ = ["MMDTest", "mmd2", "mmd_test", "mmd_witness"]
 
@@ -43,9 +43,9 @@ def mmd2(
         Scalar.
 
     Raises:
-        TypeError: if the kernel cannot be called.
+        TypeError: if the kernel cannot be called, or x or y is complex.
         ValueError: if x or y is not a matrix of finite numbers with at least two rows, or their columns differ; for
-            another estimator; for a bandwidth and a kernel together.
+            another estimator; for a bandwidth and a kernel together; if the estimate is not finite.
 
     Example:
         >>> x = torch.tensor([[0.0], [1.0]])
@@ -56,7 +56,7 @@ def mmd2(
     x, y = as_samples(x, y)
     if estimator == "linear" and len(x) != len(y):
         raise ValueError(f"Expected as many rows in x as in y for the linear estimator; got {len(x)} and {len(y)}.")
-    return _mmd2(_kernel_of(x, y, bandwidth, kernel), x, y, estimator)
+    return finite_statistic("MMD²", _mmd2(_kernel_of(x, y, bandwidth, kernel), x, y, estimator))
 
 
 def _mmd2(kernel, x, y, estimator):
@@ -90,7 +90,7 @@ def mmd_witness(
         A `Witness`: a callable from points of shape `(K, D)` to values of shape `(K,)`.
 
     Raises:
-        TypeError: if the kernel cannot be called.
+        TypeError: if the kernel cannot be called, or x or y is complex.
         ValueError: if x or y is not a matrix of finite numbers with at least two rows, or their columns differ; for
             a bandwidth and a kernel together.
 
@@ -138,7 +138,7 @@ def mmd_test(
         `MMDTest(statistic, p_value, null)`; `null` has shape `(B,)`.
 
     Raises:
-        TypeError: if the kernel cannot be called.
+        TypeError: if the kernel cannot be called, or x or y is complex.
         ValueError: if x or y is not a matrix of finite numbers with at least two rows, or their columns differ; for
             a bandwidth and a kernel together; for less than one permutation.
 
@@ -149,7 +149,10 @@ def mmd_test(
     """
     x, y = as_samples(x, y)
     kernel, num_permutations = _kernel_of(x, y, bandwidth, kernel), integer("num_permutations", num_permutations)
-    return _permutation_test(kernel, x, y, num_permutations)
+    result = _permutation_test(kernel, x, y, num_permutations)
+    for statistic in (result.statistic, result.null):
+        finite_statistic("MMD²", statistic)
+    return result
 
 
 @torch.no_grad()

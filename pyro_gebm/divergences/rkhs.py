@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import torch
 
-from gebm.validation import positive
+from gebm.validation import positive, real_numbers
 from pyro_gebm.divergences.kernels import FiniteRank, Kernel, fit_kernel
-from pyro_gebm.divergences.sums import Samples, Witness, as_samples, kernel_matvec
+from pyro_gebm.divergences.sums import Samples, Witness, as_samples, finite_statistic, kernel_matvec
 
 __all__ = ["RKHSKALE", "DualPoint", "Gram", "dual_point", "exp", "kale_rkhs", "solve_dual"]
 
@@ -60,9 +60,9 @@ def kale_rkhs(
         `RKHSKALE(value, witness, duality_gap, weights)`. Look at the gap: it certifies the value.
 
     Raises:
-        TypeError: if the kernel cannot be called.
+        TypeError: if the kernel cannot be called, or x or y is complex.
         ValueError: if x or y is not a matrix of finite numbers with at least two rows, or their columns differ; if
-            lambda is not positive.
+            lambda is not positive, or KALE not finite.
 
     Example:
         >>> from pyro_gebm.divergences.kernels import Gaussian
@@ -72,7 +72,7 @@ def kale_rkhs(
         1.5441 0.5671
     """
     x, y = as_samples(x, y)
-    lam = torch.as_tensor(regularization).to(x)
+    lam = real_numbers("regularization", regularization, torch.as_tensor).to(x)
     positive("regularization", lam.detach())
     return _kale_rkhs(fit_kernel(kernel, x, y), x, y, lam)
 
@@ -84,6 +84,7 @@ def _kale_rkhs(kernel, x, y, lam):
     fixed = gram.detach(), mean.detach(), norm.detach(), lam.detach()
     solved = solve_dual(*fixed, torch.zeros_like(fixed[1]))
     # a Newton step that is not taken: it has the derivative of the optimum
+    finite_statistic("KALE", solved.value)
     step = fixed[0].newton_direction(fixed[3], solved.u, dual_point(gram, mean, norm, lam, solved.u).force)
     u = solved.u + (step - step.detach())
     weights = exp(u) / len(y)

@@ -12,7 +12,6 @@ from torch.distributions import biject_to
 from gebm.annealing import (
     ADAPTING,
     GAIN,
-    MAX_REDRAWS,
     MEMORY,
     MIN_ACCEPT_PROB,
     POWER,
@@ -21,10 +20,11 @@ from gebm.annealing import (
     check_draws,
     global_moves,
 )
-from gebm.validation import check_fields, integer, positive, probability
-from pyro_gebm.base import without_validation
+from gebm.validation import check_fields, integer, latent_law, positive, probability
+from pyro_gebm.base import has_costly_draws, support_of, without_validation
 from pyro_gebm.dynamics.isir import isir
 from pyro_gebm.dynamics.metropolis import choose, mala_step
+from pyro_gebm.dynamics.starts import finite_start
 from pyro_gebm.dynamics.steps import value_and_grad
 
 __all__ = ["AnnealedMALA"]
@@ -40,11 +40,11 @@ class AnnealedMALA:
     .. math:: z' = z + \tfrac{h^2}{2} \nabla \log \nu_t(z) + h\, \xi, \qquad \xi \sim N(0, I)
 
     and every chain adapts its own h towards `target_accept_prob`, with a gain that falls as $t^{-1/2}$
-    once the annealing is over; in the last fifth of the steps h is fixed. Six times on the way a chain makes a
-    global move (i-SIR, arXiv:2111.02702): of its position and K fresh prior draws it keeps one, with probability
-    proportional to $\exp(-\beta_t E)$. That gives modes far apart their right weights, and leaves the law invariant for
+    once the annealing is over; in the last fifth of the steps h is fixed. Five times after the annealing a chain makes
+    a global move (i-SIR, arXiv:2111.02702): of its position and K fresh prior draws it keeps one, with probability
+    proportional to $\exp(-\beta E)$. That gives modes far apart their right weights, and leaves the law invariant for
     every K. A chain makes no more of them once their acceptance probability falls below 1 %: where the base is
-    hopeless, they cost next to nothing.
+    hopeless, they cost next to nothing. Over a base that is a GEBM, whose draws take a chain each, there are none.
 
     Draws are independent, and their law does not depend on how many are asked for. Constrained latents are moved in
     unconstrained space. No draw has density 0: a chain starts at a prior draw of finite energy.
@@ -68,11 +68,11 @@ class AnnealedMALA:
         (10,)
     """
 
-    num_steps: Annotated[int, integer] = 140
+    num_steps: Annotated[int, integer] = 130
     step_size: Annotated[float, positive] = 0.5
     target_accept_prob: Annotated[float, probability] = 0.65
-    annealing: Annotated[float, partial(probability, one=True)] = 0.6
-    num_candidates: Annotated[int, partial(integer, minimum=0)] = 32
+    annealing: Annotated[float, partial(probability, one=True)] = 0.65
+    num_candidates: Annotated[int, partial(integer, minimum=0)] = 20
     batch_size: Annotated[int, integer] = 4096
 
     def __post_init__(self):
@@ -91,19 +91,22 @@ class AnnealedMALA:
         Raises:
             RuntimeError: if the energy is NaN or -inf at a prior draw, or infinite at 1000 of them in a row.
         """
+        latent_law("latent", latent)
+        num_samples = integer("num_samples", num_samples, minimum=0)
+        config = dataclasses.replace(self, num_candidates=0) if has_costly_draws(latent.gebm.latent_prior) else self
         starts = range(0, max(num_samples, 1), self.batch_size)
-        z, reports = zip(*(_anneal(latent, min(self.batch_size, num_samples - s), self) for s in starts))
+        z, reports = zip(*(_anneal(latent, min(self.batch_size, num_samples - s), config) for s in starts))
         nan, infinite, finite, tried, active = (sum(map(float, values)) for values in zip(*reports))
         if num_samples:
             num_chains = sum(len(part) for part in z) * latent.batch_shape.numel()
-            check_draws(int(nan), int(infinite), finite / tried, active / num_chains, self.num_candidates)
+            check_draws(int(nan), int(infinite), finite / tried, active / num_chains, config.num_candidates)
         return torch.cat(z)
 
 
 def _anneal(latent, num_chains, config):
     gebm, ndim = latent.gebm, 1 + len(latent.batch_shape)
     prior = without_validation(gebm.latent_prior.expand(latent.batch_shape))
-    transform = biject_to(prior.support)
+    transform = biject_to(support_of(prior))
 
     def log_prior(u):
         z = transform(u)
@@ -122,6 +125,10 @@ def _anneal(latent, num_chains, config):
         u = transform.inv(prior.sample((num, num_chains)))
         return u, log_weight(u)
 
+    def one_each():
+        u, log_weight = propose(1)
+        return u[0], log_weight[0]
+
     def tempered(point, ladder):
         _, log_prior, log_prior_grad, log_weight, log_weight_grad = point
         return log_prior + ladder * log_weight, log_prior_grad + ladder * log_weight_grad
@@ -137,8 +144,8 @@ def _anneal(latent, num_chains, config):
 
     end, moves = config.annealing * config.num_steps, global_moves(config.num_steps, config.annealing)
     with torch.no_grad():
-        u, nan, finite, tried = _start(lambda: (part[0] for part in propose(1)))
-        point = evaluate(u)
+        u, start, finite, tried = finite_start(one_each)
+        nan, point = start.isnan(), evaluate(u)
         log_step = torch.full_like(point[1], math.log(config.step_size))
         trend = torch.ones_like(log_step)
         active = torch.full_like(log_step, config.num_candidates > 0, dtype=torch.bool)
@@ -156,16 +163,3 @@ def _anneal(latent, num_chains, config):
         infinite = (point[3] == -math.inf) & ~nan
         bad = (~point[3].isfinite() | nan) & ~infinite
         return transform(point[0]), (bad.sum(), infinite.sum(), finite, tried, active.sum())
-
-
-def _start(propose):
-    """Prior draws of finite energy, whether one of NaN was met, and how many were finite and tried."""
-    u, log_weight = propose()
-    finite, tried = (log_weight > -math.inf).sum(), log_weight.numel()
-    for _ in range(MAX_REDRAWS - 1):
-        if not (bad := log_weight == -math.inf).any():
-            break
-        new_u, new_log_weight = propose()
-        finite, tried = finite + (new_log_weight > -math.inf).sum(), tried + log_weight.numel()
-        u, log_weight = choose(bad, (new_u, new_log_weight), (u, log_weight))
-    return u, log_weight.isnan(), finite, tried

@@ -4,6 +4,7 @@ from gebm.ladder import SMCResult
 from gebm.langevin import StepInfo
 from pyro_gebm.dynamics.annealed_mala import AnnealedMALA
 from pyro_gebm.infer.chain_kernel import ChainKernel
+from pyro_gebm.infer.ex2mcmc import Ex2MCMC
 from pyro_gebm.infer.ghmc import GHMC
 from pyro_gebm.infer.initialization import init_to_prior
 from pyro_gebm.infer.kernel import LangevinKernel
@@ -24,6 +25,7 @@ __all__ = [
     "ULA",
     "AnnealedMALA",
     "ChainKernel",
+    "Ex2MCMC",
     "KineticLangevin",
     "LangevinKernel",
     "ReplicaExchange",

@@ -9,9 +9,11 @@ from pyro import poutine
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_uniform
 
+from gebm.validation import mapping, optional
+from pyro_gebm.effects import alone
 from pyro_gebm.gebm import GEBM, EnergyTiltedPrior
 
-__all__ = ["init_to_prior", "max_plate_nesting"]
+__all__ = ["base_prior", "init_to_prior", "max_plate_nesting"]
 
 
 def init_to_prior(site: Any = None) -> Any:
@@ -29,34 +31,35 @@ def init_to_prior(site: Any = None) -> Any:
     Returns:
         An initial value of the site.
     """
-    if site is None:
+    if optional(mapping)("site", site) is None:
         return init_to_prior
     try:
-        value = _base_prior(site["fn"]).sample().detach()
+        value = base_prior(site["fn"]).sample().detach()
     except NotImplementedError:
         return init_to_uniform(site)
-    value._pyro_custom_init = False  # pyright: ignore[reportAttributeAccessIssue]  # Pyro's own mark
+    value._pyro_custom_init = False  # Pyro's own mark
     return value
 
 
 def max_plate_nesting(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """Number of nested plates of a model, found without running a sampler of a GEBM."""
-    trace = cast(Any, poutine.trace(InitMessenger(init_to_prior)(model)).get_trace(*args, **kwargs))
+    with alone():
+        trace = cast(Any, poutine.trace(InitMessenger(init_to_prior)(model)).get_trace(*args, **kwargs))
     sites = (site for site in trace.nodes.values() if site["type"] == "sample")
     dims = [frame.dim for site in sites for frame in site["cond_indep_stack"] if frame.vectorized]
     return -min(dims, default=0)
 
 
-def _base_prior(fn):
-    """The distribution a site would have at beta = 0."""
+def base_prior(fn: Any) -> Any:
+    """The distribution that a site of the given one would have at beta = 0, without its mask."""
     if isinstance(fn, EnergyTiltedPrior):
         return fn.gebm.latent_prior.expand(fn.batch_shape)
     if isinstance(fn, GEBM):
         return fn.base.expand(fn.batch_shape)
     if isinstance(fn, ExpandedDistribution):
-        return _base_prior(fn.base_dist).expand(fn.batch_shape)
+        return base_prior(fn.base_dist).expand(fn.batch_shape)
     if isinstance(fn, torch.distributions.Independent):
-        return dist.Independent(_base_prior(fn.base_dist), fn.reinterpreted_batch_ndims)
+        return dist.Independent(base_prior(fn.base_dist), fn.reinterpreted_batch_ndims)
     if isinstance(fn, MaskedDistribution):
-        return _base_prior(fn.base_dist)
+        return base_prior(fn.base_dist)
     return fn

@@ -13,7 +13,7 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 
 from gebm.arviz_data import named_statistics
 from gebm.langevin import PATIENCE, STATISTICS, AdaptState, Chains, KineticState, StepInfo
-from gebm.validation import callable_or_none, check_fields, positive, probability
+from gebm.validation import callable_or_none, check_fields, flag, function, mapping, optional, positive, probability
 from pyro_gebm.dynamics.metropolis import accept_probability
 from pyro_gebm.dynamics.steps import PotentialAndGrad
 from pyro_gebm.infer.adaptation import adapt, finish, init_adaptation
@@ -70,11 +70,11 @@ class LangevinKernel(MCMCKernel):
         default=None, kw_only=False
     )
     step_size: Annotated[float, positive] = 0.1
-    adapt_step_size: bool = True
+    adapt_step_size: Annotated[bool, flag] = True
     target_accept_prob: Annotated[float, probability] = 0.8
-    adapt_mass_matrix: bool = False
-    init_strategy: Callable[..., Any] = init_to_prior
-    transforms: dict[str, Any] | None = None
+    adapt_mass_matrix: Annotated[bool, flag] = False
+    init_strategy: Annotated[Callable[..., Any], function] = init_to_prior
+    transforms: Annotated[dict[str, Any] | None, optional(mapping)] = None
 
     default_fields = STATISTICS
     first_window = 50
@@ -90,7 +90,9 @@ class LangevinKernel(MCMCKernel):
         self._reset()
 
     def _reset(self):
+        self._given_params: dict[str, torch.Tensor] | None = None
         self._initial_params: dict[str, torch.Tensor] | None = None
+        self._last_params: dict[str, torch.Tensor] = {}
         self._potential: Any = None
         self._shapes: dict[str, torch.Size] = {}
         self._state: LangevinState | None = None
@@ -107,7 +109,23 @@ class LangevinKernel(MCMCKernel):
 
     @state.setter
     def state(self, state: LangevinState | None) -> None:
-        self._state = state
+        """Hand a state on, perhaps of other data or another model: it gets the potential of this run."""
+        self._state = state if state is None or self._potential is None else self._with_own_potential(state)
+
+    def _with_own_potential(self, state):
+        """A state as it is if its potential is that of this run; else with another, and its warm-up over."""
+        kinetic = state.chains.kinetic
+        own = self._potential_and_grad(kinetic.grad_point)
+        if all(map(torch.allclose, own, (kinetic.potential_energy, kinetic.z_grad))):
+            return state
+        new = state._replace(num_nan=torch.zeros_like(state.num_nan), i=state.i and max(state.i, self._warmup_steps))
+        return self._moved(new, kinetic.z)
+
+    def _moved(self, state, flat):
+        """A state with its chains at other positions."""
+        kinetic = state.chains.kinetic
+        kinetic = kinetic._replace(**self._at(flat))
+        return state._replace(chains=state.chains._replace(kinetic=kinetic))
 
     @abstractmethod
     def step(
@@ -134,15 +152,15 @@ class LangevinKernel(MCMCKernel):
     @property
     def initial_params(self) -> dict[str, torch.Tensor] | None:
         """Unconstrained start of the chain."""
-        return self._initial_params
+        return self._given_params if self._initial_params is None else self._initial_params
 
     @initial_params.setter
     def initial_params(self, params: dict[str, torch.Tensor] | None) -> None:
-        self._initial_params = params
+        self._given_params, self._initial_params = params, None
 
     def setup(self, warmup_steps: int, *args: Any, **kwargs: Any) -> None:
         """Start one chain, as Pyro's `MCMC` asks for."""
-        start = self._initial_params
+        start = self._given_params
         start = None if start is None else {name: value.detach()[None] for name, value in start.items()}
         self.setup_chains(warmup_steps, 1, start, *args, **kwargs)
 
@@ -167,8 +185,8 @@ class LangevinKernel(MCMCKernel):
             self._potential = torch.func.vmap(potential) if num_chains > 1 else _of_one(potential)
             self.transforms = {} if self._transforms is None else self._transforms
         self._shapes = {name: value.shape[1:] for name, value in initial_params.items()}
-        self._initial_params = {name: value[0] for name, value in initial_params.items()}
-        self.state = self._start(self._flat(initial_params))
+        self._initial_params = self._last_params = {name: value[0] for name, value in initial_params.items()}
+        self._state = self._start(self._flat(initial_params))
 
     def _flat(self, params):
         return torch.cat([params[name].detach().reshape(len(params[name]), -1) for name in self._shapes], 1)
@@ -191,16 +209,21 @@ class LangevinKernel(MCMCKernel):
             (grad,) = torch.autograd.grad(value.sum(), flat)
         return value.detach(), grad
 
-    def _start(self, flat):
+    def _at(self, flat):
+        """The fields of a `KineticState` that a position determines."""
         potential_energy, z_grad = self._potential_and_grad(flat)
         if not torch.isfinite(potential_energy).all():
             raise ValueError(
                 "Expected a finite potential at the initial point; got "
                 f"{potential_energy.tolist()}. Pass `initial_params`, or check the energy for NaN."
             )
-        zero = torch.zeros_like(potential_energy)
-        uniform = 2 * torch.rand_like(potential_energy) - 1
-        kinetic = KineticState(flat, torch.randn_like(flat), flat, potential_energy, z_grad)
+        return {"z": flat, "grad_point": flat, "potential_energy": potential_energy, "z_grad": z_grad}
+
+    def _start(self, flat):
+        at = self._at(flat)
+        potential_energy, zero = at["potential_energy"], torch.zeros_like(at["potential_energy"])
+        uniform = 2 * torch.rand_like(zero) - 1
+        kinetic = KineticState(v=torch.randn_like(flat), **at)
         return LangevinState(
             i=0,
             chains=Chains(kinetic, uniform),
@@ -219,14 +242,14 @@ class LangevinKernel(MCMCKernel):
 
     def end_warmup(self) -> None:
         """The next step gives the first draw."""
-        self.state = self.state._replace(i=max(self.state.i, self._warmup_steps))
+        self._state = self.state._replace(i=max(self.state.i, self._warmup_steps))
 
     @torch.no_grad()
     def advance(self) -> None:
         """The next draw of all chains, or one step of their warm-up."""
         state, warming = self.state, self.state.i < self._warmup_steps
         if warming and self.warmup_converged():
-            self.state = state._replace(i=state.i + 1)
+            self._state = state._replace(i=state.i + 1)
             return
         step_size = state.adapt_state.step_size
         if self.step_size_schedule is not None and not warming:
@@ -238,7 +261,7 @@ class LangevinKernel(MCMCKernel):
             diverging, num_steps, error = info.diverging | diverging, num_steps + info.num_steps, info.energy_error
         error = cast(torch.Tensor, error)  # of the last step
         accept_prob = accept_probability(error)
-        self.state = LangevinState(
+        self._state = LangevinState(
             i=state.i + 1,
             chains=chains,
             accept_prob=accept_prob,
@@ -317,14 +340,19 @@ class LangevinKernel(MCMCKernel):
         set_rng_state(saved["rng"], chains.slice.device)
 
     def sample(self, params: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """One iteration of a single chain, as Pyro's `MCMC` asks for."""
+        """One iteration of a single chain, as Pyro's `MCMC` asks for; from elsewhere, if the parameters are others."""
+        if any(params[name] is not value for name, value in self._last_params.items()):
+            flat = self._flat({name: value[None] for name, value in params.items()})
+            if not torch.equal(flat, self.state.chains.kinetic.z):
+                self._state = self._moved(self.state, flat)
         warming = self.state.i < self._warmup_steps
         self.advance()
         if not warming:
             self._statistics.append({name: value[0] for name, value in self.statistics().items()})
         if self.state.i % PATIENCE == 0:
             self.check()
-        return {name: value[0] for name, value in self.positions().items()}
+        self._last_params = {name: value[0] for name, value in self.positions().items()}
+        return dict(self._last_params)
 
     def logging(self) -> Mapping[str, Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """What Pyro's progress bar shows."""

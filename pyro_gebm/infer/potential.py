@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -12,9 +11,10 @@ from pyro.poutine.subsample_messenger import _Subsample
 from torch.distributions import biject_to, constraints
 
 from pyro_gebm.base import without_validation
+from pyro_gebm.effects import alone
 from pyro_gebm.gebm import EnergyTiltedPrior
 
-__all__ = ["initialize_chains"]
+__all__ = ["bare_latent", "initialize_chains", "traced"]
 
 #: Draws of the initialisation strategy tried before giving up on a finite potential.
 MAX_TRIES = 100
@@ -40,7 +40,7 @@ def initialize_chains(
         kwargs: its keyword arguments.
         num_chains: N.
         init_strategy: callable from a site to a value.
-        transforms: transforms from the support of each latent site; found from the supports where None.
+        transforms: transforms from the supports of latent sites; for others, or None, found from the supports.
         initial_params: dict of unconstrained tensors with a leading axis of N; None draws them.
 
     Returns:
@@ -48,16 +48,18 @@ def initialize_chains(
         shape `(N,)`.
 
     Raises:
-        ValueError: for a model with a discrete latent site, with subsampling, or without latent sites, or where no
-            start with a finite potential is found.
+        ValueError: for a model with a discrete latent site, with subsampling, without latent sites, with sites or
+            supports that change with other latent sites, or where no start with a finite potential is found.
     """
-    trace = _traced(InitMessenger(init_strategy)(model), args, kwargs)
+    trace = traced(InitMessenger(init_strategy)(model), args, kwargs)
     sites = _latent_sites(trace)
-    if transforms is None:
-        transforms = {name: biject_to(site["fn"].support).inv for name, site in sites.items()}
-    if _is_bare_latent(trace):
-        ((name, site),) = sites.items()
-        potential = _of_bare_latent(name, site["fn"], transforms)
+    given = {} if transforms is None else transforms
+    if unknown := sorted(given.keys() - sites.keys()):
+        raise ValueError(f"Expected transforms of the latent sites {sorted(sites)}; got some of {unknown}.")
+    transforms = {name: given.get(name, biject_to(site["fn"].support).inv) for name, site in sites.items()}
+    _check_supports(model, args, kwargs, sites, transforms, sites.keys() - given.keys())
+    if latent := bare_latent(trace):
+        potential = _of_bare_latent(latent, transforms)
     else:
         potential = _vectorized(model, args, kwargs, transforms)
     if initial_params is None:
@@ -65,9 +67,10 @@ def initialize_chains(
     return initial_params, potential, transforms
 
 
-def _traced(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def traced(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A trace of a model; by Pyro's type of it, a site has nothing for sure."""
-    return poutine.trace(model).get_trace(*args, **kwargs)
+    with alone():
+        return poutine.trace(model).get_trace(*args, **kwargs)
 
 
 def _latent_sites(trace):
@@ -89,16 +92,46 @@ def _latent_sites(trace):
     return sites
 
 
-def _is_bare_latent(trace):
-    """Whether a model is one site of a GEBM's latent and nothing else."""
+def _check_supports(model, args, kwargs, sites, transforms, names):
+    """Refuse sites and supports that another trace has otherwise: the transforms are those of the first."""
+    with torch.no_grad():
+        moved = {name: t(sites[name]["value"].detach()) + 0.5 for name, t in transforms.items()}
+        values = {name: transforms[name].inv(u) for name, u in moved.items()}
+        trace = traced(poutine.condition(model, data=values), args, kwargs)
+        _check_names(_sampled(trace) | (trace.nodes.keys() & sites.keys()), sites.keys())
+        for name in names:
+            fn, value = trace.nodes[name]["fn"], values[name]
+            other = biject_to(fn.support)(moved[name])
+            if other.shape != value.shape or not ((other == value) | (other.isnan() & value.isnan())).all():
+                raise ValueError(
+                    f"Expected a fixed support of every latent site; that of site '{name}' ({type(fn).__name__}) "
+                    "changes with other latent sites. Sample on a fixed support and transform: "
+                    "`u = a * v` with `v ~ Uniform(0, 1)` instead of `u ~ Uniform(0, a)`."
+                )
+
+
+def _sampled(trace):
+    return {name for name, site in trace.iter_stochastic_nodes() if not isinstance(site["fn"], _Subsample)}
+
+
+def _check_names(found, expected):
+    if found != expected:
+        raise ValueError(
+            "Expected the same latent sites in every trace of the model; got some at some values of the others only: "
+            f"{sorted(found ^ expected)}."
+        )
+
+
+def bare_latent(trace: Any) -> EnergyTiltedPrior | None:
+    """The latent of a GEBM, for a model that is one site of it and nothing else."""
     sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
-    site = sites[0]
-    plain = site["scale"] == 1.0 and site["mask"] is None
-    return len(sites) == 1 and isinstance(site["fn"], EnergyTiltedPrior) and plain
+    plain = sites[0]["scale"] == 1.0 and sites[0]["mask"] is None
+    return sites[0]["fn"] if len(sites) == 1 and isinstance(sites[0]["fn"], EnergyTiltedPrior) and plain else None
 
 
-def _of_bare_latent(name, latent, transforms):
-    transform, latent = transforms[name].inv, without_validation(latent)
+def _of_bare_latent(latent, transforms):
+    ((name, transform),) = transforms.items()
+    transform, latent = transform.inv, without_validation(latent)
 
     def potential(params):
         u = params[name]
@@ -114,7 +147,7 @@ def _of_bare_latent(name, latent, transforms):
 def _vectorized(model, args, kwargs, transforms):
     def of_one_chain(params):
         values = {name: transforms[name].inv(u) for name, u in params.items()}
-        trace = _traced(poutine.condition(model, data=values), args, kwargs)
+        trace = traced(poutine.condition(model, data=values), args, kwargs)
         total = 0.0
         for site in trace.nodes.values():
             if site["type"] == "sample" and not isinstance(site["fn"], _Subsample):
@@ -127,7 +160,7 @@ def _vectorized(model, args, kwargs, transforms):
     batched = torch.func.vmap(of_one_chain, randomness="different")  # GEBMs made in the model draw to probe shapes
 
     def potential(params):
-        with pyro.validation_enabled(False):
+        with alone(validate=False):
             return batched(params)
 
     return potential
@@ -139,7 +172,8 @@ def _draw_start(model, args, kwargs, num_chains, init_strategy, transforms, pote
     for _ in range(MAX_TRIES):
         draws = []
         for _ in range(num_chains):
-            trace = _traced(InitMessenger(init_strategy)(model), args, kwargs)
+            trace = traced(InitMessenger(init_strategy)(model), args, kwargs)
+            _check_names(_sampled(trace), transforms.keys())
             draws.append({name: t(trace.nodes[name]["value"].detach()) for name, t in transforms.items()})
         new = {name: torch.stack([draw[name] for draw in draws]).detach() for name in transforms}
         start = new if start is None else {k: _choose(good, start[k], new[k]) for k in new}

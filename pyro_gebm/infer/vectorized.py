@@ -3,12 +3,11 @@
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.infer.mcmc.api import AbstractMCMC
 from pyro.infer.mcmc.util import diagnostics, print_summary, select_samples
 from tqdm import tqdm
 
-from gebm.validation import instance, integer
+from gebm.validation import flag, instance, integer, mapping, optional, probability
 from pyro_gebm.infer.chain_kernel import ChainKernel
 
 __all__ = ["VectorizedMCMC"]
@@ -21,7 +20,8 @@ class VectorizedMCMC(AbstractMCMC):
     """Run the chains of a kernel together, as one tensor: hundreds cost a few times as much as one.
 
     The API is that of Pyro's `MCMC`. The chains are adapted together. Draws are moved to the host in chunks; between
-    them nothing is read from the device.
+    them nothing is read from the device. Several threads may run at once, each with a kernel of its own; they take
+    turns with their models, because Pyro has one stack of handlers for the whole process.
 
     Args:
         kernel: a kernel of `infer` or another `infer.ChainKernel`, on a model or a `potential_fn` (which is written for
@@ -34,10 +34,13 @@ class VectorizedMCMC(AbstractMCMC):
         initial_params: dict of unconstrained tensors with a leading axis of `num_chains`; None draws them.
         disable_progbar: show no progress bar.
 
+    Attributes:
+        device: where the chains are; draws are moved to the host.
+
     Raises:
         TypeError: if the kernel is not a `ChainKernel`.
         ValueError: for numbers out of range, `initial_params` of another number of chains, or a model with discrete
-            latent sites or subsampling.
+            latent sites, subsampling, or supports that change with other latent sites.
         RuntimeError: while running, if the potential is NaN for 100 draws in a row.
 
     Example:
@@ -69,14 +72,16 @@ class VectorizedMCMC(AbstractMCMC):
         self.thinning = integer("thinning", thinning)
         super().__init__(kernel, num_chains, None)
         self.warmup_steps = num_samples if warmup_steps is None else integer("warmup_steps", warmup_steps, minimum=0)
-        self.disable_progbar = disable_progbar
-        self._initial_params = initial_params
+        self.disable_progbar = flag("disable_progbar", disable_progbar)
+        self._initial_params = optional(mapping)("initial_params", initial_params)
+        self._args: tuple[Any, ...] = ()
+        self._kwargs: dict[str, Any] = {}
+        self.device: torch.device | None = None
         self._samples: dict[str, torch.Tensor] = {}
         self._diagnostics: list[dict[str, Any]] = []
         if initial_params is not None:
-            self._validate_initial_params(initial_params)
+            _check_initial_params(initial_params, num_chains)
 
-    @poutine.block
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Run the warm-up and draw; arguments are those of the model."""
         self.start(*args, **kwargs)
@@ -103,8 +108,10 @@ class VectorizedMCMC(AbstractMCMC):
 
     def start(self, *args: Any, **kwargs: Any) -> None:
         """Start the chains; arguments are those of the model."""
+        self._args, self._kwargs = args, kwargs
         self.kernel.setup_chains(self.warmup_steps, self.num_chains, self._initial_params, *args, **kwargs)
         self.transforms = self.kernel.transforms
+        self.device = next(iter(self.kernel.positions().values())).device
 
     def warm_up(self, bar: Any = None) -> None:
         """Run the warm-up, until it has converged or its steps are spent.
@@ -165,7 +172,9 @@ class VectorizedMCMC(AbstractMCMC):
         Returns:
             Dict of tensors of shape `(draws, ...)`, or `(chains, draws, ...)`.
         """
-        return select_samples(self._samples, num_samples, group_by_chain)
+        if num_samples is not None:
+            integer("num_samples", num_samples)
+        return select_samples(self._samples, num_samples, flag("group_by_chain", group_by_chain))
 
     def diagnostics(self) -> dict[str, Any]:
         """Effective sample size and R-hat of every site, divergences and acceptance rate of every chain."""
@@ -180,8 +189,17 @@ class VectorizedMCMC(AbstractMCMC):
         Args:
             prob: probability of the credible interval.
         """
-        print_summary(self._samples, prob=prob)
+        print_summary(self._samples, prob=probability("prob", prob))
         print(f"Number of divergences: {sum(len(report['divergences']) for report in self._diagnostics)}")
+
+
+def _check_initial_params(params: dict[str, torch.Tensor], num_chains: int) -> None:
+    for name, value in params.items():
+        if not isinstance(value, torch.Tensor) or value.shape[:1] != (num_chains,):
+            got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            raise ValueError(
+                f"Expected initial_params[{name!r}] to be a tensor with a leading axis of {num_chains}; got {got}."
+            )
 
 
 def _on_host(group: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

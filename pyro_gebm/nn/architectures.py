@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gebm.networks import LIPSCHITZ_CONSTANTS, check_bounds, coarse_size, shape_of
-from gebm.validation import one_of
+from gebm.validation import integer, one_of
 from pyro_gebm.nn.bounds import bounded_below, scaled_down, spectral_norm_bound
 from pyro_gebm.nn.layers import ACTIVATIONS, check_shape, conv3x3
 
@@ -124,13 +124,13 @@ class ConvGenerator(nn.Module):
         output_activation: str = "identity",
     ):
         super().__init__()
-        self.latent_dim = latent_dim
+        self.latent_dim = integer("latent_dim", latent_dim)
         self.event_shape = shape_of("event_shape", event_shape)
         self.channels = shape_of("channels", channels)
         self.activation = one_of("activation", activation, ACTIVATIONS)
         self.output_activation = one_of("output_activation", output_activation, ACTIVATIONS)
         height, width = coarse_size(self.event_shape, len(self.channels) - 1)
-        self.project = nn.Linear(latent_dim, self.channels[0] * height * width)
+        self.project = nn.Linear(self.latent_dim, self.channels[0] * height * width)
         self.convs = nn.ModuleList(conv3x3(a, 4 * b) for a, b in zip(self.channels, self.channels[1:]))
         self.last = conv3x3(self.channels[-1], self.event_shape[0])
 

@@ -1,9 +1,10 @@
 """How a GEBM is trained."""
 
-from gebm.errors import TrainingDiverged
+from gebm.errors import ResultFailed, TrainingDiverged
 from gebm.held_out import ValidationCurve
 from gebm.objectives import BaseObjective, Energies, EnergyObjective, Objective
 from gebm.training import energy_bursts
+from pyro_gebm.training.checkpoints import delete_checkpoints
 from pyro_gebm.training.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
 from pyro_gebm.training.kale import KALE
 from pyro_gebm.training.objectives import (
@@ -27,8 +28,10 @@ __all__ = [
     "KALEResult",
     "MaximumLikelihood",
     "Objective",
+    "ResultFailed",
     "TrainingDiverged",
     "ValidationCurve",
+    "delete_checkpoints",
     "energy_bursts",
     "gradient_penalty",
     "l2_penalty",

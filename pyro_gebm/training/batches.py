@@ -1,33 +1,44 @@
 """Batches of data: shuffled from a tensor on the device, or taken from any iterable."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
-from gebm.batches import check_rows, check_same_shape, check_shape, find_batch_size, without_labels
+from gebm.batches import as_array, check_finite, check_same_shape, check_shape, find_batch_size, values_of
+from gebm.fingerprint import describe_stream
 
 __all__ = ["InMemory", "Stream", "finite_tensor"]
 
 
-def finite_tensor(name: str, data: Any, event_shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
-    """Data as a tensor on the device.
+def finite_tensor(
+    name: str, data: Any, event_shape: Sequence[int], like: torch.Tensor, key: str | None = None
+) -> torch.Tensor:
+    """Data, or a batch, as a tensor on the device: the one door for both.
 
     Args:
         name: of the argument, for messages.
-        data: tensor or array of shape `(N,) + event_shape`.
+        data: tensor, array, DataFrame, nested lists, or a tuple or dict of them, see `gebm.batches.values_of`; of shape
+            `(N,) + event_shape`, of any type of real numbers.
         event_shape: shape of one event.
         like: tensor whose dtype and device it has.
+        key: name of the entry of a dict.
 
     Returns:
         The tensor.
 
     Raises:
+        TypeError: if the values are not real numbers.
         ValueError: if the shape does not fit, or values are not finite.
     """
+    data = values_of(name, data, event_shape, key)
+    if not isinstance(data, torch.Tensor) or data.is_complex():  # which the NumPy door refuses
+        dtype = np.float64 if like.dtype == torch.float64 else np.float32
+        data = torch.from_numpy(as_array(name, data, dtype))
     check_shape(name, data, event_shape)
-    data = torch.as_tensor(data, dtype=like.dtype, device=like.device)
-    check_rows(name, torch.isfinite(data).reshape(len(data), -1).all(1).cpu().numpy())
+    data = data.detach().to(like)
+    check_finite(name, torch.isfinite(data).cpu().numpy())
     return data
 
 
@@ -35,20 +46,23 @@ class InMemory:
     """A tensor of data, reshuffled every epoch.
 
     Args:
-        data: tensor or array of shape `(N,) + event_shape`.
-        event_shape: shape of one event.
+        data: from `finite_tensor`.
         batch_size: data points a step; None takes `min(128, N)`.
-        like: tensor whose dtype and device the batches have.
 
     Raises:
         TypeError: if the batch size is not an integer.
-        ValueError: if the shape does not fit, the batch is larger than the data, or values are not finite.
+        ValueError: if the batch is larger than the data.
     """
 
-    def __init__(self, data: Any, event_shape: Sequence[int], batch_size: int | None, like: torch.Tensor) -> None:
-        self.data = finite_tensor("data", data, event_shape, like)
+    def __init__(self, data: torch.Tensor, batch_size: int | None) -> None:
+        self.data = data
         self.batch_size = find_batch_size(batch_size, len(self.data))
         self.order, self.position = None, 0
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What a fingerprint says of the data."""
+        return {"data": self.data, "batch_size": self.batch_size}
 
     def next(self) -> torch.Tensor:
         """The next batch."""
@@ -63,31 +77,36 @@ class InMemory:
         return {"order": self.order, "position": self.position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go back to a position from `state_dict`."""
-        self.order, self.position = state["order"], state["position"]
+        """Go back to a position from `state_dict`; among other data an epoch begins."""
+        if state["order"] is not None and len(state["order"]) == len(self.data):
+            self.order, self.position = state["order"], state["position"]
 
 
 class Stream:
     """Batches from an iterable: a loader is iterated again when it ends, a generator once.
 
     Args:
-        iterable: yields tensors or arrays of shape `(N,) + event_shape`, all of one shape; a tuple's first entry is
-            taken (loaders that yield `(data, label)`).
-        event_shape: shape of one event.
-        like: tensor whose dtype and device the batches have.
+        iterable: yields what `as_batch` takes, all of one shape.
+        as_batch: callable from a name, for messages, and an item to a tensor.
     """
 
-    def __init__(self, iterable: Iterable[Any], event_shape: Sequence[int], like: torch.Tensor) -> None:
-        self.iterable, self.event_shape, self.like = iterable, tuple(event_shape), like
+    def __init__(self, iterable: Iterable[Any], as_batch: Callable[[str, Any], torch.Tensor]) -> None:
+        self.iterable, self.as_batch = iterable, as_batch
         self.iterator: Iterator[Any] | None = None
         self.rng_state, self.shape = None, None
         self.count = self.in_epoch = 0
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """What a fingerprint says of the data."""
+        return {"data": describe_stream(self.iterable), "batch_size": getattr(self.iterable, "batch_size", None)}
 
     def next(self) -> torch.Tensor:
         """The next batch.
 
         Raises:
-            ValueError: if the iterable is empty or ends for good, or a batch has another shape than the first.
+            ValueError: if the iterable is empty or ends for good, or a batch has another shape than the first, or
+                values that are not finite.
         """
         try:
             batch = next(self._restart() if self.iterator is None else self.iterator)
@@ -96,11 +115,10 @@ class Stream:
                 batch = next(self._restart())
             except StopIteration:
                 raise ValueError(
-                    f"Expected more batches; the iterable ended for good after {self.count}. Pass a loader that is not "
-                    "empty and can be iterated again, or a longer generator."
+                    f"Expected more batches in data; the iterable ended for good after {self.count}. Pass a loader "
+                    "that is not empty and can be iterated again, or a longer generator."
                 ) from None
-        batch = torch.as_tensor(without_labels(batch), dtype=self.like.dtype, device=self.like.device)
-        check_shape("data", batch, self.event_shape)
+        batch = self.as_batch(f"data in batch {self.count}", batch)
         self.shape = batch.shape if self.shape is None else self.shape
         check_same_shape(batch.shape, self.shape)
         self.count, self.in_epoch = self.count + 1, self.in_epoch + 1

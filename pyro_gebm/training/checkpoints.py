@@ -5,17 +5,20 @@ import hashlib
 import io
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any, BinaryIO
 
 import torch
 
 from gebm import checkpoint_files
-from gebm.checkpoint_files import DamagedCheckpoint
+from gebm.checkpoint_files import DamagedCheckpoint, fitting
+from gebm.fingerprint import NO_FINGERPRINT, Fingerprint
 
 __all__ = [
     "delete_checkpoints",
     "get_rng_state",
     "read_latest_checkpoint",
+    "refuse_used",
     "set_rng_state",
     "write_checkpoint",
 ]
@@ -23,42 +26,65 @@ __all__ = [
 _SUFFIX = ".pt"
 
 
-def write_checkpoint(directory: str | os.PathLike[str], step: int, state: dict[str, Any]) -> pathlib.Path:
+def write_checkpoint(
+    directory: str | os.PathLike[str], step: int, state: dict[str, Any], fingerprint: Fingerprint = NO_FINGERPRINT
+) -> pathlib.Path:
     """Write a state dictionary to `directory/step-<step>.pt` and keep the newest few.
 
     Args:
         directory: folder, made if it is not there.
         step: number that orders the checkpoints.
         state: nested dictionaries of tensors and numbers.
+        fingerprint: the `Fingerprint` of the run.
 
     Returns:
         The path written.
     """
     content = io.BytesIO()
-    torch.save(state, content)
+    torch.save({**state, "fingerprint": str(fingerprint)}, content)
     stored = hashlib.sha256(content.getbuffer()).digest(), content.getbuffer()
     return checkpoint_files.write_checkpoint(directory, step, _SUFFIX, lambda file: file.writelines(stored))
 
 
-def read_latest_checkpoint(path: str | os.PathLike[str], device: torch.device) -> dict[str, Any]:
+def read_latest_checkpoint(
+    path: str | os.PathLike[str],
+    device: torch.device,
+    check: Callable[[str | None], None] = lambda fingerprint: None,
+) -> dict[str, Any]:
     """Read the newest undamaged checkpoint; damaged ones are skipped with a warning.
 
     Args:
         path: a folder of checkpoints, or one checkpoint.
         device: where its tensors go.
+        check: raises an error for the fingerprint of another run; it is given None where a file has none.
 
     Returns:
         The state dictionary.
 
     Raises:
         FileNotFoundError: if there is no checkpoint.
-        ValueError: if every checkpoint is damaged.
+        ValueError: if every checkpoint is damaged, or the newest whole one is no state dictionary.
     """
-    _, content = checkpoint_files.read_latest_checkpoint(path, _SUFFIX, _read)
-    return torch.load(io.BytesIO(content), map_location=device, weights_only=True)
+    file, content = checkpoint_files.read_latest_checkpoint(path, _SUFFIX, _read)
+    with fitting(file):
+        state = dict(torch.load(io.BytesIO(content), map_location=device, weights_only=True))
+    check(state.pop("fingerprint", None))
+    return state
 
 
-delete_checkpoints = functools.partial(checkpoint_files.delete_checkpoints, suffix=_SUFFIX)
+def delete_checkpoints(directory: str | os.PathLike[str]) -> None:
+    """Delete the checkpoints of a folder, such as those of an abandoned run, and the folder if nothing else is in it.
+
+    Args:
+        directory: folder; it need not be there.
+
+    Example:
+        >>> delete_checkpoints("a-folder-that-is-not-there")
+    """
+    checkpoint_files.delete_checkpoints(directory, _SUFFIX)
+
+
+refuse_used = functools.partial(checkpoint_files.refuse_used, suffix=_SUFFIX)
 
 
 def _read(file: BinaryIO) -> bytes:

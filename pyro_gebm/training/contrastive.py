@@ -5,7 +5,7 @@ import math
 import torch
 from torch.distributions import biject_to
 
-from pyro_gebm.base import without_validation
+from pyro_gebm.base import support_of, without_validation
 from pyro_gebm.dynamics.metropolis import mala_step
 from pyro_gebm.dynamics.steps import value_and_grad
 from pyro_gebm.gebm import GEBM
@@ -25,7 +25,7 @@ class PersistentChains:
 
     def __init__(self, gebm: GEBM, num_chains: int, num_steps: int, target_accept_prob: float) -> None:
         self.gebm, self.num_steps, self.target_accept_prob = gebm, num_steps, target_accept_prob
-        self.transform = biject_to(gebm.latent_prior.support)
+        self.transform = biject_to(support_of(gebm.latent_prior))
         with torch.no_grad():
             self.u = self.transform.inv(gebm.latent_prior.sample((num_chains,)))
         self.log_step = torch.tensor(math.log(0.5), dtype=self.u.dtype, device=self.u.device)

@@ -1,26 +1,27 @@
 """Training of base and energy together by KALE."""
 
-import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from os import PathLike
 from typing import Any, cast
 
 import torch
 from torch.distributions import Distribution
 
-from gebm.batches import check_shape
-from gebm.checkpoint_files import Checkpoints
-from gebm.held_out import HeldOut, HeldOutEnergies, find_every
+from gebm.batches import is_array
+from gebm.checkpoint_files import Checkpoints, fitting
+from gebm.fingerprint import Fingerprint, describe, one_line
+from gebm.held_out import HeldOut, HeldOutEnergies, check_evaluation, find_every
 from gebm.networks import name_of
 from gebm.objectives import BaseObjective, Energies, EnergyObjective
-from gebm.training import ObjectiveName, drive, find_objective, number_of_energy_steps, progress
+from gebm.training import ObjectiveName, check_energy_steps, drive, find_objective, number_of_energy_steps, progress
 from gebm.validation import callable_or_none, instance, integer, probability
 from pyro_gebm.base import has_density, snapshot, trained_part, without_validation
-from pyro_gebm.callables import evaluation_mode
+from pyro_gebm.callables import PrivateRandomness, check_fixed, copy_of_values, evaluation_mode
 from pyro_gebm.divergences import batch_log_partition, kale
-from pyro_gebm.gebm import GEBM, check_energy
+from pyro_gebm.gebm import GEBM, check_energy, check_generator
 from pyro_gebm.training.batches import InMemory, Stream, finite_tensor
-from pyro_gebm.training.checkpoints import read_latest_checkpoint, write_checkpoint
+from pyro_gebm.training.checkpoints import read_latest_checkpoint, refuse_used, write_checkpoint
 from pyro_gebm.training.guide import KALEGuide, decayed_rate, gradient_step, newton_step, settle_log_partition
 from pyro_gebm.training.loop import Optimizer, Run, random_stream, trained_parameters
 from pyro_gebm.training.objectives import OBJECTIVES
@@ -92,11 +93,13 @@ class KALE:
         getattr(self.objective, "check", lambda base: None)(base)
         self.noise_factor = integer("noise_factor", noise_factor)
         self.ema_decay = None if ema_decay is None else probability("ema_decay", ema_decay, zero=True)
-        if not callable(energy_steps):
-            integer("energy_steps", energy_steps)
+        check_energy_steps(energy_steps)
         self.energy_steps = 1 if energy_optim is None or base_optim is None else energy_steps
         callable_or_none("trainable", trainable)
-        energies = check_energy(base, guide.energy)
+        with evaluation_mode(trained_part(base), guide.energy):
+            events, energies = check_energy(base, guide.energy)
+            check_fixed(guide.energy, events, energies, "energy")
+            check_generator(base)
         base_parameters = trained_parameters("base", trained_part(base), trainable)
         energy_parameters = trained_parameters("energy", guide.energy, trainable)
         if base_optim is not None and not base_parameters:
@@ -114,7 +117,7 @@ class KALE:
         self._base_average = None if ema_decay is None else [p.detach().clone() for p in base_parameters]
         log_partition = guide.log_partition
         if log_partition is None:
-            with evaluation_mode(trained_part(base), guide.energy):
+            with evaluation_mode(trained_part(base), guide.energy), PrivateRandomness():
                 log_partition = settle_log_partition(base, guide.energy, num_batches=1)
         self.log_partition = torch.as_tensor(log_partition, dtype=energies.dtype, device=energies.device)
 
@@ -126,11 +129,18 @@ class KALE:
         """One energy step on a batch and, after `energy_steps` of them, one base step.
 
         Args:
-            batch: data of shape `(N,) + event_shape`.
+            batch: data of shape `(N,) + event_shape`, in any form that `run` takes.
 
         Returns:
             `KALELosses` of scalars.
+
+        Raises:
+            TypeError: if they are not real numbers.
+            ValueError: if the shape does not fit, or values are not finite.
         """
+        return self._take_step(self._as_data("batch", batch))
+
+    def _take_step(self, batch):
         losses = self._energy_step(batch)
         if self.in_cycle >= number_of_energy_steps(self.energy_steps, self.base_steps_taken):
             losses = losses._replace(base_grad_norm=self._base_step(batch))
@@ -141,15 +151,24 @@ class KALE:
         """The KALE estimate on `data`, from as many fresh base draws, at least 1000.
 
         Args:
-            data: shape `(N,) + event_shape`.
+            data: shape `(N,) + event_shape`, in any form that `run` takes.
 
         Returns:
             Scalar; not negated.
+
+        Raises:
+            TypeError: if they are not real numbers.
+            ValueError: if the shape does not fit, or values are not finite, or KALE is not.
+
+        Warns:
+            UserWarning: if the energy is higher on data than on base draws, as it is with the wrong sign.
         """
-        check_shape("data", data, self.base.event_shape)
-        data = torch.as_tensor(data, dtype=self.log_partition.dtype, device=self.log_partition.device)
+        data = self._as_data("data", data)
         with evaluation_mode(trained_part(self.base), self.guide.energy):
-            return kale(*_energies_on(self.base, self.guide.energy, data), self.log_partition)
+            of_data, of_base = _energies_on(self.base, self.guide.energy, data)
+        value = kale(of_data, of_base, self.log_partition)
+        check_evaluation(float(value), of_data.cpu().numpy(), of_base.cpu().numpy(), stacklevel=4)  # past `no_grad`
+        return value
 
     def run(
         self,
@@ -157,6 +176,7 @@ class KALE:
         data: Any | Iterable[Any],
         *,
         batch_size: int | None = None,
+        key: str | None = None,
         validation: Any = None,
         validate_every: int | None = None,
         keep_best: bool = True,
@@ -164,15 +184,18 @@ class KALE:
         checkpoint_dir: str | PathLike[str] | None = None,
         checkpoint_every: int | None = None,
         resume_from: str | PathLike[str] | None = None,
+        allow: Collection[str] = (),
     ) -> KALEResult:
         """Train for `num_steps` base steps (energy steps, when the base is frozen).
 
         Args:
             num_steps: number of base steps; with `resume_from` those of the interrupted run are among them.
-            data: tensor or array of shape `(N,) + event_shape`, reshuffled every epoch, or an iterable of batches of
-                one shape (a `DataLoader` is iterated again when it ends; of a tuple the first entry is taken).
+            data: array of shape `(N,) + event_shape`, reshuffled every epoch: a tensor, NumPy array, DataFrame, memory
+                map or nested lists. Or an iterable of batches of one shape: a `DataLoader` is iterated again when it
+                ends; of a tuple the first entry is taken, of a dict that of `key`. Integers are cast, not scaled.
             batch_size: data points a step, at most N; None takes `min(128, N)`. Not used with an iterable.
-            validation: held-out data, a tensor or array like `data`: KALE on them along training, with base draws of a
+            key: name of the data in batches that are dicts.
+            validation: held-out data, an array like `data`: KALE on them along training, with base draws of a
                 random stream of their own, so that training is the same with and without them. See `ValidationCurve`.
             validate_every: base steps between two such evaluations, the first at step 0; None takes 25 in a run.
             keep_best: whether `gebm` and `guide` of the result are those of the best value: of KALE, or, while a
@@ -184,39 +207,71 @@ class KALE:
             checkpoint_every: base steps between checkpoints; one is written at the start and one at the end as well.
             resume_from: folder (or file) to resume from, on the CPU bit for bit as if there had been no interruption.
                 A damaged newest checkpoint is skipped with a warning.
+            allow: what may differ from the run that wrote the checkpoints, such as `("batch_size",)`. Else data (by
+                shape and a hash), seed, batch size, networks, optimisers and objective are compared with theirs, and
+                the error names what differs. `num_steps` and the held-out data are free.
 
         Returns:
             A `KALEResult`.
 
         Raises:
+            TypeError: if the data are neither an array nor an iterable, or not of real numbers.
             ValueError: if the data do not fit the base or are fewer than a batch, contain values that are not finite,
-                or end too soon.
+                or end too soon; if the run is not the one that wrote the checkpoints.
             TrainingDiverged: if losses or gradients are not finite for ten steps in a row; fewer are skipped with
                 a warning.
+            ResultFailed: for any error after the last step; its `state` is that of the trained parts.
+            FileExistsError: if `checkpoint_dir` has checkpoints, and the run does not go on from them.
             FileNotFoundError: if `resume_from` holds no checkpoint.
         """
         num_steps = integer("num_steps", num_steps, minimum=0)
         every = find_every(validate_every, validation is not None, num_steps)
-        run = Run(self, self._batches(data, batch_size), KALELosses, self.log_partition.device)
-        held_out = self._held_out(run, validation, every, keep_best)
+        refuse_used(checkpoint_dir, resume_from=resume_from)
+        run = Run(self, self._take_step, self._batches(data, batch_size, key), KALELosses, self.log_partition.device)
+        held_out, fingerprint = self._held_out(run, validation, every, keep_best), self._fingerprint(run.batches)
         if resume_from is not None:
-            saved = read_latest_checkpoint(resume_from, self.log_partition.device)
-            run.resume(saved)
-            held_out.resume(saved.get("held_out"), saved.get("best"))
+            check = partial(fingerprint.check, allow=allow, source=resume_from)
+            saved = read_latest_checkpoint(resume_from, self.log_partition.device, check)
+            with fitting(resume_from):
+                run.resume(saved)
+                held_out.resume(saved.get("held_out"), saved.get("best"))
 
         def write(directory, step, run):
             looks = {} if every is None else {"held_out": held_out.rows.tolist(), "best": held_out.best}
-            write_checkpoint(directory, step, {**run.checkpoint(), **looks})
+            write_checkpoint(directory, step, {**run.checkpoint(), **looks}, fingerprint)
 
         checkpoints = Checkpoints(checkpoint_dir, checkpoint_every, write)
-        drive(run, num_steps, checkpoints, held_out, progress, progress_bar=progress_bar)
+        finish = partial(self._result, run, held_out)
+        result = drive(run, num_steps, checkpoints, held_out, progress, finish, progress_bar=progress_bar)
         held_out.warn_if_overfitting(run.losses.kale.numpy())
-        return self._result(run.losses, held_out)
+        return result
 
-    def _batches(self, data: Any, batch_size: int | None) -> InMemory | Stream:
-        if hasattr(data, "shape"):
-            return InMemory(data, self.base.event_shape, batch_size, self.log_partition)
-        return Stream(data, self.base.event_shape, self.log_partition)
+    def _batches(self, data: Any, batch_size: int | None, key: str | None) -> InMemory | Stream:
+        def as_batch(name, item):
+            return self._as_data(name, item, key)
+
+        if is_array(data, self.base.event_shape):
+            return InMemory(as_batch("data", data), batch_size)
+        return Stream(data, as_batch)
+
+    def _as_data(self, name, data, key=None):
+        return finite_tensor(name, data, self.base.event_shape, self.log_partition, key)
+
+    def _fingerprint(self, batches):
+        return Fingerprint.of(
+            **batches.described,
+            seed=torch.initial_seed(),
+            base=f"{type(self.base).__name__} {tuple(self.base.event_shape)} {_network(trained_part(self.base))}",
+            energy=_network(self.guide.energy),
+            base_optim=None if self.base_optim is None else self.base_optim.description,
+            energy_optim=None if self.energy_optim is None else self.energy_optim.description,
+            objective=self.objective,
+            energy_steps=self.energy_steps,
+            noise_factor=self.noise_factor,
+            ema_decay=self.ema_decay,
+            penalty=self.guide.penalty,
+            log_partition_rate=self.guide.log_partition_rate,
+        )
 
     @property
     def skipped_in_row(self) -> int:
@@ -259,7 +314,7 @@ class KALE:
 
     def _held_out(self, run, data, every, keep_best):
         if every is not None:
-            data = finite_tensor("validation data", data, self.base.event_shape, self.log_partition)
+            data = self._as_data("validation data", data)
         return HeldOut(
             every,
             lambda: self._held_out_energies(data),
@@ -288,11 +343,11 @@ class KALE:
 
     def _best(self):
         """A copy of what a result holds, as state dictionaries."""
-        parts = {"base": trained_part(self._averaged_base()), "energy": copy.deepcopy(self._parts()["energy"])}
+        parts = {"base": trained_part(self._averaged_base()), "energy": copy_of_values(self._parts()["energy"])}
         return {name: None if part is None else part.state_dict() for name, part in parts.items()}
 
-    def _result(self, losses, held_out):
-        base, energy = self._averaged_base(), copy.deepcopy(self.guide.energy)
+    def _result(self, run, held_out):
+        base, energy = self._averaged_base(), copy_of_values(self.guide.energy)
         if isinstance(energy, torch.nn.Module):
             energy.eval().requires_grad_(False)
         for name, part in (("base", trained_part(base)), ("energy", energy)):
@@ -305,7 +360,7 @@ class KALE:
             log_partition_rate=self.guide.log_partition_rate,
             penalty=self.guide.penalty,
         )
-        return KALEResult(GEBM(base, energy, log_partition=settled), losses, guide, held_out.curve())
+        return KALEResult(GEBM(base, energy, log_partition=settled), run.losses, guide, held_out.curve())
 
     def _averages(self):
         """The moving average of every parameter of the base, None for one that is not trained."""
@@ -367,6 +422,14 @@ def _energies_on(base, energy, data):
     chunks, num = data.split(1000), max(len(data), 1000)
     draws = (base.sample((min(1000, num - i),)) for i in range(0, num, 1000))
     return torch.cat([energy(chunk) for chunk in chunks]), torch.cat([energy(chunk) for chunk in draws])
+
+
+def _network(network):
+    """A network in a fingerprint: its settings, and names and shapes of its arrays."""
+    if not isinstance(network, torch.nn.Module):
+        return describe(network)
+    shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    return one_line(f"{getattr(network, 'config', '')} {network} {shapes}")
 
 
 def _parameters(base):

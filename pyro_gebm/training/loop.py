@@ -9,6 +9,7 @@ import torch
 from pyro.optim import PyroOptim
 
 from gebm.errors import TrainingDiverged
+from gebm.fingerprint import describe
 from gebm.training import PATIENCE
 from pyro_gebm.training.checkpoints import get_rng_state, set_rng_state
 
@@ -48,7 +49,7 @@ class Optimizer:
         built = factory(parameters)
         self.parameters = parameters
         self.optim, self.scheduler = built if isinstance(built, tuple) else (built, None)
-        self.skipped_in_row = 0
+        self.skipped_in_row, self.description = 0, _describe(self.optim, self.scheduler)
 
     def apply(self, loss: torch.Tensor) -> tuple[bool, torch.Tensor]:
         """One step unless loss or gradient is not finite: `(applied, gradient norm)`.
@@ -82,6 +83,13 @@ class Optimizer:
         self.skipped_in_row = state["skipped_in_row"]
 
 
+def _describe(optim, scheduler):
+    """Settings of an optimiser and its scheduler, as made."""
+    groups = [{name: value for name, value in group.items() if name != "params"} for group in optim.param_groups]
+    settings = {} if scheduler is None else {n: v for n, v in scheduler.state_dict().items() if not n.startswith("_")}
+    return describe([type(optim), groups, type(scheduler), settings])
+
+
 @contextlib.contextmanager
 def random_stream(step: int, device: torch.device) -> Iterator[None]:
     """Random numbers of a step's own for a while; those that training draws are as if there had been none."""
@@ -101,15 +109,18 @@ class Run:
     """A run of training, as `gebm.training.drive` moves it along.
 
     Args:
-        training: what has `step(batch) -> losses`, `state_dict`, `load_state_dict`, and the counters
-            `base_steps_taken`, `num_skipped` and `skipped_in_row`.
+        training: what has `state_dict`, `load_state_dict`, and the counters `base_steps_taken`, `num_skipped` and
+            `skipped_in_row`.
+        take_step: trains it on a batch: `batch -> losses`.
         batches: see `batches`.
         losses: the type of losses, a `NamedTuple` whose last field is of the base step.
         device: that of the training.
     """
 
-    def __init__(self, training: Any, batches: Any, losses: type, device: torch.device) -> None:
-        self.training, self.batches, self.device = training, batches, device
+    def __init__(
+        self, training: Any, take_step: Callable[[torch.Tensor], Any], batches: Any, losses: type, device: torch.device
+    ) -> None:
+        self.training, self.take_step, self.batches, self.device = training, take_step, batches, device
         self.first, self.curves, self._losses = training.base_steps_taken, torch.zeros(0, len(losses._fields)), losses
         self._start()
 
@@ -123,6 +134,11 @@ class Run:
     @property
     def skipped(self) -> int:
         return self.training.num_skipped - self.skipped_before
+
+    @property
+    def kept(self) -> tuple[dict[str, Any], str]:
+        advice = "The modules of base and energy are trained in place; `run(0, data)` makes the result again."
+        return self.training.state_dict(), advice
 
     def advance(self, count: int) -> Any:
         """`count` base steps; their losses.
@@ -145,7 +161,7 @@ class Run:
         rows, before = [], self.training.base_steps_taken
         losses: Any = None
         while self.training.base_steps_taken == before:
-            losses = self.training.step(self.batches.next())
+            losses = self.take_step(self.batches.next())
             rows.append(torch.stack(losses[:-1]))
             if self.training.skipped_in_row >= PATIENCE:
                 self._diverged()

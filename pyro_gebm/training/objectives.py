@@ -51,7 +51,10 @@ class MaximumLikelihood:
     def check(self, base: Distribution) -> None:
         """Raise ValueError for a base without a density."""
         if not has_density(base):
-            raise ValueError(f"Expected a base with a density for maximum likelihood; got {type(base).__name__}.")
+            raise ValueError(
+                f"Expected a base with a density for maximum likelihood; got {type(base).__name__} without one. Use a "
+                "flow whose transforms have an inverse."
+            )
 
     def base_loss(self, base: Distribution, data: torch.Tensor, energies: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Minus the mean log-density of the batch."""

@@ -10,7 +10,7 @@ from gebm import findings
 from gebm.arviz_data import from_groups
 from gebm.diagnose import diagnose
 from gebm.draw_file import DrawFile, read_draws
-from gebm.modes import modes_visited
+from gebm.modes import cuts_between_modes, modes_visited
 
 az = pytest.importorskip("arviz")
 xarray = pytest.importorskip("xarray")
@@ -73,7 +73,7 @@ def test_numbers_are_those_of_arviz():
     scalars |= {name: statistics[name] for name in ("energy_x", "lp")}
     rhat = {name: float(az.rhat(value)) for name, value in scalars.items()}
     bulk = {name: float(az.ess(value, method="bulk")) for name, value in scalars.items()}
-    tail = {name: float(az.ess(value, method="tail")) for name, value in scalars.items()}
+    tail = {name: float(az.ess(value, method="tail", prob=(0.05, 0.95))) for name, value in scalars.items()}
     assert found.max_rhat == pytest.approx(max(rhat.values())) and rhat[found.max_rhat_of] == found.max_rhat
     assert found.min_ess_bulk == pytest.approx(min(bulk.values()))
     assert bulk[found.min_ess_bulk_of] == pytest.approx(found.min_ess_bulk)
@@ -323,5 +323,12 @@ def test_what_cannot_be_judged():
 def test_without_arviz_the_extra_is_named(monkeypatch):
     data = from_groups(*good())
     monkeypatch.setitem(sys.modules, "arviz", None)
-    with pytest.raises(ImportError, match=r'pip install "gebm\[arviz\]"'):
+    with pytest.raises(ImportError, match=r'pip install "\.\[arviz\]"'):
         diagnose(data)
+
+
+@pytest.mark.parametrize("num, far", [(80, -30.0), (400, 1e5)])
+def test_one_draw_far_away_is_no_mode(num, far):
+    values = np.random.default_rng(0).normal(size=num)
+    values[3] = far
+    assert len(cuts_between_modes(values, 1.0, num / 2)) == 0

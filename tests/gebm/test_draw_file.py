@@ -111,7 +111,8 @@ def test_appending_touches_values_only(tmp_path):
     path = tmp_path / "draws.nc"
     create(path).close()
     with h5py.File(path, "r") as stored:
-        names = [f"{group}/{name}" for name, (_, _, group) in VARIABLES.items()] + ["num_draws_written"]
+        names = [f"{group}/{name}" for name, (_, _, group) in VARIABLES.items()]
+        names += ["chunk_length", "chunk_crc32", "num_draws_written"]
         extents = [(stored[n].id.get_offset(), stored[n].id.get_storage_size()) for n in names]
         assert all(stored[name].chunks is None for name in names)
     assert extents[-1][0] % 8 == 0  # never across two pages: written whole or not at all
@@ -336,7 +337,7 @@ def test_files_that_are_missing_there_or_of_another_kind(tmp_path):
 @pytest.mark.parametrize("missing", ["h5netcdf", "h5py"])
 def test_without_h5netcdf_the_extra_is_named(tmp_path, monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
-    with pytest.raises(ImportError, match=r'pip install "gebm\[arviz\]"'):
+    with pytest.raises(ImportError, match=r'pip install "\.\[arviz\]"'):
         create(tmp_path / "draws.nc")
     assert not list(tmp_path.iterdir())
 
@@ -368,3 +369,56 @@ print(peak() - before)
     assert (tmp_path / "draws.nc").stat().st_size > 20 * 25e6
     assert float(done.stdout) < 30, done.stdout
     (tmp_path / "draws.nc").unlink()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_FSIZE")
+@pytest.mark.parametrize("limit", [1000, 2**20], ids=["no metadata", "no values"])
+def test_a_disk_without_room_is_an_error_and_not_a_crash(tmp_path, limit):
+    """The HDF5 library does not survive it."""
+    code = f"""
+import resource, sys
+sys.path[:0] = [{str(ROOT)!r}]
+from gebm.draw_file import DrawFile
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+try:
+    DrawFile.create({str(tmp_path / "draws.nc")!r}, 2, 1000, {{"z": ((1000,), "f8", "posterior")}})
+except OSError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "a file of draws takes" in done.stdout, done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_values_that_changed_on_the_disk_are_not_read(tmp_path):
+    """Any byte may be another one: an error, or the values written, of fewer draws if their number changed."""
+    path, broken = tmp_path / "draws.nc", tmp_path / "broken.nc"
+    with create(path) as file:
+        for start, stop in ((0, 7), (7, 8), (8, 20)):
+            file.append(*chunk(start, stop))
+    whole, refused = path.read_bytes(), 0
+    places = np.random.default_rng(0).choice(len(whole), 300, replace=False)
+    for place in places:
+        broken.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            data = read_draws(broken)
+        except (ValueError, OSError):
+            refused += 1
+        else:
+            assert_draws(data, data["posterior"].sizes["draw"])
+        with contextlib.suppress(ValueError, OSError):
+            DrawFile.open(broken).close()
+    assert refused > 100
+
+
+def test_draws_are_verified_after_chunks_that_were_cut(tmp_path):
+    path = tmp_path / "draws.nc"
+    with create(path) as file:
+        file.append(*chunk(0, 9))
+        file.append(*chunk(9, 15))
+        file.rewind(12)
+        assert_draws(read_draws(path), 12)
+        file.rewind(4)
+        assert_draws(read_draws(path), 4)
+        file.append(*chunk(4, 20))
+    assert_draws(read_draws(path), 20)

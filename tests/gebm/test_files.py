@@ -16,7 +16,9 @@ from gebm.checkpoint_files import (
     Checkpoints,
     DamagedCheckpoint,
     delete_checkpoints,
+    fitting,
     read_latest_checkpoint,
+    refuse_used,
     write_checkpoint,
 )
 from gebm.model_file import PRIORS, LatentPrior, ModelFile
@@ -118,6 +120,42 @@ def test_damaged_checkpoints_are_passed_over(tmp_path):
         read(tmp_path)
 
 
+def test_what_is_newer_and_damaged_does_not_push_out_what_is_written(tmp_path):
+    for step in range(10, 14):
+        write(tmp_path, step, "dam")
+    for step in range(1, 7):
+        write(tmp_path, step, f"{step}.")
+        assert (tmp_path / f"step-{step:09d}.txt").exists()
+    with pytest.warns(UserWarning, match="damaged"):
+        assert read(tmp_path) == ("step-000000006.txt", "6.")
+
+
+def test_a_used_folder_is_for_the_run_that_goes_on_from_its_newest_checkpoint(tmp_path):
+    folder, other = tmp_path / "run", tmp_path / "other"
+    refuse_used(None, ".txt")
+    refuse_used(folder, ".txt")
+    for step in (1, 2):
+        write(folder, step, f"{step}.")
+        write(other, step, f"{step}.")
+    refuse_used(folder, ".txt", folder / ".." / "run")
+    refuse_used(folder, ".txt", str(folder / "step-000000002.txt"))
+    refuse_used(tmp_path, ".txt", folder)
+    refuse_used(folder, ".other")
+    for source in (None, other, folder / "step-000000001.txt", tmp_path / "none"):
+        with pytest.raises(
+            FileExistsError, match=r"got .*run with step-000000002.txt. Go on from it with resume_from="
+        ):
+            refuse_used(folder, ".txt", source)
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("training"), RuntimeError("size mismatch"), RecursionError(), MemoryError()]
+)
+def test_what_does_not_fit_a_run_is_a_value_error(error):
+    with pytest.raises(ValueError, match=f"The checkpoint run does not fit: {type(error).__name__}"), fitting("run"):
+        raise error
+
+
 def test_an_error_that_is_no_damage_is_not_passed_over(tmp_path):
     write(tmp_path, 1, "one.")
 
@@ -137,6 +175,9 @@ def test_what_a_killed_writer_left_is_cleared_and_other_files_stay(tmp_path):
     delete_checkpoints(tmp_path, ".txt")
     assert {path.name for path in tmp_path.iterdir()} == names
     delete_checkpoints(tmp_path / "none", ".txt")
+    write(tmp_path / "run", 2, "two.")
+    delete_checkpoints(tmp_path / "run", ".txt")
+    assert not (tmp_path / "run").exists()
     for path in (tmp_path, tmp_path / "none", tmp_path / "step-000000002.txt"):
         with pytest.raises(FileNotFoundError, match=r"Expected checkpoints \(step-\*.txt\) at .*found none"):
             read(path)

@@ -31,7 +31,14 @@ def assert_same(found, expected):
 
 def test_leaves_have_names(tmp_path):
     with np.load(write_checkpoint(tmp_path, 3, whole())) as file:
-        assert set(file.files) == {"digest", ".state['w']", ".state['key']", ".state['count']", ".losses[0]"}
+        assert set(file.files) == {
+            "digest",
+            "fingerprint",
+            ".state['w']",
+            ".state['key']",
+            ".state['count']",
+            ".losses[0]",
+        }
     assert_same(read_latest_checkpoint(tmp_path, whole(0.0, losses=[np.zeros(0)])), whole())
 
 

@@ -5,27 +5,29 @@ import pickle
 import subprocess
 import sys
 
+import cases
 import hosts
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+import numpyro.distributions as dist
 import pytest
 from marks import slow_unless
 from numpyro.infer import MCMC, NUTS
 
 from numpyro_gebm import GEBM, nn
-from numpyro_gebm.infer import GHMC, KineticLangevin, init_to_prior
+from numpyro_gebm.infer import GHMC, MALA, MALT, KineticLangevin, init_to_prior
 
 HOST = hosts.get("numpyro")
 
 KERNELS = {kernel.__name__: kernel for kernel in (KineticLangevin, GHMC)}
 
 
-def run(kernel, num_warmup, num_samples, num_chains=1, chain_method="vectorized", key=0, **kwargs):
+def run(kernel, num_warmup, num_samples, num_chains=1, chain_method="vectorized", key=0, args=(), **kwargs):
     settings = {"num_chains": num_chains, "chain_method": chain_method, "progress_bar": False}
     mcmc = MCMC(kernel, num_warmup=num_warmup, num_samples=num_samples, **settings)
-    mcmc.run(jax.random.key(key), **kwargs)
+    mcmc.run(jax.random.key(key), *args, **kwargs)
     return mcmc
 
 
@@ -78,6 +80,66 @@ def test_a_run_goes_on_from_its_state(chain_method):
     mcmc.post_warmup_state = pickle.loads(pickle.dumps(jax.tree.map(np.asarray, state)))
     mcmc.run(jax.random.PRNGKey(1))
     assert int(np.max(mcmc.last_state.i)) == 14  # without another warm-up
+
+
+def observed(y):
+    """Posterior N(y / 2, 1 / 2)."""
+    x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+    numpyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+
+def observed_potential(x, y):
+    return 0.5 * x**2 + 0.5 * (y - x) ** 2 + jnp.log(2.0 * jnp.pi)
+
+
+@pytest.mark.parametrize("kernel", slow_unless([MALA, MALT, GHMC], GHMC))
+def test_a_state_that_is_handed_on_has_the_potential_of_its_new_data(kernel):
+    """All proposals of so large a step are rejected: the potential is that of the position, not of a step."""
+    kernel = kernel(observed, step_size=100.0, adapt_step_size=False)
+    state = kernel.init(jax.random.split(jax.random.key(0), 2), 5, None, (1.0,), {})
+    sample = jax.jit(kernel.sample)
+    same = sample(state, (1.0,), {})
+    np.testing.assert_array_equal(same.potential_energy, state.potential_energy)
+    x = state.z["x"]
+    for changed in (
+        state._replace(rng_key=jax.random.split(jax.random.key(1), 2)),  # as `MCMC.run` does
+        state._replace(potential_energy=jnp.full_like(state.potential_energy, 1e38)),  # as NumPyro's documentation does
+        state._replace(z={"x": x}),
+    ):
+        new = sample(changed, (50.0,), {})
+        np.testing.assert_array_equal(new.z["x"], x)
+        np.testing.assert_allclose(new.potential_energy, observed_potential(x, 50.0))
+        assert not new.stale.any()
+    moved = sample(state._replace(z={"x": x + 3.0}), (1.0,), {})
+    np.testing.assert_allclose(moved.z["x"], x + 3.0)
+    np.testing.assert_allclose(moved.potential_energy, observed_potential(x + 3.0, 1.0))
+
+
+def test_a_run_goes_on_with_other_data_in_a_kernel_with_a_longer_warm_up():
+    first = run(MALA(observed), 200, 50, 4, args=(1.0,))
+    mcmc = MCMC(
+        MALA(observed), num_warmup=1000, num_samples=500, num_chains=4, chain_method="vectorized", progress_bar=False
+    )
+    mcmc.post_warmup_state = first.last_state
+    mcmc.run(jax.random.key(1), 50.0, extra_fields=("adapt_state.step_size",))
+    draws = np.asarray(mcmc.get_samples(group_by_chain=True)["x"][:, 50:, None])
+    cases.assert_moments(draws, np.array([25.0]), np.array([[0.5]]), min_ess=400)
+    assert len(np.unique(mcmc.get_extra_fields()["adapt_state.step_size"])) == 1
+
+
+def test_a_support_that_moves_with_another_site():
+    """u ~ Uniform(0, a): the potential is that of the model at every state, and draws lie in the interval."""
+
+    def model():
+        a = numpyro.sample("a", dist.Uniform(1.0, 3.0))
+        numpyro.sample("u", dist.Uniform(0.0, a))
+
+    mcmc = run(GHMC(model), 100, 50, 10, extra_fields=("z", "potential_energy"))
+    draws, fields = mcmc.get_samples(), mcmc.get_extra_fields()
+    a, u = draws["a"], draws["u"]
+    log_density = -jnp.log(2.0 * a) + jnp.log((a - 1.0) * (3.0 - a) / 2.0) + jnp.log(u * (a - u) / a)
+    np.testing.assert_allclose(-fields["potential_energy"], log_density, rtol=1e-4, atol=1e-4)
+    assert (u < a).all() and (u > 2.0).any()
 
 
 def test_fields_that_hmc_has_can_be_asked_for():

@@ -44,7 +44,7 @@ def test_start_restart_and_pickling_of_replica_exchange():
     keys = random.split(random.key(0), 2)
     start = kernel.init(keys, 0, {"w": jnp.array([-1.0, 2.0])})  # unconstrained
     np.testing.assert_allclose(start.z["w"], np.exp([-1.0, 2.0]))
-    with pytest.raises(ValueError, match="Expected a potential without NaN at `init_params`"):
+    with pytest.raises(ValueError, match="Expected a finite potential at `init_params`"):
         kernel.init(keys, 0, {"w": jnp.array([-1.0, jnp.nan])})
     mcmc = chains(kernel, 10, 20, "vectorized")
     assert mcmc.get_samples()["w"].shape == (40,)
@@ -52,3 +52,7 @@ def test_start_restart_and_pickling_of_replica_exchange():
     mcmc.post_warmup_state = mcmc.last_state
     mcmc.run(mcmc.post_warmup_state.rng_key)
     assert (mcmc.last_state.round_trips >= trips).all() and (mcmc.last_state.i == 50).all()
+    other = ReplicaExchange(latent, num_rungs=4, site="w")
+    other.init(keys, 0)
+    with pytest.raises(ValueError, match="Expected a state of 4 rungs; got one of 3"):
+        other.sample(mcmc.last_state, (), {})

@@ -271,7 +271,8 @@ NUMPYRO_ARGUMENTS = {
     "training.guide.settle_log_partition": {"rng_key"},
 }
 PYRO_ARGUMENTS = {
-    f"infer.{name}": {"transforms"} for name in ("GHMC", "KineticLangevin", "LangevinKernel", "MALA", "MALT", "ULA")
+    f"infer.{name}": {"transforms"}
+    for name in ("Ex2MCMC", "GHMC", "KineticLangevin", "LangevinKernel", "MALA", "MALT", "ULA")
 }
 #: Methods that twins have in common, beyond their constructors.
 METHODS = [

@@ -2,6 +2,7 @@
 
 import hosts
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -53,3 +54,74 @@ def test_optimisers_that_are_no_factories(optims, match):
     base, guide = Pushforward(PRIOR, mlp((2,), (3,))), KALEGuide(mlp((3,), ()))
     with pytest.raises(TypeError, match=match):
         KALE(base, guide, **{"base_optim": adam, "energy_optim": adam} | optims)
+
+
+class Noisy(torch.nn.Module):
+    def forward(self, x):
+        return x + 0.5 * torch.randn_like(x)
+
+
+class Dropped(torch.nn.Module):
+    def forward(self, x):
+        return torch.nn.functional.dropout(x, 0.5)
+
+
+class Counted(torch.nn.Module):
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return x * self.calls
+
+
+class DroppedInTraining(torch.nn.Module):
+    def forward(self, x):
+        return torch.nn.functional.dropout(x, 0.5, self.training)
+
+
+class Centred(torch.nn.Module):
+    def forward(self, x):
+        return x - x.mean(0)
+
+
+class InPairs(torch.nn.Module):
+    def forward(self, x):
+        return x.reshape(2, -1, 2).transpose(0, 1).reshape(-1, 2)
+
+
+def batch_norm():
+    return torch.nn.BatchNorm1d(2, track_running_stats=False, dtype=torch.float64).eval()
+
+
+UNFIXED = {
+    "noise": (Noisy, "one fixed function; got two values for the same input"),
+    "dropout": (Dropped, "one fixed function.*`.*eval\\(\\)`"),
+    "state": (Counted, "one fixed function"),
+    "training": (DroppedInTraining, "one fixed function"),
+    "mean": (Centred, "not to depend on the rest of its batch; got for the first of 8 examples"),
+    "statistics": (batch_norm, "not to depend on the rest of its batch.*alone ValueError.*track_running_stats"),
+    "groups": (InPairs, "not to depend on the rest of its batch.*alone RuntimeError"),
+}
+
+
+@pytest.mark.parametrize("layer, match", UNFIXED.values(), ids=UNFIXED)
+def test_networks_that_are_not_fixed(layer, match):
+    energy = torch.nn.Sequential(layer(), mlp((2,), ()))
+    base, fixed = Pushforward(PRIOR, torch.nn.Sequential(layer(), mlp((2,), (3,)))), mlp((3,), ())
+    with pytest.raises(ValueError, match=f"Expected the energy .*{match}"):
+        GEBM(PRIOR, energy)
+    with pytest.raises(ValueError, match=f"Expected the generator .*{match}"):
+        GEBM(base, fixed)
+    GEBM(base, fixed, validate_args=False)
+    if layer is not DroppedInTraining:  # which training puts in evaluation mode where it must be fixed
+        with pytest.raises(ValueError, match=f"Expected the generator .*{match}"):
+            KALE(base, KALEGuide(fixed), None, adam)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_rounding_is_no_noise(dtype):
+    torch.manual_seed(0)
+    prior = dist.Normal(torch.zeros(64, dtype=dtype), 1.0).to_event(1)
+    layers = [torch.nn.Linear(64, 512), torch.nn.ReLU(), *[torch.nn.Linear(512, 512)] * 4, torch.nn.Linear(512, 1)]
+    network = torch.nn.Sequential(*layers, torch.nn.Flatten(0)).to(dtype)
+    GEBM(prior, lambda x: 1000.0 * network(x))

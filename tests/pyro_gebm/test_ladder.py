@@ -23,7 +23,7 @@ def test_start_of_replica_exchange():
     assert HOST.run(kernel, 10, 20, 2, start=start)["w"].shape == (2, 20, 2)
     kernel.setup_chains(0, 2, start)
     torch.testing.assert_close(kernel.positions()["w"], start["w"])
-    with pytest.raises(ValueError, match="Expected a potential without NaN at `initial_params`"):
+    with pytest.raises(ValueError, match="Expected a finite potential at `initial_params`"):
         kernel.setup_chains(0, 2, {"w": torch.tensor([[7.0, math.nan], [0.0, 0.0]])})
     with pytest.raises(TypeError, match="Expected no arguments"):
         kernel.setup_chains(0, 2, None, 1.0)
@@ -31,6 +31,26 @@ def test_start_of_replica_exchange():
 
 def norm(x):
     return (x**2).sum(-1)
+
+
+@pytest.mark.parametrize("by", ["state", "state_dict"])
+def test_replicas_that_are_handed_on_have_the_energies_of_their_new_model(by):
+    old, new, walls = (
+        ReplicaExchange(GEBM(HOST.normal(2), energy).latent, num_rungs=3)
+        for energy in (norm, lambda x: 5.0 * norm(x), lambda x: torch.where(x[..., 0] > 0.0, 0.0, math.inf))
+    )
+    for kernel in (old, new, walls):
+        kernel.setup_chains(0, 20, None)
+    u, energy = old.state.points.u, old.state.points.neg_beta_energy
+    for kernel, scale in ((old, 1.0), (new, 5.0)):
+        if by == "state":
+            kernel.state = old.state
+        else:
+            kernel.load_state_dict(old.state_dict())
+        assert torch.equal(kernel.state.points.u, u)
+        torch.testing.assert_close(kernel.state.points.neg_beta_energy, scale * energy)
+    with pytest.raises(ValueError, match="Expected a state of finite energies under this GEBM"):
+        walls.state = old.state
 
 
 def test_replica_exchange_can_be_pickled():

@@ -1,5 +1,7 @@
 """Estimates of the log-partition of a GEBM."""
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,11 +10,13 @@ from jax import random
 from numpyro.diagnostics import effective_sample_size
 from tqdm import tqdm
 
-from gebm.ladder import BATCH_SIZE, DELAY, FINITE_MEAN_ENERGIES
+from gebm.ladder import BATCH_SIZE, DELAY, slopes
+from gebm.validation import flag, instance, optional
 from gebm.weights import LogPartition, Method, estimate
 from numpyro_gebm.gebm import GEBM
 from numpyro_gebm.infer.ladder.smc import SMC
 from numpyro_gebm.infer.ladder.tempering import Ladder
+from numpyro_gebm.keys import typed
 
 __all__ = ["LogPartitionCurve", "log_partition", "log_partition_curve"]
 
@@ -61,7 +65,7 @@ def log_partition(
         >>> abs(estimate.value + 0.5 * math.log(4.0)) < 4 * estimate.std_error
         True
     """
-    latent = gebm.latent
+    latent = instance("gebm", gebm, GEBM).latent
 
     def of_particles(num: int, num_groups: int) -> LogPartition:
         return SMC(num, num_groups).run(latent, rng_key=rng_key, progress_bar=progress_bar).log_partition
@@ -118,7 +122,8 @@ def log_partition_curve(
 ) -> LogPartitionCurve:
     r"""$\log Z(\beta)$ from 0 to the inverse temperature of a GEBM, as a function, for use as its `log_partition`.
 
-    The inverse temperature can then be a random variable of a model: `gebm.temper(beta)` stays normalised.
+    The inverse temperature can then be a random variable of a model: `gebm.temper(beta)` stays normalised. Where the
+    energy is infinite on a part of the base, log Z jumps at 0 from 0 to the logarithm of the share of the rest.
 
     Args:
         gebm: a `GEBM` with batch shape (), at the largest inverse temperature that will be needed.
@@ -130,7 +135,7 @@ def log_partition_curve(
         A `LogPartitionCurve`.
 
     Raises:
-        ValueError: for a GEBM with a batch shape or inverse temperature 0, or energies that are infinite.
+        ValueError: for a GEBM with a batch shape or inverse temperature 0, or an energy of infinite mean above it.
 
     Example:
         >>> import math, jax, numpyro.distributions as dist
@@ -142,13 +147,13 @@ def log_partition_curve(
         >>> bool(abs(curve(3.0) + 0.5 * math.log(4.0)) < 0.02)
         True
     """
+    instance("gebm", gebm, GEBM)
+    optional(partial(instance, types=SMC))("smc", smc)
     if not gebm.inverse_temperature.max() > 0:
         raise ValueError(f"Expected inverse_temperature > 0, where the curve ends; got {gebm.inverse_temperature}.")
     result = (smc or SMC(16_384, effective_fraction=0.9)).run(gebm.latent, rng_key=rng_key, progress_bar=progress_bar)
     dtype = gebm.inverse_temperature.dtype
-    values = (result.inverse_temperatures, result.log_partitions, -result.mean_energies)
-    if not np.isfinite(values[2]).all():
-        raise ValueError(FINITE_MEAN_ENERGIES)
+    values = (result.inverse_temperatures, result.log_partitions, slopes(*result[2:5]))
     return LogPartitionCurve(*(jnp.asarray(x, dtype) for x in values))
 
 
@@ -164,6 +169,6 @@ def _log_weights(latent, z):
 
 
 def _log_weights_of_base(latent, rng_key, num, progress_bar):
-    keys = random.split(rng_key, -(-num // BATCH_SIZE))
-    keys = tqdm(keys, "Draws of the base", unit="batch", delay=DELAY, disable=not progress_bar)
+    keys = random.split(typed(rng_key), -(-num // BATCH_SIZE))
+    keys = tqdm(keys, "Draws of the base", unit="batch", delay=DELAY, disable=not flag("progress_bar", progress_bar))
     return np.concatenate([np.asarray(_log_weights(latent, _base_draws(latent, key))) for key in keys])[:num]

@@ -28,7 +28,7 @@ class Rungs(NamedTuple):
         step_size: of the trajectories, in units of the length scale.
         length_scale: of the law of the rung.
         barrier: rate at which swaps with the rung are rejected, per unit of t (arXiv:1905.02939):
-            $\tfrac12 \mathbb{E}|V - V'|$ for independent values V, V' of $\beta E$ there.
+            $\tfrac12 \mathbb{E}|V - V'|$ for independent finite values V, V' of $\beta E$ there.
         num: how many rungs there are.
         num_gradients: gradients of the energy that the run took.
     """
@@ -97,5 +97,6 @@ def pilot(ladder: Ladder, rng_key: jax.Array, num_particles: int, num_moves: int
 
 
 def _half_mean_difference(x):
-    x = jnp.sort(x)
-    return jnp.sum((2.0 * jnp.arange(len(x)) - len(x) + 1) * x) / len(x) ** 2
+    finite = jnp.isfinite(x)
+    x, num, i = jnp.sort(jnp.where(finite, x, jnp.inf)), finite.sum(), jnp.arange(len(x))
+    return jnp.sum((2.0 * i - num + 1) / num**2 * x, where=i < num)

@@ -14,12 +14,12 @@ from numpyro.infer.mcmc import MCMCKernel
 from numpyro.util import identity, is_prng_key, not_jax_tracer
 
 from gebm.ladder import NUM_PILOT, NUM_PILOT_MOVES, PILOT_FRACTION, Points, spaced_evenly
-from gebm.validation import check_fields, integer, optional
+from gebm.validation import check_fields, integer, latent_law, optional, text
 from numpyro_gebm.dynamics.keys import as_given, typed
 from numpyro_gebm.gebm import EnergyTiltedPrior
 from numpyro_gebm.infer.chain_kernel import ChainKernel
 from numpyro_gebm.infer.ladder.pilot import pilot
-from numpyro_gebm.infer.ladder.tempering import Ladder, latent_of_a_gebm, move, potential_at
+from numpyro_gebm.infer.ladder.tempering import Ladder, move, potential_at
 
 __all__ = ["ReplicaExchange", "ReplicaExchangeState"]
 
@@ -96,10 +96,10 @@ class ReplicaExchange(MCMCKernel, ChainKernel):
         (100,)
     """
 
-    latent: Annotated[EnergyTiltedPrior, latent_of_a_gebm] = field(kw_only=False)
+    latent: Annotated[EnergyTiltedPrior, latent_law] = field(kw_only=False)
     num_rungs: Annotated[int | None, optional(partial(integer, minimum=2))] = None
     num_moves: Annotated[int, integer] = 1
-    site: str = "z"
+    site: Annotated[str, text] = "z"
 
     sample_field: ClassVar[str] = "z"  # pyright: ignore[reportIncompatibleMethodOverride]  # a property of the host's
     default_fields: ClassVar[tuple[str, ...]] = (  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -148,16 +148,16 @@ class ReplicaExchange(MCMCKernel, ChainKernel):
             return self._start(key, start, len(self._t))
 
         state = one(keys, start) if single else jax.vmap(one, in_axes=(0, None if start is None else 0))(keys, start)
-        nan = jnp.isnan(state.potential_energy).any()
-        if not_jax_tracer(nan) and nan:
-            raise ValueError("Expected a potential without NaN at `init_params`, which are unconstrained; got NaN.")
+        potential = state.potential_energy
+        if not_jax_tracer(potential) and not jnp.isfinite(potential).all():
+            raise ValueError(f"Expected a finite potential at `init_params`, which are unconstrained; got {potential}.")
         state = state._replace(rng_key=as_given(state.rng_key, rng_key if single else rng_key[0]))
         self._sample_fn = self._advance if single else jax.vmap(self._advance)
         return state
 
     def _start(self, key, start, num_rungs):
         ladder, (key, key_start) = Ladder(self.latent), random.split(key)
-        points = ladder.start(key_start, num_rungs)
+        points = ladder.start_finite(key_start, num_rungs)
         if start is not None:
             given = ladder.evaluate(jnp.broadcast_to(jnp.reshape(start, (1, -1)), points.u.shape))
             points = jax.tree.map(lambda x, y: jnp.concatenate([x[:1], y[1:]]), points, given)
@@ -177,6 +177,11 @@ class ReplicaExchange(MCMCKernel, ChainKernel):
         )
 
     def sample(self, state: ReplicaExchangeState, model_args: Any, model_kwargs: Any) -> ReplicaExchangeState:
+        if state.rising.shape[-1] != len(self._t):
+            raise ValueError(
+                f"Expected a state of {len(self._t)} rungs; got one of {state.rising.shape[-1]}. Hand states on only "
+                "between kernels of the same `num_rungs`."
+            )
         return self._sample_fn(state)
 
     def _advance(self, state):

@@ -12,11 +12,12 @@ from jax import lax, random
 from tqdm import tqdm
 
 from gebm.ladder import DELAY, MAX_RUNGS, NUM_PILOT, Points, SMCResult, check_groups, with_warning
-from gebm.validation import check_fields, integer, probability
+from gebm.validation import check_fields, flag, integer, latent_law, probability
 from gebm.weights import NUM_GROUPS, NUM_PARTICLES, from_log_weights
+from numpyro_gebm.dynamics.keys import typed
 from numpyro_gebm.gebm import EnergyTiltedPrior
 from numpyro_gebm.infer.ladder.pilot import pilot
-from numpyro_gebm.infer.ladder.tempering import Ladder, log_increment, move, systematic_resample
+from numpyro_gebm.infer.ladder.tempering import Ladder, log_increment, mean_of_groups, move, systematic_resample
 
 __all__ = ["SMC", "SMCResult"]
 
@@ -81,9 +82,13 @@ class SMC:
             RuntimeError: if the energy is NaN or -inf at a draw of the prior, or infinite at all of them, or the ladder
                 would need more than 1,000 rungs.
         """
+        latent_law("latent", latent)
+        rng_key = typed(rng_key)
         rungs, state = _start(latent, rng_key, self)
         num, beta = int(rungs.num), np.asarray(latent.gebm.inverse_temperature, np.float64)
-        for k in tqdm(range(1, num + 1), "SMC", unit="rung", delay=DELAY, disable=not progress_bar):
+        for k in tqdm(
+            range(1, num + 1), "SMC", unit="rung", delay=DELAY, disable=not flag("progress_bar", progress_bar)
+        ):
             state = _climb(k, state, latent, rungs, rng_key, self)
             if progress_bar:
                 jax.block_until_ready(state)
@@ -112,8 +117,11 @@ class SMC:
         Returns:
             Array of shape `(num_samples,) + latent.event_shape`.
         """
-        num_each = -(-max(num_samples, self.num_particles) // self.num_groups)
-        return _draw(latent, rng_key, dataclasses.replace(self, num_particles=num_each * self.num_groups))[:num_samples]
+        latent_law("latent", latent)
+        num_each = -(-max(integer("num_samples", num_samples, minimum=0), self.num_particles) // self.num_groups)
+        return _draw(latent, typed(rng_key), dataclasses.replace(self, num_particles=num_each * self.num_groups))[
+            :num_samples
+        ]
 
 
 class _Records(NamedTuple):
@@ -159,8 +167,10 @@ def _climb(k, state, latent, rungs, rng_key, config):
     points = jax.tree.map(lambda x: x[index], state.points)
     tuning = (rungs.t[rung], rungs.step_size[rung], rungs.length_scale[rung])
     points, accept_prob, num = move(key_move, points, Ladder(latent), *tuning, config.num_moves)
-    mean_neg_beta_energy = jax.nn.softmax(log_weight) @ points.neg_beta_energy.reshape(shape).mean(1)
-    new = _Records(jax.nn.logsumexp(log_weight) - jnp.log(shape[0]), mean_neg_beta_energy, accept_prob.mean())
+    mean_neg_beta_energy = mean_of_groups(log_weight, points.neg_beta_energy.reshape(shape).mean(1))
+    alive = jnp.where(log_weight == -jnp.inf, -jnp.inf, 0.0)
+    accept_prob = mean_of_groups(alive, accept_prob.reshape(shape).mean(1))
+    new = _Records(jax.nn.logsumexp(log_weight) - jnp.log(shape[0]), mean_neg_beta_energy, accept_prob)
     records = jax.tree.map(lambda x, y: x.at[k].set(y), state.records, new)
     return _State(points, state.num_gradients + num * config.num_particles, log_weight, records)
 

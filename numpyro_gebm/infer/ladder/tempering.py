@@ -7,6 +7,8 @@ On the rung t in [0, 1] the latent, in unconstrained coordinates u, has the law
 which at t = 0 is exactly the prior, and at t = 1 the tilted prior. Positions are arrays of shape `(N, d)`.
 """
 
+import math
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,9 @@ from jax import lax, random
 from numpyro.distributions import biject_to
 from numpyro.distributions.util import sum_rightmost
 
+from gebm.annealing import MAX_REDRAWS
 from gebm.ladder import (
+    FIRST_RUNG,
     FRICTION,
     MAX_STEPS,
     NUM_HALVINGS,
@@ -23,21 +27,22 @@ from gebm.ladder import (
     Points,
     batched,
     no_finite_energy,
+    no_finite_start,
 )
 from gebm.langevin import NUM_PROBES, KineticState
-from gebm.validation import instance
 from numpyro_gebm.callables import over_batch
 from numpyro_gebm.dynamics.keys import standard_normal
 from numpyro_gebm.dynamics.metropolis import accept_probability, choose
+from numpyro_gebm.dynamics.starts import finite_start
 from numpyro_gebm.dynamics.steps import PotentialAndGrad, trajectory, value_and_grad
 from numpyro_gebm.gebm import EnergyTiltedPrior, neg_beta_energy
 
 __all__ = [
     "Ladder",
     "effective_fraction",
-    "latent_of_a_gebm",
     "length_scale_of",
     "log_increment",
+    "mean_of_groups",
     "move",
     "next_rung",
     "potential_at",
@@ -101,20 +106,34 @@ class Ladder:
         Raises, at run time:
             RuntimeError: if the energy is NaN or -inf at one of them, or infinite at all of them.
         """
-        points = self.evaluate(self.sample_prior(rng_key, num))
-        bad = (jnp.isnan(points.neg_beta_energy) | (points.neg_beta_energy == jnp.inf)).any()
-        points = eqx.error_if(points, bad, REAL_ENERGIES)
+        points = self._real(self.evaluate(self.sample_prior(rng_key, num)))
         infinite = (points.neg_beta_energy == -jnp.inf).all()
         return eqx.error_if(points, infinite, no_finite_energy(num))
+
+    def start_finite(self, rng_key: jax.Array, num: int) -> Points:
+        """`Points` at draws of the prior of finite energy, where a chain on a rung above 0 starts.
+
+        Raises, at run time:
+            RuntimeError: if the energy is NaN or -inf at one of them, or infinite at 1,000 of them in a row.
+        """
+
+        def propose(key):
+            u = self.sample_prior(key, num)
+            return u, self.neg_beta_energy(u)
+
+        u, *_ = finite_start(rng_key, propose)
+        points = self._real(self.evaluate(u))
+        infinite = (points.neg_beta_energy == -jnp.inf).any()
+        return eqx.error_if(points, infinite, no_finite_start(num, MAX_REDRAWS))
+
+    @staticmethod
+    def _real(points: Points) -> Points:
+        bad = (jnp.isnan(points.neg_beta_energy) | (points.neg_beta_energy == jnp.inf)).any()
+        return eqx.error_if(points, bad, REAL_ENERGIES)
 
     def potential_and_grad(self, t: float | jax.Array) -> PotentialAndGrad:
         """A callable from positions to the potential of the rung t (a scalar, or shape `(N,)`) and its gradient."""
         return lambda u: value_and_grad(lambda u: -self.log_prior(u) - log_increment(t, self.neg_beta_energy(u)), u)
-
-
-def latent_of_a_gebm(name: str, value: EnergyTiltedPrior) -> EnergyTiltedPrior:
-    """Check that an argument is the latent law of a GEBM."""
-    return instance(name, value, EnergyTiltedPrior, "latent law of a GEBM", "Pass `gebm.latent`.")
 
 
 def potential_at(points: Points, t: float | jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -190,6 +209,11 @@ def effective_fraction(log_weights: jax.Array) -> jax.Array:
     return w.sum() ** 2 / (w**2).sum() / len(w)
 
 
+def mean_of_groups(log_weights: jax.Array, x: jax.Array) -> jax.Array:
+    """Weighted mean over groups, of which those of weight 0 do not count; shapes `(N,)` and `(N,)` to `()`."""
+    return (jax.nn.softmax(log_weights) * jnp.where(log_weights == -jnp.inf, 0.0, x)).sum()
+
+
 def log_increment(step: float | jax.Array, neg_beta_energy: jax.Array) -> jax.Array:
     """Log-weights of a step up the ladder, -step beta E; 0 if there is no step, even where the energy is infinite."""
     return jnp.where(step == 0, 0.0, step * neg_beta_energy)
@@ -198,7 +222,8 @@ def log_increment(step: float | jax.Array, neg_beta_energy: jax.Array) -> jax.Ar
 def next_rung(t: jax.Array, neg_beta_energy: jax.Array, fraction: float) -> jax.Array:
     """The rung above t at which the weights of the step have the given effective fraction; at most 1.
 
-    Particles of infinite energy have weight 0 on every rung above t, and do not count.
+    Particles of infinite energy have weight 0 on every rung above t, and do not count; where there are any at t = 0, a
+    rung next to it separates them from the rest.
 
     Args:
         t: rung, a scalar in [0, 1).
@@ -208,26 +233,32 @@ def next_rung(t: jax.Array, neg_beta_energy: jax.Array, fraction: float) -> jax.
     Returns:
         A scalar.
     """
-
     finite = jnp.isfinite(neg_beta_energy)
 
-    def good_at(new):
-        log_weights = jnp.where(finite, (new - t) * neg_beta_energy, -jnp.inf)
+    def good_after(step):
+        log_weights = jnp.where(finite, step * neg_beta_energy, -jnp.inf)
         return effective_fraction(log_weights) * len(neg_beta_energy) >= fraction * finite.sum()
 
     def halve(_, bounds):
         low, high = bounds
         middle = 0.5 * (low + high)
-        good = good_at(middle)
+        good = good_after(jnp.exp(middle))
         return jnp.where(good, middle, low), jnp.where(good, high, middle)
 
-    low, _ = lax.fori_loop(0, NUM_HALVINGS, halve, (t, jnp.ones_like(t)))
-    return jnp.where(good_at(1.0), 1.0, low)
+    # of the logarithm of the step, as it can be of any scale
+    bounds = jnp.full_like(t, math.log(FIRST_RUNG)), jnp.log(1.0 - t)
+    low, _ = lax.fori_loop(0, NUM_HALVINGS, halve, bounds)
+    new = jnp.where(good_after(1.0 - t), 1.0, t + jnp.exp(low))
+    return jnp.where((t == 0) & ~finite.all(), FIRST_RUNG, new)
 
 
 def systematic_resample(rng_key: jax.Array, log_weights: jax.Array) -> jax.Array:
-    """Indices of as many draws as there are weights, by systematic resampling; shape `(N,)`."""
+    """Indices of as many draws as there are weights, by systematic resampling; shape `(N,)`.
+
+    Weights that are all 0 count as equal.
+    """
     num = len(log_weights)
+    log_weights = jnp.where((log_weights == -jnp.inf).all(), 0.0, log_weights)
     cumulative = jnp.cumsum(jax.nn.softmax(log_weights))
     positions = (jnp.arange(num) + random.uniform(rng_key, (), log_weights.dtype)) / num
     return jnp.minimum(jnp.searchsorted(cumulative / cumulative[-1], positions, side="right"), num - 1)

@@ -1,11 +1,14 @@
 """Estimates of the log-partition of a GEBM."""
 
+from functools import partial
+
 import numpy as np
 import torch
 from pyro.ops.stats import effective_sample_size
 from tqdm import tqdm
 
-from gebm.ladder import BATCH_SIZE, DELAY, FINITE_MEAN_ENERGIES
+from gebm.ladder import BATCH_SIZE, DELAY, slopes
+from gebm.validation import flag, instance, optional
 from gebm.weights import LogPartition, Method, estimate
 from pyro_gebm.callables import draw_quietly
 from pyro_gebm.gebm import GEBM
@@ -58,7 +61,7 @@ def log_partition(
         >>> abs(estimate.value + 0.5 * math.log(4.0)) < 4 * estimate.std_error
         True
     """
-    latent = gebm.latent
+    latent = instance("gebm", gebm, GEBM).latent
 
     def of_particles(num: int, num_groups: int) -> LogPartition:
         return SMC(num, num_groups).run(latent, progress_bar=progress_bar).log_partition
@@ -119,7 +122,8 @@ class LogPartitionCurve(torch.nn.Module):
 def log_partition_curve(gebm: GEBM, smc: SMC | None = None, *, progress_bar: bool = True) -> LogPartitionCurve:
     r"""$\log Z(\beta)$ from 0 to the inverse temperature of a GEBM, as a function, for use as its `log_partition`.
 
-    The inverse temperature can then be a random variable of a model: `gebm.temper(beta)` stays normalised.
+    The inverse temperature can then be a random variable of a model: `gebm.temper(beta)` stays normalised. Where the
+    energy is infinite on a part of the base, log Z jumps at 0 from 0 to the logarithm of the share of the rest.
 
     Args:
         gebm: a `GEBM` with batch shape (), at the largest inverse temperature that will be needed.
@@ -130,7 +134,7 @@ def log_partition_curve(gebm: GEBM, smc: SMC | None = None, *, progress_bar: boo
         A `LogPartitionCurve`.
 
     Raises:
-        ValueError: for a GEBM with a batch shape or inverse temperature 0, or energies that are infinite.
+        ValueError: for a GEBM with a batch shape or inverse temperature 0, or an energy of infinite mean above it.
 
     Example:
         >>> import math, pyro, pyro.distributions as dist
@@ -143,12 +147,12 @@ def log_partition_curve(gebm: GEBM, smc: SMC | None = None, *, progress_bar: boo
         >>> bool(abs(curve(3.0) + 0.5 * math.log(4.0)) < 0.02)
         True
     """
+    instance("gebm", gebm, GEBM)
+    optional(partial(instance, types=SMC))("smc", smc)
     if not gebm.inverse_temperature.max() > 0:
         raise ValueError(f"Expected inverse_temperature > 0, where the curve ends; got {gebm.inverse_temperature}.")
     result = (smc or SMC(16_384, effective_fraction=0.9)).run(gebm.latent, progress_bar=progress_bar)
-    values = (result.inverse_temperatures, result.log_partitions, -result.mean_energies)
-    if not np.isfinite(values[2]).all():
-        raise ValueError(FINITE_MEAN_ENERGIES)
+    values = (result.inverse_temperatures, result.log_partitions, slopes(*result[2:5]))
     return LogPartitionCurve(*(torch.as_tensor(x).to(gebm.inverse_temperature) for x in values))
 
 
@@ -162,5 +166,5 @@ def _log_weights(latent, z):
 def _log_weights_of_base(latent, num, progress_bar):
     prior = latent.gebm.latent_prior
     sizes = [BATCH_SIZE] * (num // BATCH_SIZE) + [num % BATCH_SIZE] * (num % BATCH_SIZE > 0)
-    sizes = tqdm(sizes, "Draws of the base", unit="batch", delay=DELAY, disable=not progress_bar)
+    sizes = tqdm(sizes, "Draws of the base", unit="batch", delay=DELAY, disable=not flag("progress_bar", progress_bar))
     return np.concatenate([_log_weights(latent, prior.sample((size,))) for size in sizes])

@@ -26,7 +26,7 @@ class Rungs(NamedTuple):
         step_size: of the trajectories, in units of the length scale.
         length_scale: of the law of the rung.
         barrier: rate at which swaps with the rung are rejected, per unit of t (arXiv:1905.02939):
-            $\tfrac12 \mathbb{E}|V - V'|$ for independent values V, V' of $\beta E$ there.
+            $\tfrac12 \mathbb{E}|V - V'|$ for independent finite values V, V' of $\beta E$ there.
         num_gradients: gradients of the energy that the start and every move took.
     """
 
@@ -73,5 +73,6 @@ def pilot(ladder: Ladder, num_particles: int, num_moves: int, fraction: float) -
 
 
 def _half_mean_difference(x):
+    x = x[x.isfinite()].double()
     order = 2.0 * torch.arange(len(x), dtype=x.dtype, device=x.device) - len(x) + 1
-    return float(order @ x.sort().values) / len(x) ** 2
+    return float(order / len(x) ** 2 @ x.sort().values)

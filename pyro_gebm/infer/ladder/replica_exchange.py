@@ -11,11 +11,12 @@ import torch
 from torch.distributions import biject_to
 
 from gebm.ladder import NUM_PILOT, NUM_PILOT_MOVES, PILOT_FRACTION, Points, spaced_evenly
-from gebm.validation import check_fields, integer, optional
+from gebm.validation import check_fields, integer, latent_law, optional, text
+from pyro_gebm.callables import PrivateRandomness
 from pyro_gebm.gebm import EnergyTiltedPrior
 from pyro_gebm.infer.chain_kernel import ChainKernel, started
 from pyro_gebm.infer.ladder.pilot import pilot
-from pyro_gebm.infer.ladder.tempering import Ladder, latent_of_a_gebm, move, potential_at
+from pyro_gebm.infer.ladder.tempering import Ladder, move, potential_at
 from pyro_gebm.training.checkpoints import get_rng_state, set_rng_state
 
 __all__ = ["ReplicaExchange", "ReplicaExchangeState"]
@@ -88,15 +89,16 @@ class ReplicaExchange(ChainKernel):
         torch.Size([100])
     """
 
-    latent: Annotated[EnergyTiltedPrior, latent_of_a_gebm] = field(kw_only=False)
+    latent: Annotated[EnergyTiltedPrior, latent_law] = field(kw_only=False)
     num_rungs: Annotated[int | None, optional(partial(integer, minimum=2))] = None
     num_moves: Annotated[int, integer] = 1
-    site: str = "z"
+    site: Annotated[str, text] = "z"
 
     def __post_init__(self):
         check_fields(self)
         self._ladder = Ladder(self.latent)
-        rungs = pilot(self._ladder, NUM_PILOT, NUM_PILOT_MOVES, PILOT_FRACTION)
+        with PrivateRandomness():
+            rungs = pilot(self._ladder, NUM_PILOT, NUM_PILOT_MOVES, PILOT_FRACTION)
         columns = (rungs.t, rungs.step_size, rungs.length_scale, rungs.barrier)
         t, step_size, length_scale, barrier = (np.array(column) for column in columns)
         t, self._step_size, length_scale = spaced_evenly(t, step_size, length_scale, barrier, self.num_rungs)
@@ -117,7 +119,17 @@ class ReplicaExchange(ChainKernel):
 
     @state.setter
     def state(self, state: ReplicaExchangeState | None) -> None:
-        self._state = state
+        """Hand a state on, perhaps of another GEBM: it gets the energies of this one."""
+        self._state = state if state is None else self._with_own_energies(state)
+
+    def _with_own_energies(self, state):
+        points = state.points
+        own = _reshaped(self._ladder.evaluate(points.u.flatten(0, 1)), points.u.shape[:2])
+        if all(map(torch.allclose, own, points)):
+            return state
+        if not own.neg_beta_energy[1:].isfinite().all():
+            raise ValueError("Expected a state of finite energies under this GEBM; got others. Start anew.")
+        return state._replace(points=own)
 
     @property
     def inverse_temperatures(self) -> torch.Tensor:
@@ -136,21 +148,24 @@ class ReplicaExchange(ChainKernel):
 
         Raises:
             TypeError: for arguments.
-            ValueError: if the energy is NaN at a start.
+            ValueError: if the potential is not finite at a start.
+            RuntimeError: if the energy is NaN at a draw of the prior, or infinite at 1,000 of them in a row.
         """
         if args or kwargs:
             raise TypeError("Expected no arguments: ReplicaExchange works on a GEBM, not on a model.")
-        points, shape = self._ladder.start(len(self._t) * num_chains), (len(self._t), num_chains)
+        points, shape = self._ladder.start_finite(len(self._t) * num_chains), (len(self._t), num_chains)
         if initial_params is not None:
             given = self._ladder.evaluate(initial_params[self.site].detach().reshape(num_chains, -1))
-            if potential_at(given, 1.0)[0].isnan().any():
+            potential = potential_at(given, 1.0)[0]
+            if not potential.isfinite().all():
                 raise ValueError(
-                    "Expected a potential without NaN at `initial_params`, which are unconstrained; got NaN."
+                    "Expected a finite potential at `initial_params`, which are unconstrained; got "
+                    f"{potential.tolist()}."
                 )
             rest = given.map(lambda x: x.repeat(shape[0] - 1, *[1] * (x.dim() - 1)))
             points = points.map(lambda x, y: torch.cat([x[:num_chains], y]), rest)
         zero = torch.zeros_like(points.neg_beta_energy[:num_chains])
-        self.state = ReplicaExchangeState(
+        self._state = ReplicaExchangeState(
             i=0,
             points=_reshaped(points, shape),
             rising=torch.zeros(shape, dtype=torch.bool, device=zero.device),
@@ -183,7 +198,7 @@ class ReplicaExchange(ChainKernel):
         rising[0] = True
         rising = rising.gather(0, index)
         arrived, rising[-1] = rising[-1].clone(), False
-        self.state = ReplicaExchangeState(
+        self._state = ReplicaExchangeState(
             i=state.i + 1,
             points=points,
             rising=rising,

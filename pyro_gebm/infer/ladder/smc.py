@@ -10,11 +10,11 @@ import torch
 from tqdm import tqdm
 
 from gebm.ladder import DELAY, NUM_PILOT, SMCResult, check_groups, with_warning
-from gebm.validation import check_fields, integer, probability
+from gebm.validation import check_fields, flag, integer, latent_law, probability
 from gebm.weights import NUM_GROUPS, NUM_PARTICLES, from_log_weights
 from pyro_gebm.gebm import EnergyTiltedPrior
 from pyro_gebm.infer.ladder.pilot import pilot
-from pyro_gebm.infer.ladder.tempering import Ladder, log_increment, move, systematic_resample
+from pyro_gebm.infer.ladder.tempering import Ladder, log_increment, mean_of_groups, move, systematic_resample
 
 __all__ = ["SMC", "SMCResult"]
 
@@ -79,6 +79,7 @@ class SMC:
             RuntimeError: if the energy is NaN or -inf at a draw of the prior, or infinite at all of them, or the ladder
                 would need more than 1,000 rungs.
         """
+        latent_law("latent", latent)
         z, rungs, num_gradients, log_weight, *records = _run(latent, self, progress_bar)
         beta = float(latent.gebm.inverse_temperature)
         log_partitions, mean_neg_beta_energies, accept_probs = (
@@ -107,7 +108,8 @@ class SMC:
         Returns:
             Tensor of shape `(num_samples,) + latent.event_shape`.
         """
-        num_each = -(-max(num_samples, self.num_particles) // self.num_groups)
+        latent_law("latent", latent)
+        num_each = -(-max(integer("num_samples", num_samples, minimum=0), self.num_particles) // self.num_groups)
         z, *_ = _run(latent, dataclasses.replace(self, num_particles=num_each * self.num_groups), False)
         return z[:num_samples]
 
@@ -121,7 +123,9 @@ def _run(latent, config, progress_bar):
     num_gradients = sum(rungs.num_gradients) + config.num_particles
     log_weight, zero = points.neg_beta_energy.new_zeros(shape[0]), points.neg_beta_energy.new_zeros(())
     log_partitions, mean_neg_beta_energies, accept_probs = [zero], [points.neg_beta_energy.mean()], [zero]
-    for k in tqdm(range(1, len(rungs.t)), "SMC", unit="rung", delay=DELAY, disable=not progress_bar):
+    for k in tqdm(
+        range(1, len(rungs.t)), "SMC", unit="rung", delay=DELAY, disable=not flag("progress_bar", progress_bar)
+    ):
         increment = log_increment(rungs.t[k] - rungs.t[k - 1], points.neg_beta_energy).reshape(shape)
         log_weight = log_weight + torch.logsumexp(increment, 1) - math.log(shape[1])
         index = (systematic_resample(increment) + offsets).reshape(-1)
@@ -130,8 +134,9 @@ def _run(latent, config, progress_bar):
             points, ladder, rungs.t[k], rungs.step_size[k], rungs.length_scale[k], config.num_moves
         )
         log_partitions.append(torch.logsumexp(log_weight, 0) - math.log(shape[0]))
-        mean_neg_beta_energies.append(torch.softmax(log_weight, 0) @ points.neg_beta_energy.reshape(shape).mean(1))
-        accept_probs.append(accept_prob.mean())
+        mean_neg_beta_energies.append(mean_of_groups(log_weight, points.neg_beta_energy.reshape(shape).mean(1)))
+        alive = log_weight.new_zeros(shape[0]).masked_fill(log_weight == -math.inf, -math.inf)
+        accept_probs.append(mean_of_groups(alive, accept_prob.reshape(shape).mean(1)))
         num_gradients += num * config.num_particles
     # particles of all groups are resampled together and moved once more
     index = systematic_resample(log_weight.repeat_interleave(shape[1]))

@@ -12,7 +12,9 @@ import math
 import torch
 from torch.distributions import biject_to
 
+from gebm.annealing import MAX_REDRAWS
 from gebm.ladder import (
+    FIRST_RUNG,
     FRICTION,
     MAX_STEPS,
     NUM_HALVINGS,
@@ -21,21 +23,22 @@ from gebm.ladder import (
     Points,
     batched,
     no_finite_energy,
+    no_finite_start,
 )
 from gebm.langevin import NUM_PROBES, KineticState
-from gebm.validation import instance
-from pyro_gebm.base import without_validation
+from pyro_gebm.base import support_of, without_validation
 from pyro_gebm.callables import over_batch
 from pyro_gebm.dynamics.metropolis import accept_probability, choose
+from pyro_gebm.dynamics.starts import finite_start
 from pyro_gebm.dynamics.steps import PotentialAndGrad, trajectory, value_and_grad
 from pyro_gebm.gebm import EnergyTiltedPrior, neg_beta_energy
 
 __all__ = [
     "Ladder",
     "effective_fraction",
-    "latent_of_a_gebm",
     "length_scale_of",
     "log_increment",
+    "mean_of_groups",
     "move",
     "next_rung",
     "potential_at",
@@ -57,7 +60,7 @@ class Ladder:
         if latent.batch_shape:
             raise ValueError(batched(latent.batch_shape))
         self._gebm, self._prior = latent.gebm, without_validation(latent.gebm.latent_prior)
-        self._transform = biject_to(self._prior.support)
+        self._transform = biject_to(support_of(self._prior))
         self._shape = self._transform.inverse_shape(latent.event_shape)
 
     def sample_prior(self, num: int) -> torch.Tensor:
@@ -99,21 +102,32 @@ class Ladder:
         Raises:
             RuntimeError: if the energy is NaN or -inf at one of them, or infinite at all of them.
         """
-        points = self.evaluate(self.sample_prior(num))
-        if (points.neg_beta_energy.isnan() | (points.neg_beta_energy == math.inf)).any():
-            raise RuntimeError(REAL_ENERGIES)
+        points = self._real(self.evaluate(self.sample_prior(num)))
         if (points.neg_beta_energy == -math.inf).all():
             raise RuntimeError(no_finite_energy(num))
+        return points
+
+    def start_finite(self, num: int) -> Points:
+        """`Points` at draws of the prior of finite energy, where a chain on a rung above 0 starts.
+
+        Raises:
+            RuntimeError: if the energy is NaN or -inf at one of them, or infinite at 1,000 of them in a row.
+        """
+        u, *_ = finite_start(lambda: (u := self.sample_prior(num), self.neg_beta_energy(u)))
+        points = self._real(self.evaluate(u))
+        if infinite := int((points.neg_beta_energy == -math.inf).sum()):
+            raise RuntimeError(no_finite_start(infinite, MAX_REDRAWS))
+        return points
+
+    @staticmethod
+    def _real(points: Points) -> Points:
+        if (points.neg_beta_energy.isnan() | (points.neg_beta_energy == math.inf)).any():
+            raise RuntimeError(REAL_ENERGIES)
         return points
 
     def potential_and_grad(self, t: float | torch.Tensor) -> PotentialAndGrad:
         """A callable from positions to the potential of the rung t (a scalar, or shape `(N,)`) and its gradient."""
         return lambda u: value_and_grad(lambda u: -self.log_prior(u) - log_increment(t, self.neg_beta_energy(u)), u)
-
-
-def latent_of_a_gebm(name: str, value: EnergyTiltedPrior) -> EnergyTiltedPrior:
-    """Check that an argument is the latent law of a GEBM."""
-    return instance(name, value, EnergyTiltedPrior, "latent law of a GEBM", "Pass `gebm.latent`.")
 
 
 def potential_at(points: Points, t: float | torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -182,6 +196,11 @@ def effective_fraction(log_weights: torch.Tensor) -> torch.Tensor:
     return w.sum() ** 2 / w.square().sum() / len(w)
 
 
+def mean_of_groups(log_weights: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Weighted mean over groups, of which those of weight 0 do not count; shapes `(N,)` and `(N,)` to `()`."""
+    return (log_weights.softmax(0) * x.masked_fill(log_weights == -math.inf, 0.0)).sum()
+
+
 def log_increment(step: float | torch.Tensor, neg_beta_energy: torch.Tensor) -> torch.Tensor:
     """Log-weights of a step up the ladder, -step beta E; 0 if there is no step, even where the energy is infinite."""
     return step * neg_beta_energy if isinstance(step, torch.Tensor) or step else torch.zeros_like(neg_beta_energy)
@@ -190,7 +209,8 @@ def log_increment(step: float | torch.Tensor, neg_beta_energy: torch.Tensor) -> 
 def next_rung(t: float, neg_beta_energy: torch.Tensor, fraction: float) -> float:
     """The rung above t at which the weights of the step have the given effective fraction; at most 1.
 
-    Particles of infinite energy have weight 0 on every rung above t, and do not count.
+    Particles of infinite energy have weight 0 on every rung above t, and do not count; where there are any at t = 0, a
+    rung next to it separates them from the rest.
 
     Args:
         t: rung, a number in [0, 1).
@@ -200,20 +220,28 @@ def next_rung(t: float, neg_beta_energy: torch.Tensor, fraction: float) -> float
     Returns:
         A number.
     """
-    neg_beta_energy = neg_beta_energy[neg_beta_energy.isfinite()]
-    low = torch.tensor(t, dtype=torch.float64, device=neg_beta_energy.device)  # nothing is read off the device
-    high = torch.ones_like(low)
+    finite = neg_beta_energy.isfinite()
+    if t == 0 and not finite.all():
+        return FIRST_RUNG
+    neg_beta_energy = neg_beta_energy[finite]
+    # of the logarithm of the step, as it can be of any scale; nothing is read off the device
+    low = torch.tensor(math.log(FIRST_RUNG), dtype=torch.float64, device=neg_beta_energy.device)
+    high = torch.full_like(low, math.log(1.0 - t))
     for _ in range(NUM_HALVINGS):
         middle = 0.5 * (low + high)
-        good = effective_fraction((middle - t) * neg_beta_energy) >= fraction
+        good = effective_fraction(middle.exp() * neg_beta_energy) >= fraction
         low, high = torch.where(good, middle, low), torch.where(good, high, middle)
     reached = effective_fraction((1.0 - t) * neg_beta_energy) >= fraction
-    return float(torch.where(reached, 1.0, low))
+    return float(torch.where(reached, 1.0, t + low.exp()))
 
 
 def systematic_resample(log_weights: torch.Tensor) -> torch.Tensor:
-    """Indices of as many draws as there are weights, by systematic resampling along the last axis; same shape."""
+    """Indices of as many draws as there are weights, by systematic resampling along the last axis; same shape.
+
+    Weights that are all 0 count as equal.
+    """
     num = log_weights.shape[-1]
+    log_weights = log_weights.masked_fill((log_weights == -math.inf).all(-1, keepdim=True), 0.0)
     cumulative = torch.softmax(log_weights, -1).cumsum(-1)
     uniform = torch.rand(*log_weights.shape[:-1], 1, dtype=log_weights.dtype, device=log_weights.device)
     positions = (torch.arange(num, device=uniform.device) + uniform) / num

@@ -1,0 +1,18 @@
+"""Running NumPyro programs where other threads run some too: its stack of handlers is one for the whole process."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from numpyro import handlers
+
+__all__ = ["alone"]
+
+_LOCK = threading.RLock()
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Run programs: one thread at a time, and unseen by the handlers around it. Also a decorator, `@alone()`."""
+    with _LOCK, handlers.block():
+        yield

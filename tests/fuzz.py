@@ -1,0 +1,210 @@
+"""Calls of every public constructor and function with arguments that are wrong: what comes of them.
+
+    python tests/fuzz.py numpyro 5000
+
+A call passes if it returns, or raises an error that names an argument that was changed. Anything else is counted: an
+error from the inside, a call that takes longer than 20 seconds, a crash.
+"""
+
+import collections
+import contextlib
+import math
+import pathlib
+import random
+import re
+import signal
+import sys
+import tempfile
+import warnings
+
+import numpy as np
+
+__all__ = ["fuzz", "targets"]
+
+#: Values that are wrong for most arguments, made afresh for every call.
+ODD = [
+    lambda host: -1,
+    lambda host: 0,
+    lambda host: -0.5,
+    lambda host: 1.5,
+    lambda host: 10**20,
+    lambda host: math.nan,
+    lambda host: math.inf,
+    lambda host: -math.inf,
+    lambda host: True,
+    lambda host: None,
+    lambda host: 1j,
+    lambda host: "text",
+    lambda host: b"bytes",
+    lambda host: [],
+    lambda host: {},
+    lambda host: ("a", 1),
+    lambda host: object(),
+    lambda host: int,
+    lambda host: lambda: None,
+    lambda host: host.array(np.array([[math.nan, 1.0]])),
+    lambda host: host.array(np.zeros((0, 2))),
+    lambda host: np.array(["a"]),
+    lambda host: gebm(host),
+    lambda host: gebm(host).latent,
+]
+
+
+class Hang(Exception):
+    """A call that takes too long."""
+
+
+def half_square(x):
+    """An energy."""
+    return 0.5 * (x**2).sum(-1)
+
+
+def gebm(host, **kwargs):
+    """A small GEBM."""
+    return host.GEBM(host.normal(2), half_square, **kwargs)
+
+
+def targets(host, folder):
+    """Maps a name to a callable and to arguments with which it works."""
+    key = {"rng_key": host.key(0)[0]} if host.name == "numpyro" else {}
+    infer, nn, divergences, flows = host.infer, host.nn, host.divergences, host.package.particle_flows
+    points = np.random.default_rng(0).normal(size=(2, 8, 2))
+    model = gebm(host)
+    x, y = points
+    kernels = divergences.kernels
+    energy = host.call(nn.MLP, (2,), (), (3,))
+    optimiser = host.sgd(1e-3)
+    quiet = {"progress_bar": False}
+    run = {"num_steps": 2, "data": x, "batch_size": 4, "progress_bar": False}
+    if host.name == "numpyro":
+        run["rng_key"] = host.key(0)[0]
+    known = {
+        "GEBM": (
+            host.GEBM,
+            {"base": host.normal(2), "energy": half_square, "inverse_temperature": 1.0, "log_partition": 0.1},
+        ),
+        "Pushforward": (host.Pushforward, {"latent_prior": host.normal(2), "generator": lambda z: 2.0 * z}),
+        "KALEGuide": (host.KALEGuide, {"energy": energy, "log_partition": 0.0, "penalty": None}),
+        "KALE": (
+            host.KALE,
+            {"base": host.normal(2), "guide": host.KALEGuide(energy), "base_optim": None, "energy_optim": optimiser,
+             "energy_steps": 2, "noise_factor": 1, "ema_decay": 0.9, "objective": "kale"},
+        ),
+        "KALE.run": (lambda **kw: host.KALE(host.normal(2), host.KALEGuide(energy), None, optimiser).run(**kw), run),
+        "gradient_penalty": (host.package.gradient_penalty, {"weight": 1.0}),
+        "l2_penalty": (host.package.l2_penalty, {"weight": 1.0}),
+        "energy_bursts": (host.package.energy_bursts, {"steps": 5, "initial": 10, "every": 50}),
+        "temper": (model.temper, {"inverse_temperature": 1.0}),
+        "MLP": (
+            nn.MLP,
+            {"input_shape": (2,), "output_shape": (), "hidden": (3,), "activation": "relu", "lipschitz": 1.0} | key,
+        ),
+        "ConvEnergy": (nn.ConvEnergy, {"event_shape": (1, 4, 4), "channels": (2,), "activation": "relu"} | key),
+        "ConvGenerator": (nn.ConvGenerator, {"latent_dim": 2, "event_shape": (1, 4, 4), "channels": (2,)} | key),
+        "real_nvp": (host.package.flows.real_nvp, {"dim": 2, "num_couplings": 2, "hidden": (3,)} | key),
+        "AnnealedMALA": (
+            infer.AnnealedMALA,
+            {"num_steps": 20, "step_size": 0.5, "target_accept_prob": 0.6, "annealing": 0.5, "num_candidates": 2,
+             "batch_size": 8},
+        ),
+        "SMC": (infer.SMC, {"num_particles": 64, "num_groups": 4, "num_moves": 1, "effective_fraction": 0.5}),
+        "ReplicaExchange": (infer.ReplicaExchange, {"latent": model.latent, "num_rungs": 2, "num_moves": 1}),
+        "log_partition": (
+            host.package.log_partition,
+            {"gebm": model, "method": "importance", "num_samples": 50, "progress_bar": False} | key,
+        ),
+        "mmd2": (divergences.mmd2, {"x": x, "y": y, "bandwidth": 1.0, "estimator": "biased"}),
+        "mmd_test": (divergences.mmd_test, {"x": x, "y": y, "bandwidth": 1.0, "num_permutations": 9} | key),
+        "mmd_witness": (divergences.mmd_witness, {"x": x, "y": y, "bandwidth": 1.0}),
+        "kale_rkhs": (divergences.kale_rkhs, {"x": x, "y": y, "regularization": 1.0}),
+        "f_divergence": (divergences.f_divergence, {"name": "kl"}),
+        "Gaussian": (kernels.Gaussian, {"bandwidth": 1.0}),
+        "Laplace": (kernels.Laplace, {"bandwidth": 1.0}),
+        "InverseMultiquadric": (kernels.InverseMultiquadric, {"bandwidth": 1.0, "power": 0.5}),
+        "frechet_distance": (host.package.metrics.frechet_distance, {"x": x, "y": y}),
+        "mmd_flow": (
+            flows.mmd_flow,
+            {"particles": x, "target": y, "num_steps": 2, "step_size": 0.1, "noise": 0.0, "keep_every": 1} | quiet,
+        ),
+        "kale_flow": (
+            flows.kale_flow,
+            {"particles": x, "target": y, "num_steps": 2, "step_size": 0.1, "regularization": 1.0} | quiet,
+        ),
+        "DrawFile.create": (
+            lambda **kw: host.package.DrawFile.create(pathlib.Path(folder) / f"{random.random()}.nc", **kw).close(),
+            {"num_chains": 2, "num_draws": 5, "variables": {"z": ((2,), "f4", "posterior")}},
+        ),
+        "save": (host.package.save, {"gebm": model, "path": pathlib.Path(folder) / "gebm.npz"}),
+        "decode": (lambda **kw: list(host.package.decode(**kw)), {"gebm": model, "z": x, "batch_size": 4}),
+    }  # fmt: skip
+    for name in ("GHMC", "MALT", "MALA", "ULA", "KineticLangevin"):
+        fields = {"model": lambda: None, "step_size": 0.1, "adapt_step_size": True, "adapt_mass_matrix": False}
+        known[name] = getattr(infer, name), fields | ({} if name == "ULA" else {"target_accept_prob": 0.5})
+    for name in ("GHMC", "KineticLangevin"):
+        known[name][1].update(num_steps=2, friction=1.0)
+    return known
+
+
+def fuzz(host, num_calls, seed=0, limit=20):
+    """Counts of what came of the calls, and the errors that named no argument, by name and type.
+
+    Args:
+        host: one of `hosts`.
+        num_calls: how many.
+        seed: of the choice.
+        limit: seconds that a call may take.
+
+    Returns:
+        `(counts, bad)`: counts of "returned", "named", "unnamed" and "hung", and a list of texts.
+    """
+    rng, counts, bad = random.Random(seed), collections.Counter(), []
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        known = targets(host, folder)
+        for _ in range(num_calls):
+            name = rng.choice(list(known))
+            function, kwargs = known[name]
+            changed = rng.sample(list(kwargs), min(len(kwargs), rng.choice([1, 1, 1, 2])))
+            values = {argument: rng.choice(ODD)(host) for argument in changed}
+            signal.signal(signal.SIGALRM, _hang)
+            signal.alarm(limit)
+            try:
+                function(**kwargs | values)
+                counts["returned"] += 1
+            except Hang:
+                counts["hung"] += 1
+                bad.append(f"{name}({_shown(values)}): more than {limit} s")
+            except Exception as error:
+                named = any(re.search(rf"(?<![A-Za-z]){re.escape(a)}(?![A-Za-z])", str(error)) for a in changed)
+                counts["named" if named else "unnamed"] += 1
+                if not named:
+                    bad.append(f"{name}({_shown(values)}): {type(error).__name__}: {str(error)[:160]}")
+            finally:
+                signal.alarm(0)
+    return counts, bad
+
+
+def _hang(*_):
+    raise Hang
+
+
+def _shown(values):
+    return ", ".join(f"{name}={str(value)[:40]}" for name, value in values.items())
+
+
+if __name__ == "__main__":
+    import hosts
+
+    sys.path.append(str(pathlib.Path(__file__).parents[1]))
+    if sys.argv[1] == "pyro":
+        import torch
+
+        torch.set_default_dtype(torch.float64)
+    else:
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+
+    counts, bad = fuzz(hosts.get(sys.argv[1]), int(sys.argv[2]))
+    print("\n".join(bad))
+    print(dict(counts))
