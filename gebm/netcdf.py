@@ -36,8 +36,8 @@ GROUPS = ("posterior", "sample_stats")
 #: Name of the number of draws that are complete.
 COUNT = "num_draws_written"
 
-#: Of the chunk that begins at a draw: how many draws it has, and the checksum of their values.
-CHUNK_LENGTH, CHUNK_CHECKSUM = "chunk_length", "chunk_crc32"
+#: Of the chunk that begins at a draw: how many draws it has, and the checksum (CRC-32) of their values.
+CHUNKS = "chunk_length_and_crc32"
 
 #: What NetCDF-4 can store; booleans as bytes.
 _DTYPES = {np.dtype(name) for name in ("bool", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8")}
@@ -53,12 +53,12 @@ class Layout(NamedTuple):
     Args:
         slabs: of every variable, by group.
         count_offset: of the number of draws that are complete.
-        chunks: slabs of `CHUNK_LENGTH` and `CHUNK_CHECKSUM`, of shape (draw,); None in files of before there were any.
+        chunks: of `CHUNKS`, of shape (draw, 2); None in files of before there were any.
     """
 
     slabs: "dict[str, dict[str, Slab]]"
     count_offset: int
-    chunks: "tuple[Slab, Slab] | None"
+    chunks: "Slab | None"
 
 
 class Slab(NamedTuple):
@@ -98,7 +98,7 @@ def reserve(path: pathlib.Path, num_chains: int, num_draws: int, variables: Mapp
         OSError: if it does not: the disk is full, or files may not be that large.
     """
     coordinates = 2 * 8 * (num_chains + num_draws + sum(sum(shape) for shape, _, _ in variables.values()))
-    written = coordinates + 8 * num_draws + 2**16 + 2**13 * len(variables)
+    written = coordinates + 8 * (num_draws + 2) + 2**16 + 2**13 * len(variables)
     values = sum(math.prod(shape) * dtype.itemsize for shape, dtype, _ in variables.values())
     try:
         with open(path, "wb") as file:
@@ -118,12 +118,11 @@ def reserve(path: pathlib.Path, num_chains: int, num_draws: int, variables: Mapp
 def allocate(path: pathlib.Path, num_chains: int, num_draws: int, variables: Mapping[str, Variable]) -> None:
     """An empty file: dimensions and coordinates as ArviZ names them, every variable contiguous and allocated."""
     h5netcdf, _ = _hdf5()
-    # Aligned objects: the count never straddles two pages, so that it is written whole or not at all.
+    # Aligned objects: neither the count nor the record of a chunk straddles two pages: written whole or not at all.
     with h5netcdf.File(path, "w", alignment_threshold=1, alignment_interval=64) as file:
         file.create_variable(COUNT, (), "<i8")[...] = 0
-        file.dimensions["chunk"] = int(num_draws)
-        for name in (CHUNK_LENGTH, CHUNK_CHECKSUM):
-            file.create_variable(name, ("chunk",), "<u4")[-1] = 0
+        file.dimensions["chunk"], file.dimensions["chunk_record"] = int(num_draws), 2
+        file.create_variable(CHUNKS, ("chunk", "chunk_record"), "<u4")[-1, -1] = 0
         for name in GROUPS:
             group = file.create_group(name)
             for dim, size in (("chain", num_chains), ("draw", num_draws)):
@@ -176,22 +175,20 @@ def _layout(file):
         return Slab(variable.id.get_offset(), variable.shape, dtype)
 
     slabs = {g: {name: slab(v) for name, v in file[g].items() if not v.is_scale} for g in GROUPS}
-    chunks = tuple(slab(file[name]) for name in (CHUNK_LENGTH, CHUNK_CHECKSUM) if name in file)
-    return Layout(slabs, file[COUNT].id.get_offset(), (chunks[0], chunks[1]) if chunks else None)
+    return Layout(slabs, file[COUNT].id.get_offset(), slab(file[CHUNKS]) if CHUNKS in file else None)
 
 
 def _check(path, found):
     """Check that all values lie within the file, and are of the same chains and draws."""
     size, slabs = pathlib.Path(path).stat().st_size, [s for group in found.slabs.values() for s in group.values()]
     shapes = {slab.shape[:2] for slab in slabs}
-    ends = [
-        slab.offset + math.prod(slab.shape) * slab.dtype.itemsize
-        for slab in [*slabs, *(found.chunks or ())]
-        if slab.offset is not None
-    ]
-    same = len(shapes) == 1 and len(next(iter(shapes))) == 2 and found.slabs["posterior"]
-    chunks = found.chunks is None or all(c.shape == (next(iter(shapes))[1],) and c.dtype == "<u4" for c in found.chunks)
-    if not same or not chunks or found.count_offset is None or len(ends) < len(slabs) or max(ends) > size:
+    fit = bool(found.slabs["posterior"]) and len(shapes) == 1 and len(next(iter(shapes))) == 2
+    if fit and found.chunks is not None:
+        fit = found.chunks.shape == (next(iter(shapes))[1], 2) and found.chunks.dtype == "<u4"
+        slabs.append(found.chunks)
+    for slab in slabs:
+        fit = fit and slab.offset is not None and slab.offset + math.prod(slab.shape) * slab.dtype.itemsize <= size
+    if not fit or found.count_offset is None:
         raise ValueError(f"{path} is damaged: its variables do not fit each other, or lie beyond its end.")
 
 
@@ -215,18 +212,15 @@ def checksum(file: Any, found: Layout, start: int, stop: int) -> int:
 def read_chunk(file: Any, found: Layout, start: int) -> tuple[int, int]:
     """Number of draws and checksum of the chunk that begins at a draw."""
     assert found.chunks is not None
-    values = []
-    for slab in found.chunks:
-        file.seek(slab.offset + 4 * start)
-        values.append(int(np.frombuffer(file.read(4), "<u4")[0]))
-    return values[0], values[1]
+    file.seek(found.chunks.offset + 8 * start)
+    length, crc = np.frombuffer(file.read(8), "<u4")
+    return int(length), int(crc)
 
 
 def write_chunk(file: Any, found: Layout, start: int, length: int, crc: int) -> None:
     """Note the number of draws and the checksum of the chunk that begins at a draw."""
     assert found.chunks is not None
-    for slab, value in zip(found.chunks, (length, crc)):
-        write(file, slab.offset + 4 * start, np.array(value, "<u4"))
+    write(file, found.chunks.offset + 8 * start, np.array([length, crc], "<u4"))
 
 
 def verify(path: str | os.PathLike[str], file: Any, found: Layout, count: int) -> None:

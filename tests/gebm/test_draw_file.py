@@ -75,7 +75,8 @@ def test_what_is_read_is_what_to_arviz_builds(tmp_path):
     stored = az.from_netcdf(str(tmp_path / "draws.nc"))
     for group in ("posterior", "sample_stats"):
         for other in (built, stored):
-            assert data[group].sizes == other[group].sizes
+            sizes = {dim: size for dim, size in other[group].sizes.items() if not dim.startswith("chunk")}  # the root's
+            assert data[group].sizes == sizes
             assert all(data[group].coords[name].equals(other[group].coords[name]) for name in other[group].coords)
 
 
@@ -112,7 +113,7 @@ def test_appending_touches_values_only(tmp_path):
     create(path).close()
     with h5py.File(path, "r") as stored:
         names = [f"{group}/{name}" for name, (_, _, group) in VARIABLES.items()]
-        names += ["chunk_length", "chunk_crc32", "num_draws_written"]
+        names += ["chunk_length_and_crc32", "num_draws_written"]
         extents = [(stored[n].id.get_offset(), stored[n].id.get_storage_size()) for n in names]
         assert all(stored[name].chunks is None for name in names)
     assert extents[-1][0] % 8 == 0  # never across two pages: written whole or not at all
