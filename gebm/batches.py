@@ -61,7 +61,7 @@ def values_of(name: str, item: Any, event_shape: Sequence[int], key: str | None 
         if key is None and len(item) == 1:
             return next(iter(item.values()))
         if key not in item:
-            raise ValueError(f"Expected key= to name the entry of a dict that is the data; got {key!r}, of {[*item]}.")
+            raise ValueError(f"Expected key= to name the entry of {name} that is the data; got {key!r}, of {[*item]}.")
         return item[key]
     if key is not None:
         raise ValueError(f"Expected {name} in dicts with the entry key={key!r}; got {type(item).__name__}.")
@@ -101,8 +101,11 @@ def as_array(name: str, values: Any, dtype: Any) -> np.ndarray:
 
 
 def check_shape(name: str, data: Any, event_shape: Sequence[int]) -> None:
-    """Raise ValueError unless `data` has the shape `(N,) + event_shape`, N at least 1."""
-    shape, event_shape = tuple(np.shape(data)), tuple(event_shape)
+    """Raise an error unless `data` is an array of shape `(N,) + event_shape`, N at least 1."""
+    try:
+        shape, event_shape = tuple(np.shape(data)), tuple(event_shape)
+    except (TypeError, ValueError):  # a `shape` that is a method, rows of several lengths
+        raise TypeError(f"Expected {name} to be an array; got {type(data).__name__}.") from None
     if len(shape) == 0 or shape[1:] != event_shape or shape[0] == 0:
         hint = " Stack data points into batches: `DataLoader(dataset, batch_size)`." if shape == event_shape else ""
         raise ValueError(f"Expected {name} of shape (N,) + {event_shape}, N >= 1; got {shape}.{hint}")

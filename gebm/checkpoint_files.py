@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, Generic, TypeAlias, TypeVar
 
 from gebm.atomic import replacing
-from gebm.validation import integer
+from gebm.validation import integer, path_of
 
 __all__ = [
     "KEEP",
@@ -177,8 +177,11 @@ def delete_checkpoints(directory: StrPath, suffix: str) -> None:
     Args:
         directory: folder; it need not be there.
         suffix: of the files.
+
+    Raises:
+        TypeError: if it is no path.
     """
-    directory = pathlib.Path(directory)
+    directory = pathlib.Path(path_of("directory", directory))
     for old in [*_checkpoints(directory, suffix), *_left_over(directory)]:
         old.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # not there, or not empty

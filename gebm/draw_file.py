@@ -60,7 +60,7 @@ class DrawFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = pathlib.Path(path)
+        self.path = pathlib.Path(path_of("path", path))
         self._layout = layout(self.path)
         self._slabs, self._count_offset = self._layout.slabs, self._layout.count_offset
         self.num_chains, self.num_draws = next(iter(self._slabs["posterior"].values())).shape[:2]
@@ -106,7 +106,7 @@ class DrawFile:
         instance("variables", variables, Mapping, "mapping of names to (shape, dtype, group)")
         variables = {name: checked_variable(name, *spec) for name, spec in variables.items()}
         if "posterior" not in {group for _, _, group in variables.values()}:
-            raise ValueError(f'Expected at least one variable in the group "posterior"; got {variables}.')
+            raise ValueError(f'Expected variables with at least one in the group "posterior"; got {variables}.')
         with replacing(path) as temporary:
             reserve(temporary, num_chains, num_draws, variables)
             allocate(temporary, num_chains, num_draws, variables)
@@ -293,7 +293,7 @@ def read_draws(path: str | os.PathLike[str]) -> Any:
         ImportError: without ArviZ or h5netcdf, naming the extra to install.
         ValueError: if the file is of another kind, has no complete draw yet, or holds other values than were written.
     """
-    found = layout(path)
+    found = layout(path_of("path", path))
     with open(path, "rb") as file:
         count = read_count(file, found.count_offset)
         verify(path, file, found, count)

@@ -1,11 +1,11 @@
 """What the networks of both packages share without a framework: sizes, settings, slopes of activations."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
-from gebm.validation import finite, instance, integer, positive
+from gebm.validation import finite, integer, positive, sequence
 
-__all__ = ["LIPSCHITZ_CONSTANTS", "check_bounds", "coarse_size", "name_of", "shape_of"]
+__all__ = ["LIPSCHITZ_CONSTANTS", "check_bounds", "check_event", "coarse_size", "name_of", "shape_of"]
 
 #: Lipschitz constants of the activations by name.
 LIPSCHITZ_CONSTANTS = {
@@ -46,18 +46,34 @@ def shape_of(name: str, value: Iterable[int], *, minimum: int = 1) -> tuple[int,
         ...
         TypeError: Expected hidden to be a sequence of integers; got 64 (int). Write (64,) for one.
     """
-    hint = f"Write ({value},) for one." if isinstance(value, int) else ""
-    if isinstance(value, (str, bytes, Mapping)):
-        raise TypeError(f"Expected {name} to be a sequence of integers; got {value!r} ({type(value).__name__}).")
+    hint = f" Write ({value},) for one." if isinstance(value, int) else ""
     try:
-        entries = tuple(instance(name, value, Iterable, "sequence of integers", hint))
+        entries = sequence(name, value)
     except TypeError as error:
-        raise (
-            error
-            if str(error).startswith("Expected")
-            else TypeError(f"Expected {name} to be a sequence of integers; got {value!r}.")
-        ) from error
+        raise TypeError(f"{error}".replace("a sequence", "a sequence of integers") + hint) from None
     return tuple(integer(f"entries of {name}", entry, minimum=minimum) for entry in entries)
+
+
+def check_event(name: str, shape: Sequence[int], event_shape: Sequence[int]) -> None:
+    """Check that values end in the axes of an event, or of a latent.
+
+    Args:
+        name: of the argument, for the message.
+        shape: of the values.
+        event_shape: shape of one event.
+
+    Raises:
+        ValueError: if they do not.
+
+    Example:
+        >>> check_event("z", (100, 3), (2,))
+        Traceback (most recent call last):
+        ...
+        ValueError: Expected z of shape (..., 2); got (100, 3).
+    """
+    if tuple(shape[max(len(shape) - len(event_shape), 0) :]) != tuple(event_shape):
+        expected = ", ".join(map(str, ["...", *event_shape]))
+        raise ValueError(f"Expected {name} of shape ({expected}); got {tuple(shape)}.")
 
 
 def check_bounds(lipschitz: float | None, lower_bound: float | None, output_shape: Sequence[int]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gebm.extras import extra
+from gebm.validation import integer, names, sequence
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,6 +35,7 @@ def plot_losses(
 
     Raises:
         ImportError: without Matplotlib, naming the extra to install.
+        TypeError: for labels or axes that are no sequences, or a window that is not an integer.
         ValueError: if there are not four axes, or not as many labels as runs.
 
     Example:
@@ -44,9 +46,11 @@ def plot_losses(
         >>> [axis.get_ylabel() for axis in axes][:3]
         ['KALE', 'log-partition A', 'penalty']
     """
+    integer("window", window)
+    labels = labels if labels is None else names("labels", labels)
     if labels is not None and len(labels) != len(runs):
-        raise ValueError(f"Expected a label for each of {len(runs)} runs; got {len(labels)}.")
-    axes = tuple(_new_axes() if axes is None else axes)
+        raise ValueError(f"Expected labels for each of {len(runs)} runs; got {len(labels)}.")
+    axes = sequence("axes", _new_axes() if axes is None else axes)
     if len(axes) != 4:
         raise ValueError(f"Expected 4 axes; got {len(axes)}.")
     start = 0

@@ -35,6 +35,7 @@ __all__ = [
     "positive",
     "probability",
     "real_numbers",
+    "sequence",
     "text",
 ]
 
@@ -428,6 +429,27 @@ def names(name: str, value: Any) -> tuple[str, ...]:
     if not isinstance(entries, Collection) or not all(isinstance(entry, str) for entry in entries):
         raise TypeError(f"Expected {name} to be a collection of strings; got {_shown(value)}.")
     return tuple(entries)
+
+
+def sequence(name: str, value: Any) -> tuple[Any, ...]:
+    """A list, tuple or other collection, as a tuple.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was passed.
+
+    Returns:
+        Its entries.
+
+    Raises:
+        TypeError: if it is something else: a string, a mapping, a number.
+    """
+    try:
+        if isinstance(value, (str, bytes, Mapping)):
+            raise TypeError
+        return tuple(value)
+    except TypeError:
+        raise TypeError(f"Expected {name} to be a sequence; got {_shown(value)}.") from None
 
 
 def callable_or_none(name: str, value: Value) -> Value:

@@ -11,7 +11,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.batch_util import vmap_over
 
 from gebm.networks import name_of
-from gebm.validation import instance
+from gebm.validation import flag, instance, optional
 from numpyro_gebm.callables import Generator, Partitioned, check_fixed, output_of, over_batch
 from numpyro_gebm.distribution import Distribution, sample_stack
 from numpyro_gebm.keys import typed
@@ -52,6 +52,7 @@ class Pushforward(Distribution):
     pytree_data_fields = ("latent_prior", "_generator")
 
     def __init__(self, latent_prior: dist.Distribution, generator: Generator, *, validate_args: bool | None = None):
+        optional(flag)("validate_args", validate_args)
         instance("latent_prior", latent_prior, dist.Distribution, "distribution")
         if not callable(generator):
             raise TypeError(f"Expected generator to be callable, from latents to events; got {generator!r}.")

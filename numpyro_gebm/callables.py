@@ -1,5 +1,6 @@
 """Networks inside a GEBM, as pytree fields: arrays are data, everything else is static."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -76,7 +77,7 @@ def over_batch(fn: Callable[[jax.Array], jax.Array], value: ArrayLike, event_dim
     batch = value.shape[: value.ndim - event_dim]
     if not batch:
         return fn(value)
-    out = jax.vmap(fn)(value.reshape((-1, *value.shape[len(batch) :])))
+    out = jax.vmap(fn)(value.reshape((math.prod(batch), *value.shape[len(batch) :])))
     return out.reshape(batch + out.shape[1:])
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import inspect
 import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self, TypeVar, cast
@@ -11,6 +12,9 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import lax, random
 from numpyro.distributions.batch_util import promote_batch_shape
+
+from gebm.networks import check_event, shape_of
+from gebm.validation import real_numbers
 
 __all__ = ["Distribution", "over_stack", "sample_stack", "support_of"]
 
@@ -60,24 +64,29 @@ class Distribution(_Host):
         return new
 
 
-def over_stack(event_dim: str) -> Callable[[Method], Method]:
+def over_stack(event_shape: str) -> Callable[[Method], Method]:
     """Let a method from values to values be that of every distribution of a stack.
 
     Args:
-        event_dim: attribute that holds the number of axes of a value.
+        event_shape: attribute that holds the shape of one value.
 
     Returns:
-        A decorator; its result maps shape `sample_shape + stack_shape + ...` to such a shape.
+        A decorator; its result maps shape `sample_shape + stack_shape + ...` to such a shape, and raises a `TypeError`
+        for what is not real numbers, a `ValueError` for another shape.
     """
 
     def decorator(method):
+        name = list(inspect.signature(method).parameters)[1]
+
         @functools.wraps(method)
         def of_each(self, *args, **kwargs):
+            value, *args = args if args else (kwargs.pop(name),)
+            value, event = real_numbers(name, value, jnp.asarray), operator.attrgetter(event_shape)(self)
+            check_event(name, value.shape, event)
             shape = self.stack_shape
             if not shape:
-                return method(self, *args, **kwargs)
-            value = jnp.asarray((*args, *kwargs.values())[0])  # what comes with it is of one distribution
-            axis = value.ndim - operator.attrgetter(event_dim)(self) - self._made_with[0] - len(shape)
+                return method(self, value, *args, **kwargs)  # in a stack, what comes with it is of one distribution
+            axis = value.ndim - len(event) - self._made_with[0] - len(shape)
             value = value.reshape((1,) * -axis + value.shape)
             axis = max(axis, 0)
             size = max(shape[0], value.shape[axis])
@@ -90,11 +99,11 @@ def over_stack(event_dim: str) -> Callable[[Method], Method]:
 
 
 def sample_stack(method: Method) -> Method:
-    """Let `sample` draw from every distribution of a stack."""
+    """Let `sample` draw from every distribution of a stack; it raises an error for what is no shape."""
 
     @functools.wraps(method)
     def of_each(self, key, sample_shape=()):
-        shape = self.stack_shape
+        shape, sample_shape = self.stack_shape, shape_of("sample_shape", sample_shape, minimum=0)
         if not shape:
             return method(self, key, sample_shape)
         draw = functools.partial(of_each, sample_shape=sample_shape)

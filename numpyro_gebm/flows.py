@@ -13,7 +13,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.transforms import Transform
 
 from gebm.networks import shape_of
-from gebm.validation import integer
+from gebm.validation import flag, integer
 from numpyro_gebm.callables import over_batch
 from numpyro_gebm.distribution import Distribution, over_stack, sample_stack
 from numpyro_gebm.keys import typed
@@ -57,7 +57,7 @@ class AffineCoupling(Transform):
     log_scale: MLP
 
     def __init__(self, dim: int, hidden: Sequence[int] = (100, 100), swap: bool = False, *, rng_key: jax.Array):
-        self.dim, self.hidden, self.swap = _check_dim(dim), shape_of("hidden", hidden), bool(swap)
+        self.dim, self.hidden, self.swap = _check_dim(dim), shape_of("hidden", hidden), flag("swap", swap)
         kept, changed = self._sizes()[:: -1 if swap else 1]
         key_shift, key_log_scale = random.split(typed(rng_key))
         self.shift = _zero_at_start(MLP((kept,), (changed,), hidden, activation="relu", rng_key=key_shift))
@@ -113,7 +113,7 @@ class Flow(dist.TransformedDistribution, Distribution):
     """A `TransformedDistribution` whose transforms hold networks."""
 
     sample = sample_stack(dist.TransformedDistribution.sample)
-    log_prob = over_stack("event_dim")(dist.TransformedDistribution.log_prob)
+    log_prob = over_stack("event_shape")(dist.TransformedDistribution.log_prob)
 
     def sample_with_intermediates(
         self, key: jax.Array | None, sample_shape: tuple[int, ...] = ()

@@ -16,7 +16,7 @@ from numpyro.distributions.batch_util import vmap_over
 from numpyro.distributions.util import validate_sample
 from numpyro.util import not_jax_tracer
 
-from gebm.validation import instance, real_numbers
+from gebm.validation import flag, instance, optional, real_numbers
 from gebm.weights import LogPartition
 from numpyro_gebm.base import check_support, decompose
 from numpyro_gebm.callables import (
@@ -143,6 +143,7 @@ class GEBM(Distribution):
         sampler: Sampler | None = None,
         validate_args: bool | None = None,
     ):
+        optional(flag)("validate_args", validate_args)
         check_evaluation_mode(energy, "energy")
         dtype = check_energy(base, energy)
         latent_prior, generator = decompose(base)
@@ -222,7 +223,7 @@ class GEBM(Distribution):
     def has_rsample(self) -> bool:
         return False
 
-    @over_stack("event_dim")
+    @over_stack("event_shape")
     def log_weight(self, x: ArrayLike) -> jax.Array:
         r"""Log-weight of the base's draws, $-\beta E(x) - A$ (with $A = 0$ if it is unknown).
 
@@ -239,7 +240,7 @@ class GEBM(Distribution):
             normalizer = normalizer(self.inverse_temperature)
         return neg_beta_energy(self.inverse_temperature, over_batch(self.energy, x, self.event_dim)) - normalizer
 
-    @over_stack("latent_prior.event_dim")
+    @over_stack("latent_prior.event_shape")
     def decode(self, z: ArrayLike) -> jax.Array:
         """Push latents through the generator: shape `batch + latent_event_shape` to `batch + event_shape`."""
         latent_prior, generator = decompose(self.base)
@@ -282,7 +283,7 @@ class GEBM(Distribution):
         log_partition = "known" if self.log_partition is not None else "unknown"
         return f"GEBM(base: {base}, inverse_temperature: {beta}, log_partition: {log_partition})"
 
-    @over_stack("event_dim")
+    @over_stack("event_shape")
     @_validated
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> jax.Array:
         r"""$\log g(x) - \beta E(x) - A$, for a base with density $g$; unnormalised if `log_partition` is None.
@@ -356,7 +357,8 @@ class EnergyTiltedPrior(Distribution):
     pytree_data_fields = ("gebm",)
 
     def __init__(self, gebm: GEBM, *, validate_args: bool | None = None):
-        self.gebm = gebm
+        self.gebm = instance("gebm", gebm, GEBM)
+        optional(flag)("validate_args", validate_args)
         super().__init__(gebm.batch_shape, gebm.latent_prior.event_shape, validate_args=validate_args)
         self._made_with = gebm._made_with  # its arrays are those of the GEBM, which may be a stack
 
@@ -391,7 +393,7 @@ class EnergyTiltedPrior(Distribution):
             raise ValueError(f"The sampler must return an array of shape {expected}; got {z.shape}.")
         return z.reshape(self.shape(sample_shape))
 
-    @over_stack("event_dim")
+    @over_stack("event_shape")
     @_validated
     def log_prob(self, value: ArrayLike, intermediates: list[Any] | None = None) -> jax.Array:
         r"""$\log \eta(z) - \beta E(B(z)) - A$.

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from numpyro_gebm.divergences.sums import Samples, as_samples, finite_statistic
+from numpyro_gebm.divergences.samples import Samples, as_samples, finite_statistic
 
 __all__ = ["frechet_distance"]
 

@@ -21,7 +21,8 @@ from tqdm import tqdm
 from gebm.validation import flag, integer, nonnegative, positive
 from numpyro_gebm.divergences.kernels import Kernel, fit_kernel
 from numpyro_gebm.divergences.rkhs import Gram, solve_dual
-from numpyro_gebm.divergences.sums import Samples, Witness, as_samples, kernel_matvec
+from numpyro_gebm.divergences.samples import Samples, as_samples
+from numpyro_gebm.divergences.sums import Witness, kernel_matvec
 from numpyro_gebm.keys import typed
 
 __all__ = ["FlowDiverged", "FlowResult", "kale_flow", "mmd_flow"]
@@ -192,6 +193,7 @@ class _KALE(eqx.Module):
 
 def _run(functional, particles, num_steps, step_size, noise, keep_every, progress_bar, rng_key):
     _check(num_steps, step_size, noise, keep_every)
+    step_size = float(step_size)
     if rng_key is None:
         if callable(noise) or noise != 0.0:
             raise ValueError("Expected a random key for the noise; got rng_key=None.")

@@ -54,7 +54,7 @@ def to_arviz(
 
     Raises:
         ImportError: without ArviZ, naming the extra to install.
-        TypeError: if `mcmc` is not a NumPyro `MCMC`.
+        TypeError: if `mcmc` is not a NumPyro `MCMC`, or `gebm` no `GEBM`.
         ValueError: if the site of the latents is not given and not unique, or does not fit the GEBM; if
             `posterior_predictive` has another number of draws than the run.
 
@@ -76,6 +76,7 @@ def to_arviz(
     arrays = {name: np.asarray(value) for name, value in fields.items() if hasattr(value, "shape")}
     statistics = named_statistics(arrays)
     if gebm is not None:
+        instance("gebm", gebm, GEBM)
         statistics["energy_x"] = energy_of_site(gebm, posterior, site)
     groups = predictive_groups(posterior, _on_host(prior), _on_host(posterior_predictive))
     model = getattr(mcmc.sampler, "model", None)

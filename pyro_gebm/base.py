@@ -10,8 +10,8 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import ExpandedDistribution
 from torch.distributions import biject_to
 
-from gebm.networks import name_of
-from gebm.validation import instance
+from gebm.networks import name_of, shape_of
+from gebm.validation import flag, instance, optional
 from pyro_gebm.callables import (
     Generator,
     Shape,
@@ -73,6 +73,7 @@ class Pushforward(dist.TorchDistribution):
         *,
         validate_args: bool | None = None,
     ):
+        optional(flag)("validate_args", validate_args)
         instance("latent_prior", latent_prior, torch.distributions.Distribution, "distribution")
         if not callable(generator):
             raise TypeError(f"Expected generator to be callable, from latents to events; got {generator!r}.")
@@ -102,11 +103,11 @@ class Pushforward(dist.TorchDistribution):
     def sample(self, sample_shape: Shape = torch.Size()) -> torch.Tensor:
         """Draw $B(z)$, detached: tensor of shape `sample_shape + batch_shape + event_shape`."""
         with torch.no_grad():
-            return self._decode(self.latent_prior.sample(sample_shape))
+            return self._decode(self.latent_prior.sample(torch.Size(shape_of("sample_shape", sample_shape, minimum=0))))
 
     def rsample(self, sample_shape: Shape = torch.Size()) -> torch.Tensor:
         """As `sample`, with gradients to the generator's parameters."""
-        return self._decode(self.latent_prior.rsample(sample_shape))
+        return self._decode(self.latent_prior.rsample(torch.Size(shape_of("sample_shape", sample_shape, minimum=0))))
 
     def _decode(self, z):
         return over_batch(self.generator, z, len(self.latent_prior.event_shape))

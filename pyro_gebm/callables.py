@@ -9,11 +9,15 @@ import torch
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
 
+from gebm.networks import check_event
+from gebm.validation import real_numbers
+
 __all__ = [
     "Energy",
     "Generator",
     "PrivateRandomness",
     "Shape",
+    "as_events",
     "check_evaluation_mode",
     "check_fixed",
     "copy_of_values",
@@ -56,6 +60,26 @@ def over_batch(fn: Callable[[torch.Tensor], torch.Tensor], value: torch.Tensor, 
     batch = value.shape[: value.dim() - event_dim]
     out = fn(value.reshape(-1, *value.shape[len(batch) :]))
     return out.reshape(batch + out.shape[1:])
+
+
+def as_events(name: str, value: torch.Tensor, event_shape: Shape) -> torch.Tensor:
+    """Values that end in the axes of an event, or of a latent, as a tensor.
+
+    Args:
+        name: of the argument, for the message.
+        value: what was passed.
+        event_shape: shape of one event.
+
+    Returns:
+        The values.
+
+    Raises:
+        TypeError: for what is not real numbers.
+        ValueError: for another shape.
+    """
+    value = real_numbers(name, value, torch.as_tensor)
+    check_event(name, value.shape, event_shape)
+    return value
 
 
 @contextlib.contextmanager

@@ -2,8 +2,11 @@
 
 from typing import Any
 
+from pyro.infer.mcmc.api import AbstractMCMC
+
 from gebm import diagnose as core
 from gebm.diagnose import Diagnosis
+from gebm.validation import instance
 from pyro_gebm.gebm import GEBM
 from pyro_gebm.to_arviz import energy_of_site, to_arviz
 
@@ -28,7 +31,7 @@ def diagnose(data: Any, *, gebm: GEBM | None = None, site: str | None = None) ->
 
     Raises:
         ImportError: without ArviZ, naming the extra to install.
-        TypeError: if `data` is neither an MCMC object nor ArviZ data.
+        TypeError: if `data` is neither an MCMC object nor ArviZ data, or `gebm` no `GEBM`.
         ValueError: if there is no posterior, or fewer than 8 draws of each chain.
 
     Example:
@@ -42,6 +45,10 @@ def diagnose(data: Any, *, gebm: GEBM | None = None, site: str | None = None) ->
         >>> found.num_chains, found.num_draws, found.num_divergences
         (1, 20, 0)
     """
+    if gebm is not None:
+        instance("gebm", gebm, GEBM)
     if not hasattr(data, "groups"):
+        expected = "pyro.infer.MCMC that has run, or what to_arviz or read_draws returned"
+        instance("data", data, AbstractMCMC, expected)
         data = to_arviz(data, gebm, site, log_likelihood=False)
     return core.diagnose(data, None if gebm is None else lambda posterior: energy_of_site(gebm, posterior, site))

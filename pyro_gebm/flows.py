@@ -10,7 +10,7 @@ from pyro.distributions.torch_transform import TransformModule
 from torch import nn
 
 from gebm.networks import shape_of
-from gebm.validation import integer
+from gebm.validation import flag, integer
 from pyro_gebm.base import snapshot, trained_part
 from pyro_gebm.callables import over_batch
 from pyro_gebm.nn import MLP
@@ -49,7 +49,7 @@ class AffineCoupling(TransformModule):
 
     def __init__(self, dim: int, hidden: Sequence[int] = (100, 100), swap: bool = False):
         super().__init__()
-        self.dim, self.hidden, self.swap = _check_dim(dim), shape_of("hidden", hidden), bool(swap)
+        self.dim, self.hidden, self.swap = _check_dim(dim), shape_of("hidden", hidden), flag("swap", swap)
         kept, changed = self._sizes()[:: -1 if swap else 1]
         # numbered as NumPyro numbers them, so that a saved flow has the same names in both packages
         self.add_module("0", _zero_at_start(MLP((kept,), (changed,), hidden, activation="relu")))

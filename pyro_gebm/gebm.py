@@ -11,13 +11,15 @@ import torch
 from pyro.distributions import constraints
 from pyro.distributions.util import broadcast_shape
 
-from gebm.validation import instance, real_numbers
+from gebm.networks import shape_of
+from gebm.validation import flag, instance, optional, real_numbers
 from gebm.weights import LogPartition
 from pyro_gebm.base import NO_DENSITY, check_support, decompose, is_discrete, support_of
 from pyro_gebm.callables import (
     Energy,
     Generator,
     Shape,
+    as_events,
     check_evaluation_mode,
     check_fixed,
     draw_quietly,
@@ -152,6 +154,7 @@ class GEBM(dist.TorchDistribution):
         sampler: Sampler | None = None,
         validate_args: bool | None = None,
     ):
+        optional(flag)("validate_args", validate_args)
         check_evaluation_mode(energy, "energy")
         events, energies = check_energy(base, energy)
         latent_prior, generator = decompose(base)
@@ -222,6 +225,7 @@ class GEBM(dist.TorchDistribution):
         Returns:
             Tensor of shape `sample_shape + batch_shape`.
         """
+        x = as_events("x", x, self.event_shape)
         log_weight = neg_beta_energy(self.inverse_temperature, over_batch(self.energy, x, len(self.event_shape)))
         if self.log_partition is None:
             return log_weight
@@ -231,6 +235,7 @@ class GEBM(dist.TorchDistribution):
     def decode(self, z: torch.Tensor) -> torch.Tensor:
         """Push latents through the generator: shape `batch + latent_event_shape` to `batch + event_shape`."""
         latent_prior, generator = decompose(self.base)
+        z = as_events("z", z, latent_prior.event_shape)
         return over_batch(generator, z, len(latent_prior.event_shape))
 
     def temper(self, inverse_temperature: torch.Tensor | float) -> "GEBM":
@@ -318,7 +323,8 @@ class EnergyTiltedPrior(dist.TorchDistribution):
     has_rsample = False
 
     def __init__(self, gebm: GEBM, *, validate_args: bool | None = None):
-        self.gebm = gebm
+        self.gebm = instance("gebm", gebm, GEBM)
+        optional(flag)("validate_args", validate_args)
         super().__init__(gebm.batch_shape, gebm.latent_prior.event_shape, validate_args=validate_args)
 
     def expand(self, batch_shape: Shape, _instance: Any = None) -> "EnergyTiltedPrior":
@@ -344,6 +350,7 @@ class EnergyTiltedPrior(dist.TorchDistribution):
         Returns:
             Tensor of shape `sample_shape + batch_shape + event_shape`.
         """
+        sample_shape = shape_of("sample_shape", sample_shape, minimum=0)
         num_samples = math.prod(sample_shape)
         z = self.gebm.sampler(self, num_samples).detach()
         expected = (num_samples, *self.batch_shape, *self.event_shape)

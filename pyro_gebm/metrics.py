@@ -2,7 +2,7 @@
 
 import torch
 
-from pyro_gebm.divergences.sums import Samples, as_samples, finite_statistic
+from pyro_gebm.divergences.samples import Samples, as_samples, finite_statistic
 
 __all__ = ["frechet_distance"]
 

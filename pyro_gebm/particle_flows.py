@@ -17,7 +17,8 @@ from tqdm import tqdm
 from gebm.validation import flag, integer, nonnegative, positive
 from pyro_gebm.divergences.kernels import Kernel, fit_kernel
 from pyro_gebm.divergences.rkhs import Gram, exp, solve_dual
-from pyro_gebm.divergences.sums import Samples, Witness, as_samples, kernel_matvec
+from pyro_gebm.divergences.samples import Samples, as_samples
+from pyro_gebm.divergences.sums import Witness, kernel_matvec
 
 __all__ = ["FlowDiverged", "FlowResult", "kale_flow", "mmd_flow"]
 
@@ -194,6 +195,7 @@ def _run(
     progress_bar: bool,
 ) -> FlowResult:
     _check(num_steps, step_size, noise, keep_every)
+    step_size = float(step_size)
     noisy, warm = callable(noise) or noise > 0.0, particles.new_zeros(len(functional.target))
     done, count, losses, kept = 0, 1, [], []
     with tqdm(total=num_steps, disable=not flag("progress_bar", progress_bar), desc="flow", unit="step") as bar:

@@ -51,7 +51,7 @@ def to_arviz(
 
     Raises:
         ImportError: without ArviZ, naming the extra to install.
-        TypeError: if `mcmc` is not a Pyro `MCMC`.
+        TypeError: if `mcmc` is not a Pyro `MCMC`, or `gebm` no `GEBM`.
         ValueError: if the site of the latents is not given and not unique, or does not fit the GEBM; if
             `posterior_predictive` has another number of draws than the run.
 
@@ -70,6 +70,7 @@ def to_arviz(
     posterior = _on_host(draws)
     statistics = _statistics(run._diagnostics, next(iter(posterior.values())).shape[:2])
     if gebm is not None:
+        instance("gebm", gebm, GEBM)
         statistics["energy_x"] = energy_of_site(gebm, posterior, site)
     groups = predictive_groups(posterior, _on_host(prior), _on_host(posterior_predictive))
     model = getattr(run.kernel, "model", None)

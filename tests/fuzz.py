@@ -137,12 +137,132 @@ def targets(host, folder):
         "save": (host.package.save, {"gebm": model, "path": pathlib.Path(folder) / "gebm.npz"}),
         "decode": (lambda **kw: list(host.package.decode(**kw)), {"gebm": model, "z": x, "batch_size": 4}),
     }  # fmt: skip
-    for name in ("GHMC", "MALT", "MALA", "ULA", "KineticLangevin"):
+    folder = pathlib.Path(folder)
+    known |= functions_of_arrays(host, x, y) | methods(host, model, x, folder) | runs(host, model, folder)
+    for name in ("GHMC", "MALT", "MALA", "ULA", "KineticLangevin", "Ex2MCMC"):
         fields = {"model": lambda: None, "step_size": 0.1, "adapt_step_size": True, "adapt_mass_matrix": False}
         known[name] = getattr(infer, name), fields | ({} if name == "ULA" else {"target_accept_prob": 0.5})
     for name in ("GHMC", "KineticLangevin"):
         known[name][1].update(num_steps=2, friction=1.0)
     return known
+
+
+def functions_of_arrays(host, x, y):
+    """Targets: divergences, kernels, witnesses and penalties."""
+    key = {"rng_key": host.key(0)[0]} if host.name == "numpyro" else {}
+    divergences, kernels = host.divergences, host.divergences.kernels
+    x, y = host.array(x), host.array(y)
+    energies = {"energy_data": x[:, 0], "energy_base": y[:, 0]}
+    kernel = kernels.Gaussian(1.0)
+    features = host.call(kernels.random_features, kernel, 2, 3)
+    return {
+        "kale": (divergences.kale, energies | {"log_partition": 0.1}),
+        "donsker_varadhan": (divergences.donsker_varadhan, energies),
+        "base_loss": (divergences.base_loss, {"energy_base": y[:, 0]}),
+        "batch_log_partition": (divergences.batch_log_partition, {"energy_base": y[:, 0]}),
+        "FDivergence.bound": (divergences.f_divergence("kl").bound, {"critic_p": x[:, 0], "critic_q": y[:, 0]}),
+        "mmd_witness()": (positional(divergences.mmd_witness(x, y), "points"), {"points": x}),
+        "kale_rkhs().witness": (positional(divergences.kale_rkhs(x, y).witness, "points"), {"points": x}),
+        "Gaussian()": (positional(kernel, "x", "y"), {"x": x, "y": y}),
+        "Gaussian.frequencies": (kernel.frequencies, {"num": 3, "dim": 2} | key),
+        "Mixture": (kernels.Mixture, {"kernels": [kernel, kernels.Laplace(1.0)], "weights": [1.0, 2.0]}),
+        "RandomFeatures": (kernels.RandomFeatures, {"directions": host.array(np.ones((3, 2))), "scale": 1.0}),
+        "RandomFeatures.features": (features.features, {"x": x}),
+        "random_features": (kernels.random_features, {"kernel": kernel, "dim": 2, "num_features": 3} | key),
+        "fit_kernel": (positional(kernels.fit_kernel, "kernel", "samples"), {"kernel": None, "samples": x}),
+        "median_distance": (positional(kernels.median_distance, "samples"), {"samples": x}),
+        "squared_distances": (kernels.squared_distances, {"x": x, "y": y}),
+        "spectral_norm_bound": (host.nn.spectral_norm_bound, {"weight": x, "num_iterations": 2}),
+        "sum_of_penalties": (
+            positional(host.package.sum_of_penalties, "penalties"), {"penalties": host.package.l2_penalty(1.0)},
+        ),
+    }  # fmt: skip
+
+
+def methods(host, model, x, folder):
+    """Targets: what distributions, networks and training do, and files."""
+    key = {"key": host.key(0)[0]} if host.name == "numpyro" else {}
+    rng_key = {"rng_key": host.key(0)[0]} if host.name == "numpyro" else {}
+    x = host.array(x)
+    base = host.Pushforward(host.normal(2), lambda z: 2.0 * z)
+    coupling = {"dim": 2, "hidden": (3,), "swap": True} | rng_key
+    flow = host.call(host.package.flows.real_nvp, 2, 1, (3,))
+    kale = host.KALE(host.normal(2), host.KALEGuide(host.call(host.nn.MLP, (2,), (), (3,))), None, host.sgd(1e-3))
+    host.package.save(host.GEBM(base, host.call(host.nn.MLP, (2,), (), (3,))), folder / "saved.npz")
+    losses = host.package.training.KALELosses(*np.ones((5, 9)))
+    known = {
+        "EnergyTiltedPrior": (host.package.EnergyTiltedPrior, {"gebm": model, "validate_args": True}),
+        "GEBM.sample": (model.sample, {"sample_shape": (2,)} | key),
+        "latent.sample": (model.latent.sample, {"sample_shape": (2,)} | key),
+        "Pushforward.sample": (base.sample, {"sample_shape": (2,)} | key),
+        "GEBM.log_prob": (model.log_prob, {"value": x}),
+        "latent.log_prob": (model.latent.log_prob, {"value": x}),
+        "GEBM.decode": (model.decode, {"z": x}),
+        "GEBM.log_weight": (model.log_weight, {"x": x}),
+        "AffineCoupling": (host.package.flows.AffineCoupling, coupling),
+        "FlowRatioEnergy": (host.package.flows.FlowRatioEnergy, {"base": flow, "flow": flow}),
+        "ContrastiveDivergence": (
+            host.package.training.ContrastiveDivergence, {"num_chains": 4, "num_steps": 2, "target_accept_prob": 0.6},
+        ),
+        "load": (host.package.load, {"path": folder / "saved.npz", "base": base, "energy": None}),
+        "delete_checkpoints": (host.package.training.delete_checkpoints, {"directory": folder / "none"}),
+        "DrawFile.open": (host.package.DrawFile.open, {"path": folder / "none.nc"}),
+        "read_draws": (host.package.read_draws, {"path": folder / "none.nc"}),
+        "plot_losses": (
+            lambda **kw: host.package.plot_losses(losses, **kw), {"labels": ["a"], "window": 5, "axes": None},
+        ),
+    }  # fmt: skip
+    if host.name == "numpyro":
+        state = kale.init(host.key(0)[0], x)
+        known["KALE.init"] = kale.init, {"rng_key": host.key(0)[0], "data": x}
+        known["KALE.update"] = kale.update, {"state": state, "batch": x}
+        known["KALE.evaluate"] = kale.evaluate, {"state": state, "data": x}
+    else:
+        known["KALE.step"] = kale.step, {"batch": x}
+        known["KALE.evaluate"] = kale.evaluate, {"data": x}
+    return known
+
+
+def runs(host, model, folder):
+    """Targets: samplers that run, estimates of log Z, and what is made of draws."""
+    key = {"rng_key": host.key(0)[0]} if host.name == "numpyro" else {}
+    program = lambda: host.ppl.sample("x", model)  # noqa: E731
+    smc = host.infer.SMC(num_particles=64, num_groups=4, num_moves=1)
+    mcmc = host.mcmc(host.infer.GHMC(program), 10, 10, 2)
+    data = host.package.to_arviz(mcmc)
+    new = folder / "stream.nc"  # another one in every call
+    file = (folder / f"stream-{i}.nc" for i in range(10**6))
+    kernel = lambda: host.infer.GHMC(program)  # noqa: E731
+
+    def stream(path, **kwargs):
+        path = next(file) if path is new else path
+        run = host._mcmc(kernel(), 4, 4, 2) if host.name == "numpyro" else host.infer.VectorizedMCMC(kernel(), 4, 4, 2)
+        return host.infer.stream_draws(run, path, **kwargs)
+
+    known = {
+        "log_partition_curve": (
+            host.package.log_partition_curve, {"gebm": model, "smc": smc, "progress_bar": False} | key,
+        ),
+        "SMC.run": (smc.run, {"latent": model.latent, "progress_bar": False} | key),
+        "to_arviz": (host.package.to_arviz, {"mcmc": mcmc, "gebm": model, "site": "x", "log_likelihood": False}),
+        "diagnose": (host.package.diagnose, {"data": data, "gebm": model, "site": "x"}),
+        "stream_draws": (
+            stream, {"path": new, "chunk_size": 2, "resume": False, "allow": (), "progress_bar": False} | key,
+        ),
+    }  # fmt: skip
+    if host.name == "pyro":
+        known["VectorizedMCMC"] = (
+            host.infer.VectorizedMCMC,
+            {"kernel": kernel(), "num_samples": 4, "warmup_steps": 4, "num_chains": 2, "thinning": 1,
+             "initial_params": None, "disable_progbar": True},
+        )  # fmt: skip
+        known["get_samples"] = mcmc.get_samples, {"num_samples": 2, "group_by_chain": True}
+    return known
+
+
+def positional(function, *names):
+    """A function whose arguments have no name in Python but one in its documentation."""
+    return lambda **kwargs: function(*(kwargs[name] for name in names))
 
 
 def fuzz(host, num_calls, seed=0, limit=20):

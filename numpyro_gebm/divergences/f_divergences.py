@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from gebm.validation import one_of
+from numpyro_gebm.divergences.samples import as_vector
 
 __all__ = ["F_DIVERGENCES", "FDivergence", "f_divergence"]
 
@@ -42,7 +44,7 @@ class FDivergence:
     optimal_critic: Callable[[jax.Array], jax.Array]
     activation: Callable[[jax.Array], jax.Array]
 
-    def bound(self, critic_p: jax.Array, critic_q: jax.Array) -> jax.Array:
+    def bound(self, critic_p: ArrayLike, critic_q: ArrayLike) -> jax.Array:
         r"""The variational lower bound $E_P T - E_Q f^*(T)$ of a critic T, to be maximised in it.
 
         Args:
@@ -53,13 +55,10 @@ class FDivergence:
             Scalar; minus infinity if a value of `critic_q` is outside of the domain of $f^*$.
 
         Raises:
+            TypeError: for what is not real numbers.
             ValueError: unless both are vectors with at least one entry.
         """
-        if critic_p.ndim != 1 or critic_q.ndim != 1 or 0 in (len(critic_p), len(critic_q)):
-            raise ValueError(
-                "Expected critic_p (M,) and critic_q (N,) with M, N >= 1, one value of the critic for each point; got "
-                f"{critic_p.shape} and {critic_q.shape}. Squeeze a network's output of shape (N, 1)."
-            )
+        critic_p, critic_q = as_vector("critic_p", critic_p), as_vector("critic_q", critic_q)
         return critic_p.mean() - self.conjugate(critic_q).mean()
 
 

@@ -17,7 +17,8 @@ from jax import lax, random
 from jax.typing import ArrayLike
 from numpyro.util import not_jax_tracer
 
-from gebm.validation import positive, real_numbers
+from gebm.validation import function, integer, nonnegative, positive, real_numbers, sequence
+from numpyro_gebm.divergences.samples import as_floats, as_points
 from numpyro_gebm.keys import typed
 
 __all__ = [
@@ -63,10 +64,10 @@ class Spectral(Kernel, Protocol):
 
 @runtime_checkable
 class _Unfitted(Kernel, Protocol):
-    def fit(self, *samples: jax.Array) -> Kernel: ...
+    def fit(self, *samples: ArrayLike) -> Kernel: ...
 
 
-def squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:
+def squared_distances(x: ArrayLike, y: ArrayLike) -> jax.Array:
     r"""Squared Euclidean distances, $\|x_i - y_j\|^2$; by coordinates, or by a matrix product if they are many.
 
     Args:
@@ -80,6 +81,8 @@ def squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:
         >>> squared_distances(jnp.zeros((1, 2)), jnp.array([[3.0, 4.0]])).tolist()
         [[25.0]]
     """
+    x = as_points("x", x)
+    y = as_points("y", y, x.shape[1])
     if x.shape[1] <= MAX_COORDINATES:
         return functools.reduce(operator.add, ((x[:, None, d] - y[None, :, d]) ** 2 for d in range(x.shape[1])))
     centre = lax.stop_gradient(y.mean(axis=0))  # far from the origin, the product alone would lose the distances
@@ -88,7 +91,7 @@ def squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.sum(x**2, axis=1)[:, None] + jnp.sum(y**2, axis=1) - 2.0 * product, 0.0)
 
 
-def median_distance(*samples: jax.Array) -> jax.Array:
+def median_distance(*samples: ArrayLike) -> jax.Array:
     """Median distance between the points of all samples together, a usual bandwidth. No gradient flows through it.
 
     Of more than 2,000 points it takes 2,000 at equal intervals. Source: Gretton et al., JMLR 13 (2012).
@@ -103,7 +106,9 @@ def median_distance(*samples: jax.Array) -> jax.Array:
         >>> float(median_distance(jnp.array([[0.0], [1.0]]), jnp.array([[3.0]])))
         2.0
     """
-    points = lax.stop_gradient(jnp.concatenate(samples))
+    points = lax.stop_gradient(jnp.concatenate([as_points("samples", x) for x in samples]))
+    if len(points) < 2:
+        raise ValueError(f"Expected samples of at least 2 points together; got {len(points)}.")
     if len(points) > MEDIAN_POINTS:
         points = points[np.arange(MEDIAN_POINTS) * (len(points) - 1) // (MEDIAN_POINTS - 1)]
     return _median_distance(points)
@@ -132,7 +137,7 @@ class _Radial(eqx.Module):
         """k as a function of r squared."""
         raise NotImplementedError
 
-    def fit(self, *samples: jax.Array) -> Self:
+    def fit(self, *samples: ArrayLike) -> Self:
         """This kernel with the median distance of the samples as bandwidth, if it has none."""
         if self.bandwidth is not None:
             return self
@@ -149,8 +154,13 @@ class _Radial(eqx.Module):
             raise ValueError("Expected a kernel with a bandwidth; got None. Call `kernel.fit(x, y)` for the median.")
         return self.bandwidth
 
-    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
-        return self.profile(squared_distances(x, y) / self._fitted_bandwidth().astype(x.dtype) ** 2)
+    def __call__(self, x: ArrayLike, y: ArrayLike) -> jax.Array:
+        distances = squared_distances(x, y)
+        return self.profile(distances / self._fitted_bandwidth().astype(distances.dtype) ** 2)
+
+
+def _size(num: int, dim: int) -> tuple[int, int]:
+    return integer("num", num), integer("dim", dim)
 
 
 class Gaussian(_Radial):
@@ -173,7 +183,7 @@ class Gaussian(_Radial):
 
     def frequencies(self, num: int, dim: int, *, rng_key: jax.Array) -> jax.Array:
         """Draws of the spectral measure, shape `(num, dim)`."""
-        return random.normal(typed(rng_key), (num, dim)) / self._fitted_bandwidth()
+        return random.normal(typed(rng_key), _size(num, dim)) / self._fitted_bandwidth()
 
 
 class Laplace(_Radial):
@@ -199,7 +209,8 @@ class Laplace(_Radial):
     def frequencies(self, num: int, dim: int, *, rng_key: jax.Array) -> jax.Array:
         """Draws of the spectral measure, a multivariate Cauchy law, shape `(num, dim)`."""
         keys = random.split(typed(rng_key))
-        return random.normal(keys[0], (num, dim)) / jnp.abs(random.normal(keys[1], (num, 1))) / self._fitted_bandwidth()
+        size = _size(num, dim)
+        return random.normal(keys[0], size) / jnp.abs(random.normal(keys[1], (num, 1))) / self._fitted_bandwidth()
 
 
 class InverseMultiquadric(_Radial):
@@ -229,8 +240,9 @@ class InverseMultiquadric(_Radial):
     def frequencies(self, num: int, dim: int, *, rng_key: jax.Array) -> jax.Array:
         """Draws of the spectral measure, a Gamma mixture of normal laws, shape `(num, dim)`."""
         keys = random.split(typed(rng_key))
+        size = _size(num, dim)
         spread = jnp.sqrt(2.0 * random.gamma(keys[0], self.power, (num, 1)))
-        return random.normal(keys[1], (num, dim)) * spread / self._fitted_bandwidth()
+        return random.normal(keys[1], size) * spread / self._fitted_bandwidth()
 
 
 class Mixture(eqx.Module):
@@ -253,17 +265,14 @@ class Mixture(eqx.Module):
     weights: tuple[float, ...] = eqx.field(static=True)
 
     def __init__(self, kernels: Iterable[Kernel], weights: Iterable[float] | None = None):
-        self.kernels = tuple(kernels)
+        self.kernels = tuple(function("kernels", kernel, "callables") for kernel in sequence("kernels", kernels))
         equal = [1.0 / max(len(self.kernels), 1)] * len(self.kernels)
-        self.weights = tuple(float(weight) for weight in (equal if weights is None else weights))
-        if (
-            not self.kernels
-            or len(self.weights) != len(self.kernels)
-            or not all(weight >= 0.0 for weight in self.weights)
-        ):
-            raise ValueError(f"Expected a weight >= 0 for each of {len(self.kernels)} kernels; got {self.weights}.")
+        weights = sequence("weights", equal if weights is None else weights)
+        self.weights = tuple(nonnegative("weights", weight) for weight in weights)
+        if not self.kernels or len(self.weights) != len(self.kernels):
+            raise ValueError(f"Expected weights for each of {len(self.kernels)} kernels; got {self.weights}.")
 
-    def fit(self, *samples: jax.Array) -> "Mixture":
+    def fit(self, *samples: ArrayLike) -> "Mixture":
         """This mixture with the median distance of the samples as bandwidth of the kernels that have none."""
         return Mixture([fit_kernel(kernel, *samples) for kernel in self.kernels], self.weights)
 
@@ -294,11 +303,12 @@ class RandomFeatures(eqx.Module):
         scale: $k_0$, the kernel of a point with itself.
     """
 
-    directions: jax.Array
-    scale: jax.Array = eqx.field(default=1.0, converter=jnp.asarray)
+    directions: jax.Array = eqx.field(converter=functools.partial(as_points, "directions"))
+    scale: jax.Array = eqx.field(default=1.0, converter=functools.partial(as_floats, "scale"))
 
-    def features(self, x: jax.Array) -> jax.Array:
+    def features(self, x: ArrayLike) -> jax.Array:
         """phi of points x `(M, D)`, shape `(M, 2 R)`."""
+        x = as_points("x", x, self.directions.shape[1])
         angles = x @ self.directions.T.astype(x.dtype)
         amplitude = jnp.sqrt(self.scale / len(self.directions)).astype(x.dtype)
         return amplitude * jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=1)
@@ -322,17 +332,18 @@ def random_features(kernel: Spectral, dim: int, num_features: int, *, rng_key: j
         `RandomFeatures`.
 
     Raises:
-        TypeError: for a kernel whose spectral measure is not known.
-        ValueError: for a kernel without bandwidth.
+        TypeError: for a kernel whose spectral measure is not known, or a number that is not an integer.
+        ValueError: for a kernel without bandwidth, or a number below 1.
 
     Example:
         >>> kernel = random_features(Gaussian(1.0), 2, 100, rng_key=jax.random.key(0))
         >>> kernel(jnp.zeros((1, 2)), jnp.zeros((1, 2))).round(5).tolist()
         [[1.0]]
     """
+    dim, num_features, kernel = integer("dim", dim), integer("num_features", num_features), _spectral(kernel)
     origin = jnp.zeros((1, dim))
     return RandomFeatures(
-        scale=kernel(origin, origin)[0, 0], directions=_spectral(kernel).frequencies(num_features, dim, rng_key=rng_key)
+        scale=kernel(origin, origin)[0, 0], directions=kernel.frequencies(num_features, dim, rng_key=rng_key)
     )
 
 
@@ -344,7 +355,7 @@ def _spectral(kernel: Kernel) -> Spectral:
     )
 
 
-def fit_kernel(kernel: Kernel | None, *samples: jax.Array) -> Kernel:
+def fit_kernel(kernel: Kernel | None, *samples: ArrayLike) -> Kernel:
     """A kernel ready for use: None becomes a Gaussian, and a missing bandwidth the median distance.
 
     Args:

@@ -10,7 +10,8 @@ from jax.typing import ArrayLike
 
 from gebm.validation import integer, one_of
 from numpyro_gebm.divergences.kernels import Gaussian, Kernel, fit_kernel
-from numpyro_gebm.divergences.sums import Samples, Witness, as_samples, finite_statistic, kernel_matvec
+from numpyro_gebm.divergences.samples import Samples, as_samples, finite_statistic
+from numpyro_gebm.divergences.sums import Witness, kernel_matvec
 from numpyro_gebm.keys import typed
 
 __all__ = ["MMDTest", "mmd2", "mmd_test", "mmd_witness"]

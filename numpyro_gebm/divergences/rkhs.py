@@ -20,7 +20,8 @@ from numpyro.util import not_jax_tracer
 
 from gebm.validation import positive
 from numpyro_gebm.divergences.kernels import FiniteRank, Kernel, fit_kernel
-from numpyro_gebm.divergences.sums import Samples, Witness, as_samples, finite_statistic, kernel_matvec
+from numpyro_gebm.divergences.samples import Samples, as_samples, finite_statistic
+from numpyro_gebm.divergences.sums import Witness, kernel_matvec
 
 __all__ = ["RKHSKALE", "DualPoint", "Gram", "dual_point", "kale_rkhs", "solve_dual"]
 

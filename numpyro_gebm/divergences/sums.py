@@ -3,72 +3,18 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
-from numpyro.util import not_jax_tracer
 
-from gebm.validation import OVERFLOW, check_statistic, real_numbers
 from numpyro_gebm.divergences.kernels import FiniteRank, Kernel
+from numpyro_gebm.divergences.samples import as_points
 
-__all__ = ["Samples", "Witness", "as_samples", "finite_statistic", "kernel_matvec"]
+__all__ = ["Witness", "kernel_matvec"]
 
 #: What samples are given as.
 Samples = ArrayLike
 #: Bytes of a kernel matrix that are in memory at once.
 BLOCK = 16 * 2**20
-
-
-def as_samples(x: Samples, y: Samples, names: tuple[str, str] = ("x", "y")) -> tuple[jax.Array, jax.Array]:
-    """Two samples as floating-point arrays of one dtype.
-
-    Args:
-        x: array of shape `(M, D)`, M at least 2.
-        y: array of shape `(N, D)`, N at least 2.
-        names: of the arguments, for messages.
-
-    Returns:
-        x and y.
-
-    Raises:
-        TypeError: for complex numbers.
-        ValueError: for other shapes, or entries that are not finite.
-
-    Example:
-        >>> x, y = as_samples(jnp.zeros((2, 1), int), jnp.ones((3, 1), int))
-        >>> x.shape, y.shape, x.dtype == y.dtype == jnp.result_type(float)
-        ((2, 1), (3, 1), True)
-    """
-    x, y = (real_numbers(name, z, jnp.asarray) for name, z in zip(names, (x, y)))
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1:] != y.shape[1:] or min(len(x), len(y)) < 2 or x.shape[1] == 0:
-        expected = f"Expected {names[0]} (M, D) and {names[1]} (N, D) with M, N >= 2 and D >= 1"
-        raise ValueError(f"{expected}; got {x.shape} and {y.shape}.")
-    for name, z in zip(names, (x, y)):
-        if not_jax_tracer(z) and not np.isfinite(z).all():
-            rows = int((~np.isfinite(z)).any(axis=1).sum())
-            raise ValueError(f"Expected finite entries in {name}; got NaN or infinity in {rows} rows. Remove them.")
-    dtype = jnp.result_type(x, y)
-    dtype = dtype if jnp.issubdtype(dtype, jnp.floating) else jnp.result_type(float)
-    return x.astype(dtype), y.astype(dtype)
-
-
-def finite_statistic(name: str, value: jax.Array, remedy: str = OVERFLOW) -> jax.Array:
-    """A statistic, which must be finite; not looked at within a trace.
-
-    Args:
-        name: of the statistic.
-        value: array of any shape.
-        remedy: what to do, for the message.
-
-    Returns:
-        The value.
-
-    Raises:
-        ValueError: if a value is NaN or infinite.
-    """
-    if not_jax_tracer(value):
-        check_statistic(name, np.asarray(value), remedy)
-    return value
 
 
 @eqx.filter_jit
@@ -130,6 +76,7 @@ class Witness(eqx.Module):
     centers: jax.Array
     weights: jax.Array
 
-    def __call__(self, points: jax.Array) -> jax.Array:
+    def __call__(self, points: ArrayLike) -> jax.Array:
         """Values of the function at points of shape `(M, D)`, shape `(M,)`."""
+        points = as_points("points", points, self.centers.shape[1])
         return kernel_matvec(self.kernel, points, self.centers, self.weights)

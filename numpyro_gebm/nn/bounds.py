@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from gebm.validation import integer, real_numbers
 from numpyro_gebm.nn.layers import Conv, Linear
 
 __all__ = ["bounded_below", "scaled_down", "spectral_norm_bound"]
@@ -28,14 +29,21 @@ def spectral_norm_bound(weight: jax.Array, num_iterations: int = 6) -> jax.Array
     Returns:
         Scalar.
 
+    Raises:
+        TypeError: for a weight that is not real numbers, or a number that is not an integer.
+        ValueError: for fewer than two axes, an empty one, or a negative number.
+
     Example:
         >>> round(float(spectral_norm_bound(jnp.array([[3.0, 0.0], [0.0, 1.0]]))), 4)
         3.0
     """
+    weight = real_numbers("weight", weight, jnp.asarray)
+    if weight.ndim < 2 or 0 in weight.shape:
+        raise ValueError(f"Expected weight with at least two axes, none empty; got shape {weight.shape}.")
     matrix = weight.reshape(weight.shape[0], -1)
     gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
     log_norm = jnp.zeros((), gram.dtype)
-    for i in range(num_iterations + 1):
+    for i in range(integer("num_iterations", num_iterations, minimum=0) + 1):
         norm = jnp.sqrt(jnp.sum(gram**2) + jnp.finfo(gram.dtype).tiny)
         log_norm = log_norm + jnp.log(norm) / 2**i
         gram = gram / norm

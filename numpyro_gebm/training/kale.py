@@ -185,6 +185,7 @@ class KALE:
             TypeError: if they are not real numbers.
             ValueError: if the shape does not fit, or values are not finite.
         """
+        instance("state", state, KALEState)
         return self._update(state, self._as_data("batch", batch))
 
     def evaluate(self, state: KALEState, data: Any) -> jax.Array:
@@ -205,6 +206,7 @@ class KALE:
         Warns:
             UserWarning: if the energy is higher on data than on base draws, as it is with the wrong sign.
         """
+        instance("state", state, KALEState)
         value, of_data, of_base = self._evaluate(state, self._as_data("data", data))
         if not_jax_tracer(value):
             check_evaluation(value, of_data, of_base)

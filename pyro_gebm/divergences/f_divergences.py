@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from gebm.validation import one_of
+from pyro_gebm.divergences.samples import Samples, as_vector
 
 __all__ = ["F_DIVERGENCES", "FDivergence", "f_divergence"]
 
@@ -42,7 +43,7 @@ class FDivergence:
     optimal_critic: Callable[[torch.Tensor], torch.Tensor]
     activation: Callable[[torch.Tensor], torch.Tensor]
 
-    def bound(self, critic_p: torch.Tensor, critic_q: torch.Tensor) -> torch.Tensor:
+    def bound(self, critic_p: Samples, critic_q: Samples) -> torch.Tensor:
         r"""The variational lower bound $E_P T - E_Q f^*(T)$ of a critic T, to be maximised in it.
 
         Args:
@@ -53,13 +54,10 @@ class FDivergence:
             Scalar; minus infinity if a value of `critic_q` is outside of the domain of $f^*$.
 
         Raises:
+            TypeError: for what is not real numbers.
             ValueError: unless both are vectors with at least one entry.
         """
-        if critic_p.ndim != 1 or critic_q.ndim != 1 or 0 in (len(critic_p), len(critic_q)):
-            raise ValueError(
-                "Expected critic_p (M,) and critic_q (N,) with M, N >= 1, one value of the critic for each point; got "
-                f"{tuple(critic_p.shape)} and {tuple(critic_q.shape)}. Squeeze a network's output of shape (N, 1)."
-            )
+        critic_p, critic_q = as_vector("critic_p", critic_p), as_vector("critic_q", critic_q)
         return critic_p.mean() - self.conjugate(critic_q).mean()
 
 

@@ -12,7 +12,8 @@ from typing import Protocol, Self, runtime_checkable
 
 import torch
 
-from gebm.validation import positive, real_numbers
+from gebm.validation import function, integer, nonnegative, positive, real_numbers, sequence
+from pyro_gebm.divergences.samples import Samples, as_floats, as_points
 
 __all__ = [
     "FiniteRank",
@@ -57,10 +58,10 @@ class Spectral(Kernel, Protocol):
 
 @runtime_checkable
 class _Unfitted(Kernel, Protocol):
-    def fit(self, *samples: torch.Tensor) -> Kernel: ...
+    def fit(self, *samples: Samples) -> Kernel: ...
 
 
-def squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def squared_distances(x: Samples, y: Samples) -> torch.Tensor:
     r"""Squared Euclidean distances, $\|x_i - y_j\|^2$; by coordinates, or by a matrix product if they are many.
 
     Args:
@@ -74,6 +75,8 @@ def squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         >>> squared_distances(torch.zeros((1, 2)), torch.tensor([[3.0, 4.0]])).tolist()
         [[25.0]]
     """
+    x = as_points("x", x)
+    y = as_points("y", y, x.shape[1])
     if x.shape[1] <= MAX_COORDINATES:
         return functools.reduce(operator.add, ((x[:, None, d] - y[None, :, d]) ** 2 for d in range(x.shape[1])))
     centre = y.detach().mean(0)  # far from the origin, the product alone would lose the distances
@@ -81,7 +84,7 @@ def squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return torch.clamp((x**2).sum(1)[:, None] + (y**2).sum(1) - 2.0 * x @ y.T, min=0.0)
 
 
-def median_distance(*samples: torch.Tensor) -> torch.Tensor:
+def median_distance(*samples: Samples) -> torch.Tensor:
     """Median distance between the points of all samples together, a usual bandwidth. No gradient flows through it.
 
     Of more than 2,000 points it takes 2,000 at equal intervals. Source: Gretton et al., JMLR 13 (2012).
@@ -96,7 +99,9 @@ def median_distance(*samples: torch.Tensor) -> torch.Tensor:
         >>> float(median_distance(torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0]])))
         2.0
     """
-    points = torch.cat(samples).detach()
+    points = torch.cat([as_points("samples", x) for x in samples]).detach()
+    if len(points) < 2:
+        raise ValueError(f"Expected samples of at least 2 points together; got {len(points)}.")
     if len(points) > MEDIAN_POINTS:
         points = points[torch.arange(MEDIAN_POINTS, device=points.device) * (len(points) - 1) // (MEDIAN_POINTS - 1)]
     rows, columns = torch.triu_indices(len(points), len(points), 1, device=points.device)
@@ -127,7 +132,7 @@ class _Radial:
         """k as a function of r squared."""
         raise NotImplementedError
 
-    def fit(self, *samples: torch.Tensor) -> Self:
+    def fit(self, *samples: Samples) -> Self:
         """This kernel with the median distance of the samples as bandwidth, if it has none."""
         if self.bandwidth is not None:
             return self
@@ -139,8 +144,13 @@ class _Radial:
             )
         return dataclasses.replace(self, bandwidth=median)
 
-    def __call__(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return self.profile(squared_distances(x, y) / self._fitted_bandwidth().to(x) ** 2)
+    def __call__(self, x: Samples, y: Samples) -> torch.Tensor:
+        distances = squared_distances(x, y)
+        return self.profile(distances / self._fitted_bandwidth().to(distances) ** 2)
+
+
+def _size(num: int, dim: int) -> tuple[int, int]:
+    return integer("num", num), integer("dim", dim)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -164,7 +174,7 @@ class Gaussian(_Radial):
 
     def frequencies(self, num: int, dim: int) -> torch.Tensor:
         """Draws of the spectral measure, shape `(num, dim)`."""
-        return torch.randn(num, dim) / self._fitted_bandwidth().cpu()
+        return torch.randn(_size(num, dim)) / self._fitted_bandwidth().cpu()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -190,7 +200,7 @@ class Laplace(_Radial):
 
     def frequencies(self, num: int, dim: int) -> torch.Tensor:
         """Draws of the spectral measure, a multivariate Cauchy law, shape `(num, dim)`."""
-        return torch.randn(num, dim) / torch.randn(num, 1).abs() / self._fitted_bandwidth().cpu()
+        return torch.randn(_size(num, dim)) / torch.randn(num, 1).abs() / self._fitted_bandwidth().cpu()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -222,7 +232,7 @@ class InverseMultiquadric(_Radial):
     def frequencies(self, num: int, dim: int) -> torch.Tensor:
         """Draws of the spectral measure, a Gamma mixture of normal laws, shape `(num, dim)`."""
         gamma = torch.distributions.Gamma(torch.tensor(float(self.power)), torch.tensor(1.0))
-        return torch.randn(num, dim) * (2.0 * gamma.sample((num, 1))).sqrt() / self._fitted_bandwidth().cpu()
+        return torch.randn(_size(num, dim)) * (2.0 * gamma.sample((num, 1))).sqrt() / self._fitted_bandwidth().cpu()
 
 
 class Mixture:
@@ -242,17 +252,14 @@ class Mixture:
     """
 
     def __init__(self, kernels: Iterable[Kernel], weights: Iterable[float] | None = None):
-        self.kernels = tuple(kernels)
+        self.kernels = tuple(function("kernels", kernel, "callables") for kernel in sequence("kernels", kernels))
         equal = [1.0 / max(len(self.kernels), 1)] * len(self.kernels)
-        self.weights = tuple(float(weight) for weight in (equal if weights is None else weights))
-        if (
-            not self.kernels
-            or len(self.weights) != len(self.kernels)
-            or not all(weight >= 0.0 for weight in self.weights)
-        ):
-            raise ValueError(f"Expected a weight >= 0 for each of {len(self.kernels)} kernels; got {self.weights}.")
+        weights = sequence("weights", equal if weights is None else weights)
+        self.weights = tuple(nonnegative("weights", weight) for weight in weights)
+        if not self.kernels or len(self.weights) != len(self.kernels):
+            raise ValueError(f"Expected weights for each of {len(self.kernels)} kernels; got {self.weights}.")
 
-    def fit(self, *samples: torch.Tensor) -> "Mixture":
+    def fit(self, *samples: Samples) -> "Mixture":
         """This mixture with the median distance of the samples as bandwidth of the kernels that have none."""
         return Mixture([fit_kernel(kernel, *samples) for kernel in self.kernels], self.weights)
 
@@ -283,8 +290,13 @@ class RandomFeatures:
     directions: torch.Tensor
     scale: float | torch.Tensor = 1.0
 
-    def features(self, x: torch.Tensor) -> torch.Tensor:
+    def __post_init__(self):
+        object.__setattr__(self, "directions", as_points("directions", self.directions))
+        object.__setattr__(self, "scale", as_floats("scale", self.scale))
+
+    def features(self, x: Samples) -> torch.Tensor:
         """phi of points x `(M, D)`, shape `(M, 2 R)`."""
+        x = as_points("x", x, self.directions.shape[1])
         angles = x @ self.directions.T.to(x)
         amplitude = (torch.as_tensor(self.scale).to(x) / len(self.directions)).sqrt()
         return amplitude * torch.cat([angles.cos(), angles.sin()], 1)
@@ -307,18 +319,17 @@ def random_features(kernel: Spectral, dim: int, num_features: int) -> RandomFeat
         `RandomFeatures`.
 
     Raises:
-        TypeError: for a kernel whose spectral measure is not known.
-        ValueError: for a kernel without bandwidth.
+        TypeError: for a kernel whose spectral measure is not known, or a number that is not an integer.
+        ValueError: for a kernel without bandwidth, or a number below 1.
 
     Example:
         >>> kernel = random_features(Gaussian(1.0), 2, 100)
         >>> kernel(torch.zeros((1, 2)), torch.zeros((1, 2))).round(decimals=5).tolist()
         [[1.0]]
     """
+    dim, num_features, kernel = integer("dim", dim), integer("num_features", num_features), _spectral(kernel)
     origin = torch.zeros((1, dim))
-    return RandomFeatures(
-        scale=kernel(origin, origin)[0, 0], directions=_spectral(kernel).frequencies(num_features, dim)
-    )
+    return RandomFeatures(scale=kernel(origin, origin)[0, 0], directions=kernel.frequencies(num_features, dim))
 
 
 def _spectral(kernel: Kernel) -> Spectral:
@@ -329,7 +340,7 @@ def _spectral(kernel: Kernel) -> Spectral:
     )
 
 
-def fit_kernel(kernel: Kernel | None, *samples: torch.Tensor) -> Kernel:
+def fit_kernel(kernel: Kernel | None, *samples: Samples) -> Kernel:
     """A kernel ready for use: None becomes a Gaussian, and a missing bandwidth the median distance.
 
     Args:

@@ -6,7 +6,8 @@ import torch
 
 from gebm.validation import integer, one_of
 from pyro_gebm.divergences.kernels import Gaussian, Kernel, fit_kernel
-from pyro_gebm.divergences.sums import Samples, Witness, as_samples, finite_statistic, kernel_matvec
+from pyro_gebm.divergences.samples import Samples, as_samples, finite_statistic
+from pyro_gebm.divergences.sums import Witness, kernel_matvec
 
 __all__ = ["MMDTest", "mmd2", "mmd_test", "mmd_witness"]
 

@@ -4,10 +4,12 @@ import math
 
 import torch
 
+from pyro_gebm.divergences.samples import Samples, as_floats, as_vector
+
 __all__ = ["base_loss", "batch_log_partition", "donsker_varadhan", "kale"]
 
 
-def batch_log_partition(energy_base: torch.Tensor) -> torch.Tensor:
+def batch_log_partition(energy_base: Samples) -> torch.Tensor:
     r"""Log-partition of a batch, $\log \frac1N \sum_i \exp(-E_i)$.
 
     Args:
@@ -15,11 +17,16 @@ def batch_log_partition(energy_base: torch.Tensor) -> torch.Tensor:
 
     Returns:
         Scalar.
+
+    Raises:
+        TypeError: for what is not real numbers.
+        ValueError: for another shape.
     """
+    energy_base = as_vector("energy_base", energy_base)
     return torch.logsumexp(-energy_base, 0) - math.log(energy_base.shape[0])
 
 
-def kale(energy_data: torch.Tensor, energy_base: torch.Tensor, log_partition: torch.Tensor | float) -> torch.Tensor:
+def kale(energy_data: Samples, energy_base: Samples, log_partition: torch.Tensor | float) -> torch.Tensor:
     r"""KALE objective of an energy and a log-partition, to be maximised in both.
 
     .. math:: F(E, A) = -\mathbb{E}_P[E + A] - \mathbb{E}_G[\exp(-(E + A))] + 1
@@ -34,15 +41,23 @@ def kale(energy_data: torch.Tensor, energy_base: torch.Tensor, log_partition: to
     Returns:
         Scalar.
 
+    Raises:
+        TypeError: for what is not real numbers.
+        ValueError: for another shape.
+
     Example:
         >>> zero = torch.zeros(3)
         >>> float(kale(zero, zero, 0.0))
         0.0
     """
+    energy_data, energy_base = as_vector("energy_data", energy_data), as_vector("energy_base", energy_base)
+    log_partition = as_floats("log_partition", log_partition).to(energy_base)
+    if log_partition.ndim:
+        raise ValueError(f"Expected log_partition to be a scalar; got shape {tuple(log_partition.shape)}.")
     return 1.0 - energy_data.mean() - log_partition - torch.exp(-energy_base - log_partition).mean()
 
 
-def donsker_varadhan(energy_data: torch.Tensor, energy_base: torch.Tensor) -> torch.Tensor:
+def donsker_varadhan(energy_data: Samples, energy_base: Samples) -> torch.Tensor:
     r"""Donsker-Varadhan lower bound of $KL(P\|G)$: the generalized log-likelihood of an energy.
 
     .. math:: L(E) = -\mathbb{E}_P[E] - \log \mathbb{E}_G[\exp(-E)]
@@ -53,11 +68,15 @@ def donsker_varadhan(energy_data: torch.Tensor, energy_base: torch.Tensor) -> to
 
     Returns:
         Scalar.
+
+    Raises:
+        TypeError: for what is not real numbers.
+        ValueError: for another shape.
     """
-    return -energy_data.mean() - batch_log_partition(energy_base)
+    return -as_vector("energy_data", energy_data).mean() - batch_log_partition(energy_base)
 
 
-def base_loss(energy_base: torch.Tensor) -> torch.Tensor:
+def base_loss(energy_base: Samples) -> torch.Tensor:
     r"""The part of KALE that depends on the base, $-\log \frac1N \sum_i \exp(-E(B(z_i)))$, to be minimised.
 
     Its gradient in the base is $\sum_i w_i \nabla E(B(z_i))$ with self-normalised weights
@@ -68,5 +87,9 @@ def base_loss(energy_base: torch.Tensor) -> torch.Tensor:
 
     Returns:
         Scalar.
+
+    Raises:
+        TypeError: for what is not real numbers.
+        ValueError: for another shape.
     """
     return -batch_log_partition(energy_base)

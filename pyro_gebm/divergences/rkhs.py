@@ -15,7 +15,8 @@ import torch
 
 from gebm.validation import positive, real_numbers
 from pyro_gebm.divergences.kernels import FiniteRank, Kernel, fit_kernel
-from pyro_gebm.divergences.sums import Samples, Witness, as_samples, finite_statistic, kernel_matvec
+from pyro_gebm.divergences.samples import Samples, as_samples, finite_statistic
+from pyro_gebm.divergences.sums import Witness, kernel_matvec
 
 __all__ = ["RKHSKALE", "DualPoint", "Gram", "dual_point", "exp", "kale_rkhs", "solve_dual"]
 

@@ -3,6 +3,8 @@
 import torch
 import torch.nn.functional as F
 
+from gebm.validation import integer, real_numbers
+
 __all__ = ["bounded_below", "scaled_down", "spectral_norm_bound"]
 
 
@@ -21,14 +23,21 @@ def spectral_norm_bound(weight: torch.Tensor, num_iterations: int = 6) -> torch.
     Returns:
         Scalar.
 
+    Raises:
+        TypeError: for a weight that is not real numbers, or a number that is not an integer.
+        ValueError: for fewer than two axes, an empty one, or a negative number.
+
     Example:
         >>> round(float(spectral_norm_bound(torch.tensor([[3.0, 0.0], [0.0, 1.0]]))), 4)
         3.0
     """
+    weight = real_numbers("weight", weight, torch.as_tensor)
+    if weight.ndim < 2 or 0 in weight.shape:
+        raise ValueError(f"Expected weight with at least two axes, none empty; got shape {tuple(weight.shape)}.")
     matrix = weight.reshape(weight.shape[0], -1)
     gram = matrix @ matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix.T @ matrix
     log_norm = gram.new_zeros(())
-    for i in range(num_iterations + 1):
+    for i in range(integer("num_iterations", num_iterations, minimum=0) + 1):
         norm = torch.sqrt(torch.sum(gram**2) + torch.finfo(gram.dtype).tiny)
         log_norm = log_norm + torch.log(norm) / 2**i
         gram = gram / norm
