@@ -47,7 +47,7 @@ if kind == "training":
     result = kale.run(keys[2], 2000, data, **settings)
     values = [np.asarray(leaf) for leaf in jax.tree.leaves((result.state.base, result.state.energy))]
 else:
-    mcmc = MCMC(GHMC(lambda: numpyro.sample("z", prior)), num_warmup=200, num_samples=2000, num_chains=4)
+    mcmc = MCMC(GHMC(lambda: numpyro.sample("z", prior)), num_warmup=200, num_samples=20_000, num_chains=4)
     mcmc.chain_method = "vectorized"
     print("begins", flush=True)
     draws = stream_draws(mcmc, folder / "draws.nc", rng_key=keys[3], **stream)

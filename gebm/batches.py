@@ -61,7 +61,7 @@ def values_of(name: str, item: Any, event_shape: Sequence[int], key: str | None 
         if key is None and len(item) == 1:
             return next(iter(item.values()))
         if key not in item:
-            raise ValueError(f"Expected key= to name the entry of {name} that is the data; got {key!r}, of {[*item]}.")
+            raise ValueError(f"Expected key= to name the entry of {name} to take; got {key!r}, of {[*item]}.")
         return item[key]
     if key is not None:
         raise ValueError(f"Expected {name} in dicts with the entry key={key!r}; got {type(item).__name__}.")

@@ -108,7 +108,7 @@ def test_a_bound_is_that_of_the_sample_means(host, divergences):
     expected = np.mean([0.3, -0.2]) - np.mean(np.exp(np.array([0.1, 0.5, -1.0]) - 1.0))
     assert float(bound(p, q)) == pytest.approx(expected, rel=1e-14)
     for shape in ((3, 1), 0, ()):
-        with pytest.raises(ValueError, match=r"Expected critic_p \(M,\) and critic_q \(N,\)"):
+        with pytest.raises(ValueError, match=r"Expected critic_. of shape \(N,\)"):
             bound(host.array(np.zeros(shape)), q)
 
 
@@ -382,9 +382,9 @@ def test_bad_arguments_are_refused(host, divergences, gaussian):
     with pytest.raises(ValueError, match="Expected power > 0; got 0"):
         kernels.InverseMultiquadric(1.0, 0.0)
     for weights in ((1.0,), (1.0, -1.0), (1.0, np.nan)):
-        with pytest.raises(ValueError, match="Expected a weight >= 0 for each of 2 kernels"):
+        with pytest.raises(ValueError, match="Expected weights (>= 0|for each of 2 kernels)"):
             kernels.Mixture([gaussian, gaussian], weights)
-    with pytest.raises(ValueError, match="Expected a weight >= 0 for each of 0 kernels"):
+    with pytest.raises(ValueError, match="Expected weights for each of 0 kernels"):
         kernels.Mixture([])
     with pytest.raises(ValueError, match="Expected a kernel with a bandwidth"):
         kernels.Gaussian()(x, y)

@@ -252,5 +252,5 @@ def test_the_site_to_diagnose_is_named_like_that_of_to_arviz(host):
 
 def test_what_is_no_run_is_refused(host):
     for function in (host.to_arviz, host.diagnose):
-        with pytest.raises(TypeError, match=rf"Expected mcmc to be a {host.name}.infer.MCMC; got dict"):
+        with pytest.raises(TypeError, match=rf"Expected (mcmc|data) to be a {host.name}.infer.MCMC.*; got dict"):
             function({"z": np.zeros((4, 100))})

@@ -728,7 +728,7 @@ def test_plot_of_two_runs(host, tmp_path):
     assert len(norms.lines) == 3  # energy and base, energy
     kale.figure.savefig(tmp_path / "losses.png")
     assert host.plot_losses(first, axes=axes) is axes
-    with pytest.raises(ValueError, match="Expected a label for each of 1 runs; got 2"):
+    with pytest.raises(ValueError, match="Expected labels for each of 1 runs; got 2"):
         host.plot_losses(first, labels=("a", "b"))
     with pytest.raises(ValueError, match="Expected 4 axes; got 1"):
         host.plot_losses(first, axes=axes[:1])

@@ -308,7 +308,7 @@ def test_a_full_and_a_closed_file_say_so(tmp_path):
         ((2, 5, {"z": ((3, 0), "f8", "posterior")}), r"axes of length >= 1; got shape \(3, 0\)"),
         ((2, 5, {"a/z": ((), "f8", "posterior")}), "names without '/'.*; got 'a/z'"),
         ((2, 5, {"draw": ((), "f8", "posterior")}), "got 'draw'"),
-        ((2, 5, {"lp": ((), "f8", "sample_stats")}), 'at least one variable in the group "posterior"'),
+        ((2, 5, {"lp": ((), "f8", "sample_stats")}), 'Expected variables with at least one in the group "posterior"'),
     ],
 )
 def test_what_cannot_be_stored_is_refused(tmp_path, arguments, message):
