@@ -236,6 +236,20 @@ def pyro_ess(kernel, warmup_steps, num_samples, num_chains):
     return run
 
 
+def peer_ess(name, make, num_chains, num_draws):
+    """The same of a sampler of BlackJAX."""
+
+    def run(gebm, theirs, compiling):
+        program, _ = make(gebm.latent.log_prob, num_draws)[name]
+        starts = gebm.latent_prior.sample(jax.random.key(1), (num_chains,))
+        start, before = time.process_time(), compiling.seconds
+        z = np.asarray(jax.jit(program)(jax.random.key(0), starts))
+        compiled = compiling.seconds - before
+        return z, time.process_time() - start - compiled, compiled, None
+
+    return run
+
+
 def pyro_nuts(seed):
     """Pyro's NUTS, one chain."""
 
@@ -269,11 +283,21 @@ def measure_ess(args):
             "NumPyro, `MALT`": numpyro_ess(numpyro_infer.MALT, 500, args.draws, chains),
             "Pyro, `GHMC`": pyro_ess(lambda m: pyro_infer.GHMC(m, num_steps=args.thin), 2000, args.draws, chains),
         }
+        if args.peers:
+            import peers
+
+            runs |= {
+                name: peer_ess(name, peers.peers, chains, args.draws)
+                for name in peers.peers(ours.latent.log_prob, args.draws)
+            }
         if args.pyro_nuts and beta == args.betas[0]:
             runs.update({f"Pyro, NUTS 200 + 400, seed {seed}": pyro_nuts(seed) for seed in range(5)})
         print(f"\nmedium, beta {beta:g}, {chains} chains from prior draws\n")
-        print("| sampler | smallest ESS | seconds | compilation | ESS a second | over NumPyro NUTS | warm-up steps |")
-        print("|---|---|---|---|---|---|---|")
+        print(
+            "| sampler | smallest ESS | seconds | compilation | ESS a second | over NumPyro NUTS | mean of E | "
+            "warm-up steps |"
+        )
+        print("|---|---|---|---|---|---|---|---|")
         baseline = None
         for name, run in runs.items():
             z, seconds, compiled, state = run(*gebms, compiling)
@@ -288,6 +312,7 @@ def measure_ess(args):
                 f"{compiled:.1f}",
                 f"{rate:.0f}",
                 f"{rate / baseline:.1f}",
+                f"{energy.mean():.3f}",
             )
             print(f"| {name} | {' | '.join(row)} | {used} |", flush=True)
 
@@ -309,6 +334,7 @@ def main():
     parser.add_argument("--chains", type=int, default=64)
     parser.add_argument("--draws", type=int, default=300, help="draws a chain of GHMC and MALT")
     parser.add_argument("--thin", type=int, default=5, help="steps a draw of GHMC")
+    parser.add_argument("--peers", action="store_true", help="also samplers of BlackJAX: pip install blackjax")
     parser.add_argument("--pyro-nuts", action="store_true", help="also Pyro's NUTS, minutes")
     args = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):

@@ -9,7 +9,10 @@ import numpy as np
 import numpyro.distributions as dist
 import optax
 
-from numpyro_gebm import GEBM, KALE, KALEGuide, Pushforward, divergences, gradient_penalty, nn
+from numpyro_gebm import GEBM, KALE, KALEGuide, Pushforward, divergences, enable_compilation_cache, gradient_penalty, nn
+
+enable_compilation_cache()
+
 
 #: Steps of each demonstration: for (b) base steps of both, then energy steps on the finished base.
 STEPS = {"a": (4_000, 0), "b": (1_500, 2_000)}

@@ -53,7 +53,7 @@ def train_both(curve, data, seed, settings, steps, progress_bar=True):
         base,
         KALEGuide(energy, penalty=gradient_penalty(settings["penalty"])),
         base_optim=_adam(settings["base_rate"], steps[0]),
-        energy_optim=lambda parameters: torch.optim.Adam(parameters, settings["rate"], betas=(0.5, 0.999)),
+        energy_optim=lambda parameters: torch.optim.Adam(parameters, settings["rate"], betas=(0.5, 0.999), fused=True),
         energy_steps=settings["energy_steps"],
         noise_factor=settings["noise_factor"],
     )
@@ -75,7 +75,7 @@ def _adam(rate, steps):
     """Adam with a learning rate that falls to zero."""
 
     def build(parameters):
-        optimizer = torch.optim.Adam(parameters, rate, betas=(0.5, 0.999))
+        optimizer = torch.optim.Adam(parameters, rate, betas=(0.5, 0.999), fused=True)
         return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
 
     return build

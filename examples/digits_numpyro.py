@@ -7,10 +7,23 @@ import numpyro.distributions as dist
 import optax
 from numpyro.infer import MCMC, NUTS
 
-from numpyro_gebm import KALE, KALEGuide, Pushforward, divergences, gradient_penalty, metrics, nn, to_arviz
+from numpyro_gebm import (
+    KALE,
+    KALEGuide,
+    Pushforward,
+    divergences,
+    enable_compilation_cache,
+    gradient_penalty,
+    metrics,
+    nn,
+    to_arviz,
+)
 from numpyro_gebm import plot_losses as plot_losses  # the example's driver calls these
 from numpyro_gebm import save as save
 from numpyro_gebm.infer import KineticLangevin, init_to_prior
+
+enable_compilation_cache()
+
 
 #: Base steps, and energy steps on the finished base; from measurement, for about three minutes on two cores.
 STEPS, FINAL_STEPS = 2_000, 8_000

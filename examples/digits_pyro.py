@@ -28,7 +28,7 @@ def train(images, seed, settings, steps, final_steps, progress_bar=True, held_ou
     base = Pushforward(dist.Normal(0.0, 1.0).expand([settings["latent"]]).to_event(1), generator)
 
     def adam(parameters):
-        return torch.optim.Adam(parameters, settings["rate"], betas=(0.5, 0.999))
+        return torch.optim.Adam(parameters, settings["rate"], betas=(0.5, 0.999), fused=True)
 
     def adam_with_decay(parameters):
         optim = adam(parameters)

@@ -8,8 +8,10 @@ import numpyro.distributions as dist
 from jax import random
 from numpyro.infer import MCMC, NUTS
 
-from numpyro_gebm import GEBM, log_partition_curve
+from numpyro_gebm import GEBM, enable_compilation_cache, log_partition_curve
 from numpyro_gebm.infer import SMC, ReplicaExchange, init_to_prior
+
+enable_compilation_cache()
 
 
 def two_modes(weights, distance, prior_scale):

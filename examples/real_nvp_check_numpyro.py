@@ -10,10 +10,12 @@ from jax import random
 from numpyro.infer import MCMC, NUTS
 from tqdm import tqdm
 
-from numpyro_gebm import KALE, KALEGuide, gradient_penalty, log_partition, nn
+from numpyro_gebm import KALE, KALEGuide, enable_compilation_cache, gradient_penalty, log_partition, nn
 from numpyro_gebm.base import trained_part, with_trained_part
 from numpyro_gebm.flows import FlowRatioEnergy, real_nvp
 from numpyro_gebm.infer import init_to_prior
+
+enable_compilation_cache()
 
 
 class BoundedEnergy(eqx.Module):

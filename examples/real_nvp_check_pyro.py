@@ -81,7 +81,7 @@ def _adam(rate, steps):
         def clip(*_):
             torch.nn.utils.clip_grad_norm_(parameters, 5.0)
 
-        adam = torch.optim.Adam(parameters, rate)
+        adam = torch.optim.Adam(parameters, rate, fused=True)
         adam.register_step_pre_hook(clip)
         return adam, torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
 

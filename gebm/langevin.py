@@ -39,6 +39,8 @@ __all__ = [
     "OfChains",
     "StepInfo",
     "Window",
+    "no_finite_potential",
+    "still_nan",
     "update_window",
 ]
 
@@ -154,6 +156,26 @@ class AdaptState(NamedTuple, Generic[Array]):
     window_end: Any
     before: tuple[Any, ...]
     num_warmup_steps: Any
+
+
+def no_finite_potential(potential_energy: Any, start: str, num_finite: int = 0, num_tried: int = 0) -> str:
+    """The message for chains that start where the potential is not finite.
+
+    Args:
+        potential_energy: of the starts.
+        start: argument for them.
+        num_finite: how many draws of the prior had a finite one.
+        num_tried: how many were drawn; 0 if the starts were given.
+    """
+    remedy = f"Pass `{start}`, or check the energy for NaN."
+    if num_tried:
+        remedy = f"Of {num_tried} draws of the prior {num_finite} ({num_finite / num_tried:.2g}) have one. {remedy}"
+    return f"Expected a finite potential at the initial point; got {potential_energy}. {remedy}"
+
+
+def still_nan(start: str) -> str:
+    """The message for a chain whose potential is NaN in draw after draw; `start` is the argument for its start."""
+    return f"The potential was NaN for {PATIENCE} draws in a row. Check the energy, or the start (`{start}`)."
 
 
 class OfChains:

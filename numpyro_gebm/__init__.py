@@ -8,6 +8,7 @@ from gebm.training import energy_bursts
 from gebm.weights import LogPartition
 from numpyro_gebm import divergences, flows, infer, metrics, nn, particle_flows, training
 from numpyro_gebm.base import Pushforward
+from numpyro_gebm.compilation import enable_compilation_cache
 from numpyro_gebm.decode import decode
 from numpyro_gebm.diagnose import Diagnosis, diagnose
 from numpyro_gebm.gebm import GEBM, EnergyTiltedPrior
@@ -25,5 +26,6 @@ __all__ = [  # noqa: RUF022
     "energy_bursts", "plot_losses",
     "LogPartition", "LogPartitionCurve", "log_partition", "log_partition_curve",
     "Diagnosis", "DrawFile", "decode", "diagnose", "read_draws", "to_arviz",
+    "enable_compilation_cache",
     "divergences", "flows", "infer", "metrics", "nn", "particle_flows", "training",
 ]  # fmt: skip

@@ -30,6 +30,7 @@ from numpyro_gebm.callables import (
 )
 from numpyro_gebm.distribution import Distribution, over_stack, sample_stack, support_of
 from numpyro_gebm.dynamics.annealed_mala import AnnealedMALA
+from numpyro_gebm.dynamics.buckets import in_bucket
 
 __all__ = ["GEBM", "EnergyTiltedPrior", "Sampler", "check_energy"]
 
@@ -46,14 +47,18 @@ def _validated(log_prob: LogProb) -> LogProb:
     return cast(LogProb, validate_sample(log_prob))  # which has no types
 
 
+def _isfinite(x):
+    return np.isfinite(x) if not_jax_tracer(x) else jnp.isfinite(x)  # what is known is checked without a program
+
+
 class _FiniteNonnegative(constraints.Constraint):
     def __call__(self, x: Any) -> Any:
-        return (x >= 0) & jnp.isfinite(x)
+        return ((np.asarray(x) if not_jax_tracer(x) else x) >= 0) & _isfinite(x)
 
 
 class _FiniteOrUnknown(constraints.Constraint):
     def __call__(self, x: Any) -> Any:
-        return True if x is None or callable(x) else jnp.isfinite(x)
+        return True if x is None or callable(x) else _isfinite(x)
 
 
 def check_energy(base: dist.Distribution, energy: Energy) -> np.dtype:
@@ -276,7 +281,11 @@ class GEBM(Distribution):
         Returns:
             Array of shape `sample_shape + batch_shape + event_shape`.
         """
-        return self.decode(self.latent.sample(key, sample_shape))
+        z = self.latent.sample(key, sample_shape)
+        if self.stack_shape or not not_jax_tracer(z):
+            return self.decode(z)
+        x = in_bucket(partial(_decode, self), z.reshape(-1, *self.latent.batch_shape, *self.latent.event_shape))
+        return x.reshape(self.shape(sample_shape))
 
     def __repr__(self) -> str:
         base, beta = type(self.base).__name__, _shown(self.inverse_temperature)
@@ -309,6 +318,11 @@ class GEBM(Distribution):
         return self.log_weight(value) + log_density
 
 
+@jax.jit
+def _decode(gebm, z):
+    return gebm.decode(z)
+
+
 @vmap_over.register
 def _vmap_over_gebm(gebm: GEBM, base=None, energy=None, inverse_temperature=None, log_partition=None):
     return vmap_over.dispatch(dist.Distribution)(
@@ -330,7 +344,7 @@ def _probe(gebm, num):
 
 
 def _energy_of_base_draws(gebm, num_draws):
-    return _probe(gebm, jnp.zeros(num_draws))
+    return _probe(gebm, np.zeros(num_draws))
 
 
 class EnergyTiltedPrior(Distribution):

@@ -57,6 +57,8 @@ def over_batch(fn: Callable[[torch.Tensor], torch.Tensor], value: torch.Tensor, 
     Returns:
         Tensor of shape `batch + output`.
     """
+    if value.dim() == event_dim + 1:
+        return fn(value)
     batch = value.shape[: value.dim() - event_dim]
     out = fn(value.reshape(-1, *value.shape[len(batch) :]))
     return out.reshape(batch + out.shape[1:])
@@ -77,7 +79,8 @@ def as_events(name: str, value: torch.Tensor, event_shape: Shape) -> torch.Tenso
         TypeError: for what is not real numbers.
         ValueError: for another shape.
     """
-    value = real_numbers(name, value, torch.as_tensor)
+    if not isinstance(value, torch.Tensor) or value.is_complex():
+        value = real_numbers(name, value, torch.as_tensor)
     check_event(name, value.shape, event_shape)
     return value
 

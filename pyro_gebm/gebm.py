@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from pyro.distributions.util import broadcast_shape
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from gebm.networks import shape_of
 from gebm.validation import flag, instance, optional, real_numbers
@@ -93,8 +94,18 @@ def check_generator(base: torch.distributions.Distribution) -> None:
     check_fixed(generator, latents, output_of(generator, latents, "generator", "a latent"), "generator")
 
 
-def neg_beta_energy(inverse_temperature: torch.Tensor, energy: torch.Tensor) -> torch.Tensor:
+def may_be_zero(inverse_temperature: torch.Tensor) -> bool:
+    """Whether an inverse temperature is 0 somewhere; True within a transform of `torch.func`, where it has no value.
+
+    Reads it from the device.
+    """
+    return is_functorch_wrapped_tensor(inverse_temperature) or bool((inverse_temperature == 0).any())
+
+
+def neg_beta_energy(inverse_temperature: torch.Tensor, energy: torch.Tensor, may_be_zero: bool = True) -> torch.Tensor:
     r"""$-\beta E$, which at $\beta = 0$ is 0 also where the energy is infinite."""
+    if not may_be_zero:
+        return -inverse_temperature * energy
     return -inverse_temperature * torch.where((inverse_temperature == 0) & energy.isinf(), 0.0, energy)
 
 
@@ -168,6 +179,7 @@ class GEBM(dist.TorchDistribution):
         self.base = base
         self.energy = energy
         self.inverse_temperature = real_numbers("inverse_temperature", inverse_temperature, as_energies)
+        self._may_be_zero = may_be_zero(self.inverse_temperature)
         self.log_partition = log_partition
         self._sampler = sampler
         super().__init__(self._compute_batch_shape(), base.event_shape, validate_args=validate_args)
@@ -226,7 +238,8 @@ class GEBM(dist.TorchDistribution):
             Tensor of shape `sample_shape + batch_shape`.
         """
         x = as_events("x", x, self.event_shape)
-        log_weight = neg_beta_energy(self.inverse_temperature, over_batch(self.energy, x, len(self.event_shape)))
+        energy = over_batch(self.energy, x, len(self.event_shape))
+        log_weight = neg_beta_energy(self.inverse_temperature, energy, self._may_be_zero)
         if self.log_partition is None:
             return log_weight
         normalizer = self.log_partition
@@ -251,6 +264,7 @@ class GEBM(dist.TorchDistribution):
         beta = self.inverse_temperature
         convert = partial(torch.as_tensor, dtype=beta.dtype, device=beta.device)
         new.inverse_temperature = real_numbers("inverse_temperature", inverse_temperature, convert)
+        new._may_be_zero = may_be_zero(new.inverse_temperature)
         if not callable(self.log_partition):
             new.log_partition = None
         super(GEBM, new).__init__(new._compute_batch_shape(), self.event_shape, validate_args=self._validate_args)

@@ -22,7 +22,14 @@ FOREIGN = {
 EXTRAS = {"arviz", "matplotlib", "sklearn", "flowjax", "xarray", "pandas", "scipy.stats"}
 #: Files of one package that have no twin in the other.
 WITHOUT_TWIN = {
-    "numpyro_gebm": {"distribution.py", "dynamics/keys.py", "keys.py", "nn/applied.py"},
+    "numpyro_gebm": {
+        "compilation.py",
+        "distribution.py",
+        "dynamics/buckets.py",
+        "dynamics/keys.py",
+        "keys.py",
+        "nn/applied.py",
+    },
     "pyro_gebm": {"infer/potential.py", "infer/vectorized.py"},
 }
 
@@ -107,7 +114,7 @@ def files(package):
 
 #: Modules from the lowest layer to the highest; those of one line may import each other. `gebm` is below all of them.
 LAYERS = [
-    ("callables", "distribution", "keys", "effects"),
+    ("callables", "distribution", "keys", "effects", "compilation"),
     ("base", "divergences", "nn", "flows", "metrics"),
     ("particle_flows", "dynamics"),
     ("gebm",),

@@ -107,3 +107,18 @@ def test_replica_exchange_refuses_a_start_of_density_0(host):
     kernel = host.infer.ReplicaExchange(wall(host).latent)
     with pytest.raises(ValueError, match="Expected a finite potential at `init"):
         host.mcmc(kernel, 1, 1, 2, start={"z": np.array([[1.0, 0.0], [-1.0, 0.0]])})
+
+
+@pytest.mark.parametrize("bound", [2.0, 99.0])
+def test_where_kernels_start_at_a_wall(host, bound):
+    """At draws beyond it, or with an error that says how few of the base are."""
+    gebm, start = wall(host, bound), {} if host.name == "numpyro" else {"stock": False}
+
+    def run():
+        return host.run(host.infer.GHMC(lambda: host.ppl.sample("z", gebm.latent)), 0, 1, 8, **start)["z"]
+
+    if bound == 2.0:
+        assert run()[..., 0].min() > bound
+        return
+    with pytest.raises(ValueError, match=r"finite potential .* Of 8000 draws of the prior 0 \(0\) have one"):
+        run()

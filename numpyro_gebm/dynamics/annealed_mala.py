@@ -25,6 +25,7 @@ from gebm.annealing import (
 )
 from gebm.validation import check_fields, integer, latent_law, positive, probability
 from numpyro_gebm.base import has_costly_draws
+from numpyro_gebm.dynamics.buckets import bucket, first_rows
 from numpyro_gebm.dynamics.isir import isir
 from numpyro_gebm.dynamics.keys import typed
 from numpyro_gebm.dynamics.metropolis import choose, mala_step
@@ -32,6 +33,9 @@ from numpyro_gebm.dynamics.starts import finite_start
 from numpyro_gebm.dynamics.steps import value_and_grad
 
 __all__ = ["AnnealedMALA"]
+
+#: Up to so many draws are one batch; more are four, or as many as `batch_size` allows.
+SINGLE_BATCH = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,14 +104,12 @@ class AnnealedMALA:
         latent_law("latent", latent)
         num_samples = integer("num_samples", num_samples, minimum=0)
         config = dataclasses.replace(self, num_candidates=0) if has_costly_draws(latent.gebm.latent_prior) else self
-        z, report = _draw(latent, typed(rng_key), num_samples, config)
+        z, report = _draw(latent, typed(rng_key), num_samples, bucket(num_samples), config)
         if not_jax_tracer(z):
             report = jax.device_get(report)
             finite_share = report.finite.sum() / report.tried.sum()
-            check_draws(
-                report.nan.sum(), report.infinite.sum(), finite_share, report.active.mean(), config.num_candidates
-            )
-        return z
+            check_draws(report.nan.sum(), report.infinite.sum(), finite_share, report.active, config.num_candidates)
+        return first_rows(z, num_samples)
 
 
 class _Report(NamedTuple):
@@ -120,12 +122,22 @@ class _Report(NamedTuple):
     active: jax.Array
 
 
-@partial(jax.jit, static_argnums=(2, 3))
-def _draw(latent, rng_key, num_samples, config):
-    batch = max(1, min(num_samples, config.batch_size))
-    keys = random.split(rng_key, -(-num_samples // batch))
-    z, report = lax.map(lambda key: _anneal(latent, key, batch, config), keys)
-    return z.reshape((-1, *z.shape[2:]))[:num_samples], report
+@partial(jax.jit, static_argnums=(3, 4))
+def _draw(latent, rng_key, num_samples, size, config):
+    """At least `num_samples` of `size` draws, the rest zeros, in batches of which there are as many as it takes."""
+    batch = min(size if size <= SINGLE_BATCH else size // 4, config.batch_size)
+    num_batches = -(-size // batch)
+    keys = random.split(rng_key, num_batches)
+
+    def draw(i, found):
+        new = _anneal(latent, keys[i], batch, config)
+        return jax.tree.map(lambda all, one: lax.dynamic_update_index_in_dim(all, one, i, 0), found, new)
+
+    shapes = jax.eval_shape(lambda key: _anneal(latent, key, batch, config), keys[0])
+    nothing = jax.tree.map(lambda x: jnp.zeros((num_batches, *x.shape), x.dtype), shapes)
+    done = -(-num_samples // batch)
+    z, report = lax.fori_loop(0, done, draw, nothing)
+    return z.reshape((-1, *z.shape[2:])), report._replace(active=report.active.sum() / done)
 
 
 def _anneal(latent, rng_key, num_chains, config):

@@ -4,25 +4,29 @@ import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
+import numpy as np
+from jax import lax, random
 from numpyro import handlers
+from numpyro.distributions import biject_to
+from numpyro.infer import util as programs
 from numpyro.infer.mcmc import MCMCKernel
-from numpyro.infer.util import initialize_model
 from numpyro.util import identity, is_prng_key, not_jax_tracer
 
-from gebm.langevin import PATIENCE, STATISTICS, AdaptState, Chains, KineticState, StepInfo
+from gebm.langevin import STATISTICS, AdaptState, Chains, KineticState, StepInfo, no_finite_potential
 from gebm.validation import callable_or_none, check_fields, flag, function, positive, probability, real_numbers
 from numpyro_gebm.dynamics.keys import as_given, fold_in, split, standard_normal, typed, uniform
 from numpyro_gebm.dynamics.metropolis import accept_probability
+from numpyro_gebm.dynamics.starts import finite_start
 from numpyro_gebm.dynamics.steps import PotentialAndGrad
 from numpyro_gebm.effects import alone
 from numpyro_gebm.infer.adaptation import adapt, finish, init_adaptation
-from numpyro_gebm.infer.initialization import init_to_prior
+from numpyro_gebm.infer.initialization import fixed_sites, init_to_prior, is_latent
 from numpyro_gebm.infer.state import LangevinState, SavedState, flat, many, one, restored, saved, unraveler
 
 __all__ = ["LangevinKernel"]
@@ -84,9 +88,9 @@ class LangevinKernel(MCMCKernel):
             raise ValueError("Only one of `model` or `potential_fn` must be specified.")
         check_fields(self)
         self._num_warmup = 0
-        self._potential_fn_gen: Any = None
-        self._postprocess_fn: Any = None
         self._sample_fn: Any = None
+        self._start_fn: Any = None
+        self._parameters: dict[str, Any] = {}
 
     @abstractmethod
     def step(
@@ -120,23 +124,23 @@ class LangevinKernel(MCMCKernel):
         model_kwargs: dict[str, Any] | None = None,
     ) -> LangevinState:
         model_kwargs = {} if model_kwargs is None else model_kwargs
-        single = is_prng_key(rng_key)
-        keys, init_keys = split(typed(rng_key))
-        info, like = None, None
+        single, keys = is_prng_key(rng_key), typed(rng_key)
+        keys = keys[None] if single else keys
+        self._num_warmup = num_warmup
         if self.model is not None:
-            self._check_sites(init_keys if single else init_keys[0], model_args, model_kwargs)
-            info, self._potential_fn_gen, self._postprocess_fn, _ = initialize_model(
-                init_keys,
-                self.model,
-                init_strategy=self.init_strategy,
-                dynamic_args=True,
-                model_args=model_args,
-                model_kwargs=model_kwargs,
-            )
-            like, info = info.z, info if init_params is None else None
+            self._parameters = fixed_sites(self.model, self.init_strategy, model_args, model_kwargs)
         elif init_params is None:
             raise ValueError("Expected `init_params` with `potential_fn`; got None. Pass them to `MCMC.run`.")
-        self._num_warmup = num_warmup
+        if init_params is not None:
+            like = None if self.model is None else self._shapes(model_args, model_kwargs)
+            init_params = _as_positions(init_params, like, 0 if single else len(keys))
+            init_params = jax.tree.map(lambda x: x[None], init_params) if single else init_params
+        if self._start_fn is None:
+            self._start_fn = eqx.filter_jit(self._start)
+        state, finite, tried = self._start_fn(keys, init_params, model_args, model_kwargs)
+        if not_jax_tracer(finite) and not np.isfinite(state.potential_energy).all():
+            potential_energy = np.asarray(state.potential_energy)
+            raise ValueError(no_finite_potential(potential_energy, "init_params", int(finite), int(tried)))
 
         def ensemble(state, model_args, model_kwargs):
             return self._draw(state, self._target(state, model_args, model_kwargs))
@@ -145,39 +149,51 @@ class LangevinKernel(MCMCKernel):
             return one(ensemble(many(state), model_args, model_kwargs))
 
         self._sample_fn = single_chain if single else ensemble
-        if info is None:
-            init_params = _as_positions(init_params, like, 0 if single else len(keys))
-            potential_and_grad = jax.value_and_grad(self._potential(model_args, model_kwargs))
-            potential_and_grad = potential_and_grad if single else jax.vmap(potential_and_grad)
-            info = (init_params, *potential_and_grad(init_params))
-        info = jax.tree.map(lambda x: x[None], tuple(info)) if single else info
-        state = self._start(keys[None] if single else keys, *info)
         state = state._replace(rng_key=as_given(state.rng_key, rng_key if single else rng_key[0]), stale=state.stale)
         return one(state) if single else state
 
     def _potential(self, model_args, model_kwargs) -> Any:
-        if self._potential_fn_gen is None:
+        if self.model is None:
             return self.potential_fn
-        return self._potential_fn_gen(*model_args, **model_kwargs)
+        return partial(programs.potential_energy, self._replayed(), model_args, model_kwargs)
 
-    def _check_sites(self, rng_key, model_args, model_kwargs):
-        model = handlers.substitute(handlers.seed(self.model, rng_key), substitute_fn=self.init_strategy)
-        for name, site in handlers.trace(model).get_trace(*model_args, **model_kwargs).items():
-            if site["type"] == "sample" and not site["is_observed"] and site["fn"].support.is_discrete:
-                raise ValueError(
-                    f"Expected continuous latent sites; site '{name}' ({type(site['fn']).__name__}) is discrete. "
-                    "Marginalise it out in the model, or use NumPyro's NUTS, which enumerates."
-                )
+    def _replayed(self):
+        """The model as a function of its latent sites: what else it draws, such as a subsample, is always the same."""
+        return handlers.seed(self._program(), random.key(0))
 
-    def _start(self, keys, z, potential_energy, z_grad):
+    def _program(self):
+        return handlers.substitute(self.model, data=self._parameters) if self._parameters else self.model
+
+    def _drawn(self, rng_key, model_args, model_kwargs):
+        """A start of one chain: unconstrained values of all sites."""
+        model = handlers.substitute(handlers.seed(self._program(), rng_key), substitute_fn=self.init_strategy)
+        sites = handlers.trace(model).get_trace(*model_args, **model_kwargs)
+        return {name: biject_to(s["fn"].support).inv(s["value"]) for name, s in sites.items() if is_latent(s)}
+
+    def _shapes(self, model_args, model_kwargs):
+        return jax.eval_shape(lambda key: self._drawn(key, model_args, model_kwargs), random.key(0))
+
+    def _start(self, keys, init_params, model_args, model_kwargs):
+        """A state for every chain; how many draws had a finite potential, and how many there were."""
+        keys, keys_init, keys_v, keys_slice = split(keys, 4)
+        potential_and_grad = jax.vmap(jax.value_and_grad(self._potential(model_args, model_kwargs)))
+
+        def propose(keys):
+            z = jax.vmap(lambda key: self._drawn(key, model_args, model_kwargs))(keys)
+            potential_energy, z_grad = potential_and_grad(z)
+            valid = jnp.isfinite(potential_energy) & jnp.isfinite(flat(z_grad)).all(1)
+            return (z, potential_energy, z_grad), jnp.where(valid, 0.0, -jnp.inf)
+
+        finite = tried = jnp.zeros(())
+        if init_params is None:
+            (z, potential_energy, z_grad), log_weight, finite, tried = finite_start(keys_init, propose)
+            potential_energy = jnp.where(log_weight == 0.0, potential_energy, jnp.inf)
+        else:
+            z, (potential_energy, z_grad) = init_params, potential_and_grad(init_params)
+        return self._first_state(keys, keys_v, keys_slice, z, potential_energy, z_grad), finite, tried
+
+    def _first_state(self, keys, keys_v, keys_slice, z, potential_energy, z_grad):
         position, z_grad = flat(z), flat(z_grad)
-        finite = jnp.isfinite(potential_energy)
-        if not_jax_tracer(finite) and not finite.all():
-            raise ValueError(
-                "Expected a finite potential at the initial point; got "
-                f"{potential_energy}. Pass `init_params`, or check the energy for NaN."
-            )
-        keys, keys_v, keys_slice = split(keys, 3)
         kinetic = KineticState(position, standard_normal(keys_v, position), position, potential_energy, z_grad)
         zero, count = jnp.zeros(len(position), position.dtype), jnp.zeros(len(position), int)
         return LangevinState(
@@ -204,6 +220,8 @@ class LangevinKernel(MCMCKernel):
         """The next draw of an ensemble, or one step of its warm-up."""
         # a loop, as `vmap` would turn a condition into both of its branches, in every step
         state = lax.while_loop(lambda s: s.stale.any(), lambda s: self._refreshed(s, potential_and_grad), state)
+        if self._num_warmup == 0:
+            return self._advance(state, potential_and_grad, False)
         warming = state.i[0] < self._num_warmup
         idle = warming & state.adapt_state.warmup_converged[0]
         return lax.cond(
@@ -247,11 +265,6 @@ class LangevinKernel(MCMCKernel):
         chains, (error, diverging, num_steps) = lax.fori_loop(0, num, body, (state.chains, StepInfo(*nothing)))
         accept_prob = accept_probability(error)
         num_nan = jnp.where(jnp.isnan(error), state.num_nan + 1, 0)
-        num_nan = eqx.error_if(
-            num_nan,
-            (num_nan >= PATIENCE).any(),
-            f"The potential was NaN for {PATIENCE} draws in a row. Check the energy, or the start (`init_params`).",
-        )
         count = jnp.where(warming, 1, state.i - self._num_warmup + 1)
         return LangevinState(
             i=state.i + 1,
@@ -264,12 +277,17 @@ class LangevinKernel(MCMCKernel):
             num_steps=num_steps,
             step_size=step_size,
             num_nan=num_nan,
-            adapt_state=lax.cond(warming, lambda: self._adapted(state, chains, accept_prob), lambda: state.adapt_state),
+            adapt_state=self._adapted(state, chains, accept_prob, warming),
             rng_key=as_given(keys, state.rng_key[0]),
             stale=jnp.zeros_like(state.stale),
         )
 
-    def _adapted(self, state, chains, accept_prob):
+    def _adapted(self, state, chains, accept_prob, warming):
+        if warming is False:
+            return state.adapt_state
+        return lax.cond(warming, lambda: self._tuned(state, chains, accept_prob), lambda: state.adapt_state)
+
+    def _tuned(self, state, chains, accept_prob):
         new = adapt(
             state.adapt_state,
             chains.kinetic.z,
@@ -301,7 +319,10 @@ class LangevinKernel(MCMCKernel):
         return restored(saved)
 
     def postprocess_fn(self, model_args: Any, model_kwargs: Any) -> Callable[..., Any]:
-        return identity if self._postprocess_fn is None else alone()(self._postprocess_fn(*model_args, **model_kwargs))
+        if self.model is None:
+            return identity
+        replay = partial(programs.constrain_fn, self._replayed(), model_args, model_kwargs, return_deterministic=True)
+        return alone()(replay)
 
     def get_diagnostics_str(self, state: LangevinState) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         return (
@@ -310,7 +331,7 @@ class LangevinKernel(MCMCKernel):
         )
 
     def __getstate__(self):
-        return {**self.__dict__, "_sample_fn": None, "_potential_fn_gen": None, "_postprocess_fn": None}
+        return {**self.__dict__, "_sample_fn": None, "_start_fn": None}
 
 
 def _as_positions(params, like, num_chains):
@@ -320,7 +341,8 @@ def _as_positions(params, like, num_chains):
     shapes = [x.shape[: len(lead)] for x in jax.tree.leaves(params)]
     if any(shape != lead for shape in shapes):
         raise ValueError(f"Expected init_params with a leading axis of {num_chains} chains; got {shapes}.")
-    if like is not None and jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, like):
-        shown = [jax.tree.map(jnp.shape, x) for x in (like, params)]
-        raise ValueError(f"Expected init_params, which are unconstrained, of shapes {shown[0]}; got {shown[1]}.")
+    shapes = jax.tree.map(lambda x: x.shape[len(lead) :], params)
+    if like is not None and shapes != jax.tree.map(jnp.shape, like):
+        expected = jax.tree.map(jnp.shape, like)
+        raise ValueError(f"Expected init_params, which are unconstrained, of shapes {expected} each; got {shapes}.")
     return params

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
+from numpyro.util import not_jax_tracer
 
-from gebm.langevin import AdaptState, Chains, KineticState, OfChains
+from gebm.langevin import PATIENCE, AdaptState, Chains, KineticState, OfChains, still_nan
 from numpyro_gebm.dynamics.steps import kinetic_energy
 from numpyro_gebm.infer.adaptation import on_chain_axis
 
@@ -70,6 +72,26 @@ class LangevinState(_LangevinState, OfChains):
     def energy(self) -> jax.Array:
         """Potential plus kinetic energy."""
         return self.potential_energy + kinetic_energy(self.v)
+
+
+def _children(state):
+    return tuple((jax.tree_util.GetAttrKey(name), getattr(state, name)) for name in state._fields), None
+
+
+def _state(_, children):
+    """A state from its parts: as it leaves a compiled program, where nothing can be raised, a failure is raised here.
+
+    Raises:
+        RuntimeError: if the potential of a chain was NaN for 100 draws in a row.
+    """
+    state = LangevinState(*children)
+    num_nan = state.num_nan
+    if isinstance(num_nan, jax.Array) and not_jax_tracer(num_nan) and (np.asarray(num_nan) >= PATIENCE).any():
+        raise RuntimeError(still_nan("init_params"))
+    return state
+
+
+jax.tree_util.register_pytree_with_keys(LangevinState, _children, _state, lambda state: (tuple(state), None))
 
 
 #: A `LangevinState` of many chains as a file holds it: without nesting, and with the position once.

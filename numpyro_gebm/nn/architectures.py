@@ -1,5 +1,6 @@
 """The architectures that exist in both packages: perceptrons, and convolutional generators and energies of images."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -7,13 +8,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import random
 
 from gebm.networks import LIPSCHITZ_CONSTANTS, check_bounds, coarse_size, shape_of
 from gebm.validation import integer, one_of
 from numpyro_gebm.keys import typed
 from numpyro_gebm.nn.bounds import bounded_below, scaled_down, spectral_norm_bound
-from numpyro_gebm.nn.layers import ACTIVATIONS, Conv, Linear, check_shape, depth_to_space, space_to_depth
+from numpyro_gebm.nn.layers import ACTIVATIONS, Conv, Linear, check_shape, depth_to_space, initialised, space_to_depth
 
 __all__ = ["MLP", "ConvEnergy", "ConvGenerator"]
 
@@ -71,8 +71,7 @@ class MLP(eqx.Module):
         self.lipschitz, self.lower_bound = lipschitz, lower_bound
         check_bounds(lipschitz, lower_bound, self.output_shape)
         sizes = (math.prod(self.input_shape), *self.hidden, math.prod(self.output_shape))
-        keys = random.split(typed(rng_key), len(sizes) - 1)
-        self.layers = tuple(Linear(a, b, rng_key=k) for a, b, k in zip(sizes, sizes[1:], keys))
+        self.layers = initialised(typed(rng_key), tuple((Linear, a, b) for a, b in itertools.pairwise(sizes)))
 
     @property
     def config(self) -> dict[str, Any]:
@@ -150,10 +149,11 @@ class ConvGenerator(eqx.Module):
         self.activation = one_of("activation", activation, ACTIVATIONS)
         self.output_activation = one_of("output_activation", output_activation, ACTIVATIONS)
         height, width = coarse_size(self.event_shape, len(self.channels) - 1)
-        key_project, key_last, *keys = random.split(typed(rng_key), len(self.channels) + 1)
-        self.project = Linear(self.latent_dim, self.channels[0] * height * width, rng_key=key_project)
-        self.convs = tuple(Conv(a, 4 * b, rng_key=k) for a, b, k in zip(self.channels, self.channels[1:], keys))
-        self.last = Conv(self.channels[-1], self.event_shape[0], rng_key=key_last)
+        project = Linear, self.latent_dim, self.channels[0] * height * width
+        last = Conv, self.channels[-1], self.event_shape[0]
+        convs = ((Conv, a, 4 * b) for a, b in itertools.pairwise(self.channels))
+        self.project, self.last, *convs = initialised(typed(rng_key), (project, last, *convs))
+        self.convs = tuple(convs)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -214,10 +214,10 @@ class ConvEnergy(eqx.Module):
         self.lipschitz, self.lower_bound = lipschitz, lower_bound
         check_bounds(lipschitz, lower_bound, ())
         height, width = coarse_size(self.event_shape, len(self.channels))
-        key_last, *keys = random.split(typed(rng_key), len(self.channels) + 1)
         sizes = (self.event_shape[0], *self.channels)
-        self.convs = tuple(Conv(4 * a, b, rng_key=k) for a, b, k in zip(sizes, sizes[1:], keys))
-        self.last = Linear(sizes[-1] * height * width, 1, rng_key=key_last)
+        convs = ((Conv, 4 * a, b) for a, b in itertools.pairwise(sizes))
+        self.last, *convs = initialised(typed(rng_key), ((Linear, sizes[-1] * height * width, 1), *convs))
+        self.convs = tuple(convs)
 
     @property
     def config(self) -> dict[str, Any]:

@@ -1,14 +1,17 @@
 """Layers of the architectures: weights laid out and initialised as in PyTorch."""
 
+import itertools
 import math
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax, random
 
-__all__ = ["ACTIVATIONS", "Conv", "Linear", "check_shape", "depth_to_space", "space_to_depth"]
+__all__ = ["ACTIVATIONS", "Conv", "Linear", "check_shape", "depth_to_space", "initialised", "space_to_depth"]
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "identity": lambda x: x,
@@ -22,16 +25,15 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Linear(eqx.Module):
-    """`weight @ x + bias`, both uniform in +-1/sqrt(in) at the start."""
+    """`weight @ x + bias`."""
 
     weight: jax.Array
     bias: jax.Array
 
-    def __init__(self, size_in: int, size_out: int, *, rng_key: jax.Array):
-        bound = 1.0 / math.sqrt(size_in)
-        key_w, key_b = random.split(rng_key)
-        self.weight = random.uniform(key_w, (size_out, size_in), minval=-bound, maxval=bound)
-        self.bias = random.uniform(key_b, (size_out,), minval=-bound, maxval=bound)
+    @staticmethod
+    def shapes(size_in: int, size_out: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of weight and bias."""
+        return (size_out, size_in), (size_out,)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         return self.weight @ x + self.bias
@@ -43,15 +45,28 @@ class Conv(eqx.Module):
     weight: jax.Array
     bias: jax.Array
 
-    def __init__(self, channels_in: int, channels_out: int, *, rng_key: jax.Array):
-        bound = 1.0 / math.sqrt(9 * channels_in)
-        key_w, key_b = random.split(rng_key)
-        self.weight = random.uniform(key_w, (channels_out, channels_in, 3, 3), minval=-bound, maxval=bound)
-        self.bias = random.uniform(key_b, (channels_out,), minval=-bound, maxval=bound)
+    @staticmethod
+    def shapes(channels_in: int, channels_out: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of weight and bias."""
+        return (channels_out, channels_in, 3, 3), (channels_out,)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         out = lax.platform_dependent(self.weight, x, cpu=_convolve_as_product, default=_convolve)
         return out + self.bias[:, None, None]
+
+
+@partial(jax.jit, static_argnums=1)
+def initialised(rng_key: jax.Array, layers: tuple[tuple[type, int, int], ...]) -> tuple[Any, ...]:
+    r"""Layers of `(class, size or channels in, out)` each, weight and bias uniform in $\pm 1 / \sqrt{\text{inputs}}$.
+
+    One compiled program with one draw: compiling a draw takes longer than all the rest.
+    """
+    shapes = [shape for layer, *sizes in layers for shape in layer.shapes(*sizes)]
+    ends = list(itertools.accumulate(map(math.prod, shapes)))
+    parts = jnp.split(random.uniform(rng_key, (ends[-1],), minval=-1.0, maxval=1.0), ends[:-1])
+    weights = iter([part.reshape(shape) for part, shape in zip(parts, shapes)])
+    bounds = [1.0 / math.sqrt(math.prod(shape[1:])) for shape in shapes[::2]]
+    return tuple(layer(bound * next(weights), bound * next(weights)) for (layer, *_), bound in zip(layers, bounds))
 
 
 def _convolve(weight, x):

@@ -262,7 +262,7 @@ def update_slice(u: torch.Tensor, error: torch.Tensor, persistence: Scalar) -> t
     Returns:
         `(accept, u)`.
     """
-    u = (u + 0.5 * (1 - persistence**2) + 1) % 2 - 1
+    u = (u + (1.5 - 0.5 * persistence**2)) % 2 - 1
     accept = u.abs().log() < -error
     return accept, torch.where(accept, u * error.exp(), u)
 

@@ -12,7 +12,16 @@ import torch
 from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 
 from gebm.arviz_data import named_statistics
-from gebm.langevin import PATIENCE, STATISTICS, AdaptState, Chains, KineticState, StepInfo
+from gebm.langevin import (
+    PATIENCE,
+    STATISTICS,
+    AdaptState,
+    Chains,
+    KineticState,
+    StepInfo,
+    no_finite_potential,
+    still_nan,
+)
 from gebm.validation import callable_or_none, check_fields, flag, function, mapping, optional, positive, probability
 from pyro_gebm.dynamics.metropolis import accept_probability
 from pyro_gebm.dynamics.steps import PotentialAndGrad
@@ -213,10 +222,7 @@ class LangevinKernel(MCMCKernel):
         """The fields of a `KineticState` that a position determines."""
         potential_energy, z_grad = self._potential_and_grad(flat)
         if not torch.isfinite(potential_energy).all():
-            raise ValueError(
-                "Expected a finite potential at the initial point; got "
-                f"{potential_energy.tolist()}. Pass `initial_params`, or check the energy for NaN."
-            )
+            raise ValueError(no_finite_potential(potential_energy.tolist(), "initial_params"))
         return {"z": flat, "grad_point": flat, "potential_energy": potential_energy, "z_grad": z_grad}
 
     def _start(self, flat):
@@ -296,10 +302,7 @@ class LangevinKernel(MCMCKernel):
             RuntimeError: if the potential was NaN 100 draws in a row in some chain.
         """
         if self.state.num_nan.max() >= PATIENCE:
-            raise RuntimeError(
-                f"The potential was NaN for {PATIENCE} draws in a row. Check the energy, or the start "
-                "(`initial_params`)."
-            )
+            raise RuntimeError(still_nan("initial_params"))
 
     def statistics(self) -> dict[str, torch.Tensor]:
         """Statistics of the last draw: dict of tensors of shape `(N,)`, named as in ArviZ."""

@@ -10,14 +10,13 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch.distributions import biject_to, constraints
 
+from gebm.annealing import MAX_REDRAWS
+from gebm.langevin import no_finite_potential
 from pyro_gebm.base import without_validation
 from pyro_gebm.effects import alone
 from pyro_gebm.gebm import EnergyTiltedPrior
 
 __all__ = ["bare_latent", "initialize_chains", "traced"]
-
-#: Draws of the initialisation strategy tried before giving up on a finite potential.
-MAX_TRIES = 100
 
 
 def initialize_chains(
@@ -132,16 +131,20 @@ def bare_latent(trace: Any) -> EnergyTiltedPrior | None:
 def _of_bare_latent(latent, transforms):
     ((name, transform),) = transforms.items()
     transform, latent = transform.inv, without_validation(latent)
+    is_real = getattr(latent.support, "base_constraint", latent.support) is constraints.real
 
     def potential(params):
         u = params[name]
+        if is_real:
+            return -_per_chain(latent.log_prob(u))
         z = transform(u)
-        log_prob = latent.log_prob(z).reshape(len(u), -1).sum(1)
-        if latent.support is not constraints.real and z is not u:
-            log_prob = log_prob + transform.log_abs_det_jacobian(u, z).reshape(len(u), -1).sum(1)
-        return -log_prob
+        return -_per_chain(latent.log_prob(z)) - _per_chain(transform.log_abs_det_jacobian(u, z))
 
     return potential
+
+
+def _per_chain(values):
+    return values if values.dim() == 1 else values.reshape(len(values), -1).sum(1)
 
 
 def _vectorized(model, args, kwargs, transforms):
@@ -168,24 +171,22 @@ def _vectorized(model, args, kwargs, transforms):
 
 def _draw_start(model, args, kwargs, num_chains, init_strategy, transforms, potential):
     """Unconstrained draws of the initialisation strategy, for every chain anew until its potential is finite."""
-    start, good = None, torch.zeros(num_chains, dtype=torch.bool)
-    for _ in range(MAX_TRIES):
-        draws = []
-        for _ in range(num_chains):
-            trace = traced(InitMessenger(init_strategy)(model), args, kwargs)
-            _check_names(_sampled(trace), transforms.keys())
-            draws.append({name: t(trace.nodes[name]["value"].detach()) for name, t in transforms.items()})
-        new = {name: torch.stack([draw[name] for draw in draws]).detach() for name in transforms}
-        start = new if start is None else {k: _choose(good, start[k], new[k]) for k in new}
+
+    def draw():
+        trace = traced(InitMessenger(init_strategy)(model), args, kwargs)
+        _check_names(_sampled(trace), transforms.keys())
+        return {name: t(trace.nodes[name]["value"].detach()).detach() for name, t in transforms.items()}
+
+    start, bad, num_finite, num_tried, values = [{}] * num_chains, list(range(num_chains)), 0, 0, torch.empty(0)
+    for _ in range(MAX_REDRAWS):
+        for chain in bad:
+            start[chain] = draw()
+        new = {name: torch.stack([start[chain][name] for chain in bad]) for name in transforms}
         with torch.no_grad():
-            good = torch.isfinite(potential(start)).cpu()
-        if good.all():
-            return start
-    raise ValueError(
-        f"Expected a finite potential at the initial point; found none in {MAX_TRIES} draws of the initialisation "
-        "strategy. Pass `initial_params`, or check the energy for NaN."
-    )
-
-
-def _choose(mask, x, y):
-    return torch.where(mask.to(x.device).reshape(-1, *[1] * (x.dim() - 1)), x, y)
+            values = potential(new)
+        finite = torch.isfinite(values).tolist()
+        num_finite, num_tried = num_finite + sum(finite), num_tried + len(bad)
+        bad = [chain for chain, ok in zip(bad, finite) if not ok]
+        if not bad:
+            return {name: torch.stack([draws[name] for draws in start]) for name in transforms}
+    raise ValueError(no_finite_potential(values.tolist(), "initial_params", num_finite, num_tried))

@@ -85,12 +85,14 @@ class MLP(nn.Module):
         return [scaled_down(layer.weight, bound) for layer in self._layers()]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = check_shape(x, self.input_shape).reshape(len(x), -1)
-        *hidden, (weight, bias) = ((weight, layer.bias) for weight, layer in zip(self._weights(), self._layers()))
-        for w, b in hidden:
-            x = ACTIVATIONS[self.activation](F.linear(x, w, b))
-        out = ACTIVATIONS[self.output_activation](F.linear(x, weight, bias))
-        return bounded_below(out.reshape(len(x), *self.output_shape), self.lower_bound)
+        x, activation = check_shape(x, self.input_shape).reshape(len(x), -1), ACTIVATIONS[self.activation]
+        layers = self._layers()
+        weights = self._weights() if self.lipschitz is not None else [layer.weight for layer in layers]
+        for layer, weight in zip(layers[:-1], weights):
+            x = activation(F.linear(x, weight, layer.bias))
+        out = ACTIVATIONS[self.output_activation](F.linear(x, weights[-1], layers[-1].bias))
+        out = out.squeeze(1) if self.output_shape == () else out.unflatten(1, self.output_shape)
+        return bounded_below(out, self.lower_bound)
 
 
 class ConvGenerator(nn.Module):

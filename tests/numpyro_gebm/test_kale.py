@@ -154,7 +154,7 @@ def test_maximum_likelihood_of_a_flow():
 @pytest.mark.parametrize("name", FLOWS)
 def test_flow_base(name):
     base = FLOWS[name]()
-    guide = KALEGuide(nn.MLP((2,), (), (8,), rng_key=jax.random.key(0)), penalty=gradient_penalty(0.1))
+    guide = KALEGuide(nn.MLP((2,), (), (8,), rng_key=jax.random.key(1)), penalty=gradient_penalty(0.1))
     training = KALE(base, guide, decaying_adam(200), decaying_adam(600), energy_steps=3)
     before = arrays(base)
     result = train(training, 200, batch_size=50)

@@ -235,7 +235,7 @@ def test_a_float32_model_with_a_prior_of_python_floats_loads_in_the_other_host(s
 
 
 #: Public names that one package has and the other lacks.
-ONLY_NUMPYRO = {"nn": {"Applied"}, "training": {"KALEState"}}
+ONLY_NUMPYRO = {"": {"enable_compilation_cache"}, "nn": {"Applied"}, "training": {"KALEState"}}
 ONLY_PYRO = {"infer": {"VectorizedMCMC"}}
 #: Arguments that one host needs and the other does not: random keys, explicit states, Pyro's transforms.
 NUMPYRO_ARGUMENTS = {

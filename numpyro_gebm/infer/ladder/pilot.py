@@ -2,13 +2,13 @@
 
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax, random
 
 from gebm.ladder import MAX_RUNGS, NUM_FIRST_MOVES, TARGET_ACCEPT_PROB, TOO_MANY_RUNGS
 from numpyro_gebm.infer.ladder.tempering import (
+    Failures,
     Ladder,
     length_scale_of,
     log_increment,
@@ -41,7 +41,9 @@ class Rungs(NamedTuple):
     num_gradients: jax.Array
 
 
-def pilot(ladder: Ladder, rng_key: jax.Array, num_particles: int, num_moves: int, fraction: float) -> Rungs:
+def pilot(
+    ladder: Ladder, rng_key: jax.Array, num_particles: int, num_moves: int, fraction: float
+) -> tuple[Rungs, Failures]:
     """A ladder whose rungs are as far apart as the weights of particles allow, with step sizes adapted along the way.
 
     Args:
@@ -52,18 +54,16 @@ def pilot(ladder: Ladder, rng_key: jax.Array, num_particles: int, num_moves: int
         fraction: effective sample size of the weights of a rung over the number of particles.
 
     Returns:
-        `Rungs`.
-
-    Raises, at run time:
-        RuntimeError: if the energy is NaN or -inf at a draw of the prior, or infinite at all of them, or there would be
-            more than 1,000 rungs.
+        `Rungs`, and whether the energy is NaN or -inf at a draw of the prior, or infinite at all of them, or there
+        would be more than 1,000 rungs.
     """
     key_start, key = random.split(rng_key)
-    points = ladder.start(key_start, num_particles)
+    points, failures = ladder.start(key_start, num_particles)
+    sound = ~jnp.stack(list(failures.values())).any()
 
     def unfinished(carry):
         _, rungs, _ = carry
-        return (rungs.num == 0) | ((rungs.t[rungs.num - 1] < 1) & (rungs.num < MAX_RUNGS))
+        return sound & ((rungs.num == 0) | ((rungs.t[rungs.num - 1] < 1) & (rungs.num < MAX_RUNGS)))
 
     def climb(carry):
         points, rungs, step_size = carry
@@ -93,7 +93,7 @@ def pilot(ladder: Ladder, rng_key: jax.Array, num_particles: int, num_moves: int
         jnp.asarray(0.5, empty.dtype),
     )
     _, rungs, _ = lax.while_loop(unfinished, climb, start)
-    return eqx.error_if(rungs, rungs.t[rungs.num - 1] < 1, TOO_MANY_RUNGS)
+    return rungs, failures | {TOO_MANY_RUNGS: (rungs.num == MAX_RUNGS) & (rungs.t[-1] < 1)}
 
 
 def _half_mean_difference(x):

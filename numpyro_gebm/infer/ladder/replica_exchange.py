@@ -19,7 +19,7 @@ from numpyro_gebm.dynamics.keys import as_given, typed
 from numpyro_gebm.gebm import EnergyTiltedPrior
 from numpyro_gebm.infer.chain_kernel import ChainKernel
 from numpyro_gebm.infer.ladder.pilot import pilot
-from numpyro_gebm.infer.ladder.tempering import Ladder, move, potential_at
+from numpyro_gebm.infer.ladder.tempering import Ladder, move, potential_at, raise_failures
 
 __all__ = ["ReplicaExchange", "ReplicaExchangeState"]
 
@@ -114,13 +114,15 @@ class ReplicaExchange(MCMCKernel, ChainKernel):
 
     def __post_init__(self):
         check_fields(self)
-        rungs = _pilot(self.latent)
+        rungs, failures = _pilot(self.latent)
+        raise_failures(failures)
         t, step_size, length_scale, barrier = (np.asarray(x[: int(rungs.num)], np.float64) for x in rungs[:4])
         self._t, self._step_size, self._length_scale = spaced_evenly(
             t, step_size, length_scale, barrier, self.num_rungs
         )
         self.num_pilot_gradients = int(rungs.num_gradients)
         self._sample_fn: Any = None
+        self._start_fn: Any = None
 
     @property
     def model(self) -> None:
@@ -144,10 +146,10 @@ class ReplicaExchange(MCMCKernel, ChainKernel):
         keys = typed(rng_key)
         start = init_params[self.site] if isinstance(init_params, dict) else init_params
 
-        def one(key, start):
-            return self._start(key, start, len(self._t))
-
-        state = one(keys, start) if single else jax.vmap(one, in_axes=(0, None if start is None else 0))(keys, start)
+        if self._start_fn is None:
+            self._start_fn = jax.jit(self._start), jax.jit(jax.vmap(self._start))
+        state, failures = self._start_fn[0 if single else 1](keys, start)
+        raise_failures(failures)
         potential = state.potential_energy
         if not_jax_tracer(potential) and not jnp.isfinite(potential).all():
             raise ValueError(f"Expected a finite potential at `init_params`, which are unconstrained; got {potential}.")
@@ -155,14 +157,14 @@ class ReplicaExchange(MCMCKernel, ChainKernel):
         self._sample_fn = self._advance if single else jax.vmap(self._advance)
         return state
 
-    def _start(self, key, start, num_rungs):
-        ladder, (key, key_start) = Ladder(self.latent), random.split(key)
-        points = ladder.start_finite(key_start, num_rungs)
+    def _start(self, key, start):
+        ladder, (key, key_start), num_rungs = Ladder(self.latent), random.split(key), len(self._t)
+        points, failures = ladder.start_finite(key_start, num_rungs)
         if start is not None:
             given = ladder.evaluate(jnp.broadcast_to(jnp.reshape(start, (1, -1)), points.u.shape))
             points = jax.tree.map(lambda x, y: jnp.concatenate([x[:1], y[1:]]), points, given)
         zero = jnp.zeros((), points.neg_beta_energy.dtype)
-        return ReplicaExchangeState(
+        state = ReplicaExchangeState(
             i=jnp.zeros((), int),
             z={self.site: ladder.constrain(points.u[-1:])[0]},
             points=points,
@@ -175,6 +177,7 @@ class ReplicaExchange(MCMCKernel, ChainKernel):
             diverging=jnp.zeros((), bool),
             rng_key=key,
         )
+        return state, failures
 
     def sample(self, state: ReplicaExchangeState, model_args: Any, model_kwargs: Any) -> ReplicaExchangeState:
         if state.rising.shape[-1] != len(self._t):
@@ -225,7 +228,7 @@ class ReplicaExchange(MCMCKernel, ChainKernel):
         return f"{state.points.neg_beta_energy.shape[-1]} rungs, {int(state.round_trips)} round trips"
 
     def __getstate__(self):
-        return {**self.__dict__, "_sample_fn": None}
+        return {**self.__dict__, "_sample_fn": None, "_start_fn": None}
 
 
 @eqx.filter_jit

@@ -14,10 +14,18 @@ from tqdm import tqdm
 from gebm.ladder import DELAY, MAX_RUNGS, NUM_PILOT, Points, SMCResult, check_groups, with_warning
 from gebm.validation import check_fields, flag, integer, latent_law, probability
 from gebm.weights import NUM_GROUPS, NUM_PARTICLES, from_log_weights
+from numpyro_gebm.dynamics.buckets import bucket, first_rows
 from numpyro_gebm.dynamics.keys import typed
 from numpyro_gebm.gebm import EnergyTiltedPrior
 from numpyro_gebm.infer.ladder.pilot import pilot
-from numpyro_gebm.infer.ladder.tempering import Ladder, log_increment, mean_of_groups, move, systematic_resample
+from numpyro_gebm.infer.ladder.tempering import (
+    Ladder,
+    log_increment,
+    mean_of_groups,
+    move,
+    raise_failures,
+    systematic_resample,
+)
 
 __all__ = ["SMC", "SMCResult"]
 
@@ -84,7 +92,8 @@ class SMC:
         """
         latent_law("latent", latent)
         rng_key = typed(rng_key)
-        rungs, state = _start(latent, rng_key, self)
+        rungs, state, failures = _start(latent, rng_key, self)
+        raise_failures(failures)
         num, beta = int(rungs.num), np.asarray(latent.gebm.inverse_temperature, np.float64)
         for k in tqdm(
             range(1, num + 1), "SMC", unit="rung", delay=DELAY, disable=not flag("progress_bar", progress_bar)
@@ -111,17 +120,23 @@ class SMC:
 
         Args:
             latent: an `EnergyTiltedPrior` with batch shape ().
-            num_samples: number of draws; more than `num_particles` are as many particles.
+            num_samples: number of draws; for more than `num_particles`, the next power of two is their number.
             rng_key: a JAX random key.
 
         Returns:
             Array of shape `(num_samples,) + latent.event_shape`.
+
+        Raises:
+            RuntimeError: as `run`; under `jit`, where nothing can be raised, draws are NaN instead.
         """
         latent_law("latent", latent)
-        num_each = -(-max(integer("num_samples", num_samples, minimum=0), self.num_particles) // self.num_groups)
-        return _draw(latent, typed(rng_key), dataclasses.replace(self, num_particles=num_each * self.num_groups))[
-            :num_samples
-        ]
+        num_samples = integer("num_samples", num_samples, minimum=0)
+        num_particles = self.num_particles if num_samples <= self.num_particles else bucket(num_samples)
+        num_each = -(-num_particles // self.num_groups)
+        config = dataclasses.replace(self, num_particles=num_each * self.num_groups)
+        z, failures = _draw(latent, typed(rng_key), config)
+        raise_failures(failures)
+        return first_rows(z, num_samples)
 
 
 class _Records(NamedTuple):
@@ -143,15 +158,16 @@ class _State(NamedTuple):
 
 @eqx.filter_jit
 def _start(latent, rng_key, config):
-    """The ladder, and particles on its first rung."""
+    """The ladder, particles on its first rung, and what failed."""
     ladder, (key_pilot, key_start, _) = Ladder(latent), random.split(rng_key, 3)
     num_pilot = min(config.num_particles, NUM_PILOT)
-    rungs = pilot(ladder, key_pilot, num_pilot, config.num_moves, config.effective_fraction)
-    points = ladder.start(key_start, config.num_particles)
+    rungs, failures = pilot(ladder, key_pilot, num_pilot, config.num_moves, config.effective_fraction)
+    points, failed = ladder.start(key_start, config.num_particles)
     nothing = jnp.zeros(MAX_RUNGS + 1, points.neg_beta_energy.dtype)
     log_weight = jnp.zeros(config.num_groups, points.neg_beta_energy.dtype)
     records = _Records(nothing, nothing.at[0].set(points.neg_beta_energy.mean()), nothing)
-    return rungs, _State(points, rungs.num_gradients + config.num_particles, log_weight, records)
+    state = _State(points, rungs.num_gradients + config.num_particles, log_weight, records)
+    return rungs, state, failures | failed
 
 
 @partial(jax.jit, static_argnums=5)
@@ -184,9 +200,10 @@ def _particles(state, latent, rng_key):
 
 @partial(jax.jit, static_argnums=2)
 def _draw(latent, rng_key, config):
-    rungs, state = _start(latent, rng_key, config)
+    rungs, state, failures = _start(latent, rng_key, config)
     climb = partial(_climb, latent=latent, rungs=rungs, rng_key=rng_key, config=config)
-    return _particles(lax.fori_loop(1, rungs.num + 1, climb, state), latent, rng_key)
+    z = _particles(lax.fori_loop(1, rungs.num + 1, climb, state), latent, rng_key)
+    return jnp.where(jnp.stack(list(failures.values())).any(), jnp.nan, z), failures
 
 
 def _resample_groups(rng_key, log_weights):

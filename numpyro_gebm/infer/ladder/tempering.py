@@ -8,13 +8,15 @@ which at t = 0 is exactly the prior, and at t = 1 the tilted prior. Positions ar
 """
 
 import math
+from typing import TypeAlias
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax, random
 from numpyro.distributions import biject_to
 from numpyro.distributions.util import sum_rightmost
+from numpyro.util import not_jax_tracer
 
 from gebm.annealing import MAX_REDRAWS
 from gebm.ladder import (
@@ -38,6 +40,7 @@ from numpyro_gebm.dynamics.steps import PotentialAndGrad, trajectory, value_and_
 from numpyro_gebm.gebm import EnergyTiltedPrior, neg_beta_energy
 
 __all__ = [
+    "Failures",
     "Ladder",
     "effective_fraction",
     "length_scale_of",
@@ -46,8 +49,13 @@ __all__ = [
     "move",
     "next_rung",
     "potential_at",
+    "raise_failures",
     "systematic_resample",
 ]
+
+
+#: Maps messages to whether that happened: a compiled program, which cannot raise errors, returns it with its result.
+Failures: TypeAlias = dict[str, jax.Array]
 
 
 class Ladder:
@@ -100,21 +108,15 @@ class Ladder:
         """`Points` at positions."""
         return Points(u, *value_and_grad(self.log_prior, u), *value_and_grad(self.neg_beta_energy, u))
 
-    def start(self, rng_key: jax.Array, num: int) -> Points:
-        """`Points` at exact draws of the prior.
-
-        Raises, at run time:
-            RuntimeError: if the energy is NaN or -inf at one of them, or infinite at all of them.
-        """
-        points = self._real(self.evaluate(self.sample_prior(rng_key, num)))
+    def start(self, rng_key: jax.Array, num: int) -> tuple[Points, Failures]:
+        """`Points` at exact draws of the prior, and whether energies are NaN or -inf there, or all infinite."""
+        points = self.evaluate(self.sample_prior(rng_key, num))
         infinite = (points.neg_beta_energy == -jnp.inf).all()
-        return eqx.error_if(points, infinite, no_finite_energy(num))
+        return points, {REAL_ENERGIES: _not_real(points), no_finite_energy(num): infinite}
 
-    def start_finite(self, rng_key: jax.Array, num: int) -> Points:
-        """`Points` at draws of the prior of finite energy, where a chain on a rung above 0 starts.
-
-        Raises, at run time:
-            RuntimeError: if the energy is NaN or -inf at one of them, or infinite at 1,000 of them in a row.
+    def start_finite(self, rng_key: jax.Array, num: int) -> tuple[Points, Failures]:
+        """`Points` at draws of the prior of finite energy, where a chain on a rung above 0 starts; and whether an
+        energy is NaN or -inf there, or there were 1,000 in a row that are infinite.
         """
 
         def propose(key):
@@ -122,18 +124,28 @@ class Ladder:
             return u, self.neg_beta_energy(u)
 
         u, *_ = finite_start(rng_key, propose)
-        points = self._real(self.evaluate(u))
+        points = self.evaluate(u)
         infinite = (points.neg_beta_energy == -jnp.inf).any()
-        return eqx.error_if(points, infinite, no_finite_start(num, MAX_REDRAWS))
-
-    @staticmethod
-    def _real(points: Points) -> Points:
-        bad = (jnp.isnan(points.neg_beta_energy) | (points.neg_beta_energy == jnp.inf)).any()
-        return eqx.error_if(points, bad, REAL_ENERGIES)
+        return points, {REAL_ENERGIES: _not_real(points), no_finite_start(num, MAX_REDRAWS): infinite}
 
     def potential_and_grad(self, t: float | jax.Array) -> PotentialAndGrad:
         """A callable from positions to the potential of the rung t (a scalar, or shape `(N,)`) and its gradient."""
         return lambda u: value_and_grad(lambda u: -self.log_prior(u) - log_increment(t, self.neg_beta_energy(u)), u)
+
+
+def _not_real(points):
+    return (jnp.isnan(points.neg_beta_energy) | (points.neg_beta_energy == jnp.inf)).any()
+
+
+def raise_failures(failures: Failures) -> None:
+    """Raise the error of a compiled program that failed; within a trace nothing is known, and nothing raised.
+
+    Raises:
+        RuntimeError: if something failed.
+    """
+    for message, failed in failures.items():
+        if not_jax_tracer(failed) and np.asarray(failed).any():
+            raise RuntimeError(message)
 
 
 def potential_at(points: Points, t: float | jax.Array) -> tuple[jax.Array, jax.Array]:
