@@ -218,8 +218,13 @@ class LangevinKernel(MCMCKernel):
 
     def _draw(self, state, potential_and_grad):
         """The next draw of an ensemble, or one step of its warm-up."""
-        # a loop, as `vmap` would turn a condition into both of its branches, in every step
-        state = lax.while_loop(lambda s: s.stale.any(), lambda s: self._refreshed(s, potential_and_grad), state)
+        # A loop, as `vmap` would turn a condition into both of its branches, in every step; and a barrier, as XLA would
+        # move the gradient, which is the same in every turn of the loop, out of it, into every step.
+        state = lax.while_loop(
+            lambda s: s.stale.any(),
+            lambda s: self._refreshed(lax.optimization_barrier(s), potential_and_grad),
+            state,
+        )
         if self._num_warmup == 0:
             return self._advance(state, potential_and_grad, False)
         warming = state.i[0] < self._num_warmup
