@@ -2,14 +2,15 @@
 
 import itertools
 import math
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax, random
+from numpyro.util import not_jax_tracer
 
 __all__ = ["ACTIVATIONS", "Conv", "Linear", "check_shape", "depth_to_space", "initialised", "space_to_depth"]
 
@@ -55,18 +56,20 @@ class Conv(eqx.Module):
         return out + self.bias[:, None, None]
 
 
-@partial(jax.jit, static_argnums=1)
-def initialised(rng_key: jax.Array, layers: tuple[tuple[type, int, int], ...]) -> tuple[Any, ...]:
+def initialised(rng_key: jax.Array, layers: Sequence[tuple[type, int, int]]) -> tuple[Any, ...]:
     r"""Layers of `(class, size or channels in, out)` each, weight and bias uniform in $\pm 1 / \sqrt{\text{inputs}}$.
 
-    One compiled program with one draw: compiling a draw takes longer than all the rest.
+    One draw for all of them, of as many values as for other networks of about that size, as it takes long to compile.
     """
     shapes = [shape for layer, *sizes in layers for shape in layer.shapes(*sizes)]
     ends = list(itertools.accumulate(map(math.prod, shapes)))
-    parts = jnp.split(random.uniform(rng_key, (ends[-1],), minval=-1.0, maxval=1.0), ends[:-1])
-    weights = iter([part.reshape(shape) for part, shape in zip(parts, shapes)])
-    bounds = [1.0 / math.sqrt(math.prod(shape[1:])) for shape in shapes[::2]]
-    return tuple(layer(bound * next(weights), bound * next(weights)) for (layer, *_), bound in zip(layers, bounds))
+    size = 1 << (ends[-1] - 1).bit_length()
+    values = random.uniform(rng_key, (size,), minval=-1.0, maxval=1.0)
+    xp = np if not_jax_tracer(values) else jnp  # cut up on the host, where that compiles nothing
+    parts = xp.split(xp.asarray(values), ends)
+    bounds = (1.0 / math.sqrt(math.prod(shape[1:])) for shape in shapes[::2] for _ in range(2))
+    arrays = iter([jnp.asarray(bound * part.reshape(shape)) for part, shape, bound in zip(parts, shapes, bounds)])
+    return tuple(layer(next(arrays), next(arrays)) for layer, *_ in layers)
 
 
 def _convolve(weight, x):
