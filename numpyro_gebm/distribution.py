@@ -51,6 +51,11 @@ class Distribution(_Host):
         self._made_with = len(batch_shape), _ndims(self)
         super().__init__(batch_shape, event_shape, validate_args=validate_args)
 
+    @classmethod
+    def gather_pytree_data_fields(cls) -> tuple[str, ...]:
+        """The fields with arrays, in the same order in every process, as compiled programs on disk need it."""
+        return tuple(sorted(super().gather_pytree_data_fields()))
+
     @property
     def stack_shape(self) -> tuple[int, ...]:
         """Axes in front of those that the arrays were made with; () for a distribution that is no stack."""

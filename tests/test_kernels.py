@@ -150,7 +150,7 @@ def test_a_kernel_is_a_dataclass(host):
     assert first.kind == second.kind == inspect.Parameter.POSITIONAL_OR_KEYWORD
     assert all(parameter.kind == inspect.Parameter.KEYWORD_ONLY for parameter in rest)
     defaults = {parameter.name: parameter.default for parameter in rest}
-    assert defaults["step_size"] == 0.1 and defaults["target_accept_prob"] == 0.8 and defaults["num_steps"] == 10
+    assert defaults["step_size"] == 0.1 and defaults["target_accept_prob"] == 0.8 and defaults["num_steps"] == 5
     assert isinstance(kernel, host.infer.ChainKernel)
     assert repr(kernel).startswith("GHMC(model=") and "friction=2.0" in repr(kernel)
     assert dataclasses.replace(kernel, friction=None).friction is None
@@ -446,7 +446,7 @@ def test_starts_that_are_refused(host):
 
 def test_effective_draws_per_gradient(host):
     """GHMC is not a random walk: on a standard normal in 50 dimensions ten steps make a draw nearly independent."""
-    kernel = host.infer.GHMC(potential_fn=normal_potential)
+    kernel = host.infer.GHMC(potential_fn=normal_potential, num_steps=10)
     draws = host.run(kernel, 1000, 200, 32, start={"z": np.zeros((32, 50))})["z"]
     assert min(az.ess(draws[..., i]) for i in range(5)) > 0.4 * 200 * 32
 

@@ -51,7 +51,7 @@ class GHMC(LangevinKernel):
     """
 
     friction: Annotated[float | None, optional(nonnegative)] = None
-    num_steps: Annotated[int, integer] = 10
+    num_steps: Annotated[int, integer] = 5
 
     default_fields = (*LangevinKernel.default_fields, "kinetic_temperature")
 
