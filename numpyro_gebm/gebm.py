@@ -47,18 +47,18 @@ def _validated(log_prob: LogProb) -> LogProb:
     return cast(LogProb, validate_sample(log_prob))  # which has no types
 
 
-def _isfinite(x):
-    return np.isfinite(x) if not_jax_tracer(x) else jnp.isfinite(x)  # what is known is checked without a program
+def _known(x):
+    return np.asarray(x) if not_jax_tracer(x) else x  # what is known is checked without a program
 
 
 class _FiniteNonnegative(constraints.Constraint):
     def __call__(self, x: Any) -> Any:
-        return ((np.asarray(x) if not_jax_tracer(x) else x) >= 0) & _isfinite(x)
+        return (_known(x) >= 0) & (_known(x) < np.inf)
 
 
 class _FiniteOrUnknown(constraints.Constraint):
     def __call__(self, x: Any) -> Any:
-        return True if x is None or callable(x) else _isfinite(x)
+        return True if x is None or callable(x) else abs(_known(x)) < np.inf
 
 
 def check_energy(base: dist.Distribution, energy: Energy) -> np.dtype:

@@ -137,7 +137,8 @@ class LangevinKernel(MCMCKernel):
             init_params = jax.tree.map(lambda x: x[None], init_params) if single else init_params
         if self._start_fn is None:
             self._start_fn = eqx.filter_jit(self._start)
-        state, finite, tried = self._start_fn(keys, init_params, model_args, model_kwargs)
+        start = self._start_fn if _hashable((model_args, model_kwargs)) else self._start
+        state, finite, tried = start(keys, init_params, model_args, model_kwargs)
         if not_jax_tracer(finite) and not np.isfinite(state.potential_energy).all():
             potential_energy = np.asarray(state.potential_energy)
             raise ValueError(no_finite_potential(potential_energy, "init_params", int(finite), int(tried)))
@@ -209,7 +210,7 @@ class LangevinKernel(MCMCKernel):
             num_nan=count,
             adapt_state=init_adaptation(position, potential_energy, self.step_size, self.first_window),
             rng_key=keys,
-            stale=jnp.zeros(len(position), bool),
+            stale=jnp.ones(len(position), bool),  # what the model closes over may have changed since this was compiled
         )
 
     @alone()
@@ -337,6 +338,14 @@ class LangevinKernel(MCMCKernel):
 
     def __getstate__(self):
         return {**self.__dict__, "_sample_fn": None, "_start_fn": None}
+
+
+def _hashable(tree):
+    """Whether what is no array can be an argument of a compiled function; a DataFrame cannot."""
+    try:
+        return all(eqx.is_array_like(leaf) or hash(leaf) is not None for leaf in jax.tree.leaves(tree))
+    except TypeError:
+        return False
 
 
 def _as_positions(params, like, num_chains):

@@ -91,3 +91,29 @@ def test_the_cache_on_disk(tmp_path):
 def test_a_bucket_changes_nothing(num):
     x = jax.numpy.arange(2.0 * num).reshape(num, 2)
     np.testing.assert_array_equal(buckets.in_bucket(jax.jit(lambda x: x.sum(1)), x), x.sum(1))
+
+
+def test_a_model_that_now_closes_over_another_gebm():
+    """Its start is compiled once; the potential is that of today's model."""
+    offset = 0.0
+    kernel = GHMC(lambda: numpyro.sample("z", GEBM(HOST.normal(2), lambda x: 0.5 * (x**2).sum() + offset).latent))
+    keys = jax.random.split(jax.random.key(0), 2)
+    before = kernel.sample(kernel.init(keys, 0), (), {})
+    offset = 100.0
+    after = kernel.sample(kernel.init(keys, 0), (), {})
+    np.testing.assert_allclose(after.potential_energy, before.potential_energy + 100.0)
+    np.testing.assert_allclose(after.z["z"], before.z["z"])
+
+
+def test_arguments_that_cannot_be_hashed():
+    class Data:
+        __hash__ = None
+        y = np.zeros(3)
+
+    def normal(data):
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.sample("y", dist.Normal(z, 1.0), obs=data.y)
+
+    mcmc = MCMC(GHMC(normal), num_warmup=5, num_samples=5, progress_bar=False)
+    mcmc.run(jax.random.key(0), Data())
+    assert np.isfinite(mcmc.get_samples()["z"]).all()
