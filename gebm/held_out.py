@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gebm import validation
+from gebm.evaluation import MIN_ESS_SHARE, Evaluation, WeightSums, evaluation_of, standard_error
 
 __all__ = ["HeldOut", "HeldOutEnergies", "ValidationCurve", "check_evaluation", "find_every"]
 
@@ -15,19 +16,19 @@ __all__ = ["HeldOut", "HeldOutEnergies", "ValidationCurve", "check_evaluation", 
 NUM_LOOKS = 25
 #: Training overfits if the mean of the last looks, at most so many, is below the best by so many standard errors.
 NUM_LAST, NUM_ERRORS = 5, 3.0
-
-
+#: Columns of a look: its step, and `HeldOutEnergies.values`.
+NUM_COLUMNS = 7
 #: The energy is higher on data than on base draws, if by more than so many standard errors.
 MAX_ERRORS = 5.0
 
 
-def check_evaluation(kale: float, of_data: np.ndarray, of_base: np.ndarray, *, stacklevel: int = 3) -> None:
+def check_evaluation(found: Evaluation, of_data: np.ndarray, weights: WeightSums, *, stacklevel: int = 3) -> None:
     """Check an estimate of KALE, and warn if the energy may have the wrong sign.
 
     Args:
-        kale: the estimate.
+        found: the estimate.
         of_data: energies of data, shape `(N,)`.
-        of_base: energies of base draws, shape `(M,)`.
+        weights: sums over the base draws.
         stacklevel: of the warning.
 
     Raises:
@@ -37,14 +38,13 @@ def check_evaluation(kale: float, of_data: np.ndarray, of_base: np.ndarray, *, s
         UserWarning: if the energy is higher on data than on base draws, by more than five standard errors.
     """
     validation.check_statistic(
-        "KALE", np.asarray(kale), "Look at the energies: infinite on data, or far below -A on draws of the base?"
+        "KALE", np.asarray(found.value), "Look at the energies: infinite on data, or not finite on draws of the base?"
     )
-    data, base = np.asarray(of_data, np.float64), np.asarray(of_base, np.float64)
-    with np.errstate(invalid="ignore"):  # energies of the base may be infinite
-        difference, error = data.mean() - base.mean(), math.hypot(_standard_error(data), _standard_error(base))
-    if difference > MAX_ERRORS * error + 1e-6 * abs(base.mean()):  # and by more than rounding
+    data, (base, error) = np.asarray(of_data, np.float64), weights.mean_energy
+    noise = MAX_ERRORS * math.hypot(standard_error(data), error) + 1e-6 * abs(base)  # and rounding
+    if data.mean() - base > noise:
         warnings.warn(
-            f"The mean energy is higher on data ({data.mean():.4g}) than on draws of the base ({base.mean():.4g}): the "
+            f"The mean energy is higher on data ({data.mean():.4g}) than on draws of the base ({base:.4g}): the "
             "GEBM gives the data less weight than its base does. An energy is low where data is; negate one that comes "
             "from the logits of a critic, which are high there. Otherwise it is not trained, or it overfits.",
             stacklevel=stacklevel,
@@ -54,11 +54,12 @@ def check_evaluation(kale: float, of_data: np.ndarray, of_base: np.ndarray, *, s
 class ValidationCurve(NamedTuple):
     r"""Held-out values during a run, one for every look.
 
-    `step` counts steps of the run. `kale` is KALE. `log_likelihood` is NaN for a base g without a density, else the
-    mean of $\log g(x)$ plus KALE: a lower bound of the mean log-density of the GEBM (for maximum likelihood, which
-    leaves the energy out, the mean of $\log g(x)$). `error` is the standard error of what states are compared by:
-    `log_likelihood` while a base with a density is trained, else `kale`. `best_step` is the step whose state the
-    result holds, None if that is the last.
+    `step` counts steps of the run. `kale` is KALE at the best A, which is `log_partition`. `log_likelihood` is NaN for
+    a base g without a density, else the mean of $\log g(x)$ plus KALE: a lower bound of the mean log-density of the
+    GEBM (for maximum likelihood, which leaves the energy out, the mean of $\log g(x)$). `error` is the standard error
+    of what states are compared by: `log_likelihood` while a base with a density is trained, else `kale`. `ess_share` is
+    the effective sample size of the weights of the base draws over their number. `best_step` is the step whose state
+    the result holds, None if that is the last.
     """
 
     step: np.ndarray
@@ -66,34 +67,34 @@ class ValidationCurve(NamedTuple):
     log_likelihood: np.ndarray
     error: np.ndarray
     best_step: int | None
+    log_partition: np.ndarray
+    ess_share: np.ndarray
 
 
 class HeldOutEnergies(NamedTuple):
-    """Energies of held-out data `(N,)` and of fresh base draws `(M,)`, A, and log-densities of the data by the base.
+    """Energies of held-out data `(N,)`, sums over fresh base draws, and log-densities of the data by the base.
 
     `log_density` is None for a base without a density; `energy_counts` is whether the energy is part of the model.
     """
 
     data: np.ndarray
-    base: np.ndarray
-    log_partition: float
+    weights: WeightSums
     log_density: np.ndarray | None
     energy_counts: bool
 
-    def values(self) -> tuple[float, float, float, float]:
-        """KALE and the log-likelihood, and the standard errors of both."""
-        data, base = np.asarray(self.data, np.float64), np.asarray(self.base, np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):
-            critic, weights = -(data + float(self.log_partition)), np.exp(-(base + float(self.log_partition)))
-            kale = 1.0 + critic.mean() - weights.mean()
-            error = math.hypot(_standard_error(critic), _standard_error(weights))
-            if self.log_density is None:
-                return kale, math.nan, error, math.nan
-            log_density = np.asarray(self.log_density, np.float64)
-            if not self.energy_counts:
-                return kale, log_density.mean(), error, _standard_error(log_density)
-            of_both = math.hypot(_standard_error(log_density + critic), _standard_error(weights))
-            return kale, log_density.mean() + kale, error, of_both
+    def values(self) -> tuple[float, float, float, float, float, float]:
+        """KALE and the log-likelihood, the standard errors of both, the effective share of the weights, and A."""
+        found = evaluation_of(self.data, self.weights)
+        of_weights = self.weights.ess / self.weights.num, self.weights.log_partition
+        if self.log_density is None:
+            return found.value, math.nan, found.std_error, math.nan, *of_weights
+        log_density = np.asarray(self.log_density, np.float64)
+        if not self.energy_counts:
+            return found.value, log_density.mean(), found.std_error, standard_error(log_density), *of_weights
+        with np.errstate(invalid="ignore"):  # both may be infinite
+            of_both = standard_error(log_density - np.asarray(self.data, np.float64))
+        error = math.hypot(of_both, self.weights.std_error)
+        return found.value, log_density.mean() + found.value, found.std_error, error, *of_weights
 
 
 class HeldOut:
@@ -108,6 +109,11 @@ class HeldOut:
         keep: returns a copy of the present state; None to keep none.
         has_density: whether the base has a density.
         base_is_trained: whether the base is trained.
+        energy_is_trained: whether the energy is trained, by an objective that KALE may judge.
+        patience: looks in a row without a better value after which the run may stop; None for no such stop.
+
+    Raises:
+        ValueError: for patience without looks, or where states cannot be compared.
     """
 
     def __init__(
@@ -118,11 +124,31 @@ class HeldOut:
         *,
         has_density: bool,
         base_is_trained: bool,
+        energy_is_trained: bool = True,
+        patience: int | None = None,
     ) -> None:
         self.every, self._measure, self._keep = every, measure, keep
         self._by, self._base_is_trained = ("kale", "log_likelihood")[has_density and base_is_trained], base_is_trained
-        self._keeps = has_density or not base_is_trained
-        self.rows, self.best = np.zeros((0, 5)), None
+        self._keeps, self._energy_is_trained = has_density or not base_is_trained, energy_is_trained
+        self.rows, self.best = np.zeros((0, NUM_COLUMNS)), None
+        self.patience = validation.optional(validation.integer)("patience", patience)
+        if patience is not None and every is None:
+            raise ValueError(f"Expected validation data with patience={patience}; got validation=None.")
+        if patience is not None and not self._keeps:
+            raise ValueError(
+                f"Expected patience=None while a base without a density is trained; got {patience}. KALE falls as that "
+                "base improves, so no look is better than another."
+            )
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the last `patience` looks were none of them better than one before them."""
+        scores = self._scores()
+        return (
+            self.patience is not None and len(scores) - 1 - int(scores.argmax()) >= self.patience
+            if len(scores)
+            else False
+        )
 
     def until_next(self, step: int) -> float:
         """Steps from `step` to the next look."""
@@ -134,8 +160,8 @@ class HeldOut:
             self.look(step)
 
     def look(self, step: int) -> None:
-        """Look now, unless there are no looks."""
-        if self.every is None:
+        """Look now, unless there are no looks, or the last one was at this step."""
+        if self.every is None or (len(self.rows) and self.rows[-1, 0] == step):
             return
         best = self._scores().max(initial=-math.inf)
         self.rows = np.vstack([self.rows, [step, *self._measure().values()]])
@@ -145,7 +171,10 @@ class HeldOut:
     def resume(self, rows: Any, best: Any) -> None:
         """Go on after the looks of an interrupted run."""
         if self.every is not None and rows is not None:
-            self.rows = np.asarray(rows, np.float64).reshape(-1, 5)
+            rows = np.asarray(rows, np.float64)
+            if rows.size and rows.shape[1] < NUM_COLUMNS:  # a file of before 0.2
+                rows = np.hstack([rows, np.full((len(rows), NUM_COLUMNS - rows.shape[1]), math.nan)])
+            self.rows = rows.reshape(-1, NUM_COLUMNS)
             self.best = best if self._keep is not None and self._keeps and np.isfinite(self._scores()).any() else None
 
     def shown(self) -> dict[str, str]:
@@ -156,20 +185,29 @@ class HeldOut:
         """What was seen; None without looks."""
         if self.every is None:
             return None
-        step, kale, log_likelihood, *_ = self.rows.T
+        step, kale, log_likelihood, _, _, ess_share, log_partition = self.rows.T
         best = None if self.best is None else int(step[self._scores().argmax()])
-        return ValidationCurve(step.astype(int), kale, log_likelihood, self._errors(), best)
+        return ValidationCurve(step.astype(int), kale, log_likelihood, self._errors(), best, log_partition, ess_share)
 
-    def warn_if_overfitting(self, training: np.ndarray, *, stacklevel: int = 2) -> None:
-        """Warn if the held-out value fell well below its best while that of training went on rising.
+    def warn(self, training: np.ndarray, *, stacklevel: int = 2) -> None:
+        """Warn of what the looks say against the result.
+
+        That is: the held-out value fell well below its best; KALE of the energy that was trained is below 0; the
+        weights rest on few base draws.
 
         Args:
             training: KALE of every step of the run.
             stacklevel: as for `warnings.warn`.
         """
-        scores = self._scores()
-        if self.every is None or not np.isfinite(scores).any():
+        if self.every is None or not np.isfinite(self._scores()).any():
             return
+        for message in (self._fell(training), *self._of_result()):
+            if message is not None:
+                warnings.warn(message, RuntimeWarning, stacklevel=stacklevel + 1)
+
+    def _fell(self, training):
+        """A sentence if the last looks are below the best."""
+        scores = self._scores()
         best = scores.argmax()
         last = slice(max(best + 1, len(scores) - NUM_LAST), None)
         start, end, num = int(self.rows[best, 0]), len(training), len(scores[last])
@@ -177,23 +215,42 @@ class HeldOut:
         # the looks have the data in common, which cancels, and base draws of their own, which average out
         noise = math.hypot(self._errors()[best], errors.mean() / math.sqrt(num) if len(errors) else 0.0)
         if num == 0 or scores[best] - scores[last].mean() <= NUM_ERRORS * noise:
-            return
+            return None
         name, looks = {"kale": "KALE", "log_likelihood": "log-likelihood"}[self._by], f" (mean of {num} looks)"
-        fell = f"Held-out {name} fell from {scores[best]:.3g} at step {start} to {scores[last].mean():.3g}"
-        fell += looks if num > 1 else ""
+        found = f"Held-out {name} fell from {scores[best]:.3g} at step {start} to {scores[last].mean():.3g}"
+        found += looks if num > 1 else ""
         if self._base_is_trained:
             if self._by == "kale":  # falls as the base improves
-                return
-            found = f"{fell}: the model overfits, or training is unstable."
+                return None
+            found += ": the model overfits, or training is unstable."
         else:
             then, now = (np.nanmean(training[max(0, i - self.every) : max(i, self.every)]) for i in (start, end))
-            if not now > then:
-                return
-            found = f"{fell}, while KALE in training rose from {then:.3g} to {now:.3g}: the energy overfits."
+            if now > then:
+                found += f", while KALE in training rose from {then:.3g} to {now:.3g}: the energy overfits."
+            else:
+                found += ": training is unstable."
         kept = f"The result holds the state of step {start}." if self._keep is not None else "Pass `keep_best=True`."
         penalty = "" if self._base_is_trained else "a stronger penalty, "
-        advice = f"Try {penalty}a smaller network, fewer steps, or more data."
-        warnings.warn(f"{found} {kept} {advice}", RuntimeWarning, stacklevel=stacklevel + 1)
+        return f"{found} {kept} Try {penalty}a lower rate, a smaller network, fewer steps, or more data."
+
+    def _of_result(self):
+        """Sentences about the state that the result holds."""
+        row = self.rows[-1 if self.best is None else self._scores().argmax()]
+        if not self._energy_is_trained or self.rows[-1, 0] == 0:
+            return
+        kale, error, ess_share = row[1], row[3], row[5]
+        if kale < -NUM_ERRORS * error - 1e-6:  # and rounding
+            yield (
+                f"Held-out KALE of the result is below 0: {kale:.3g}, with a standard error of {error:.2g}. The energy "
+                "makes the model worse than its base alone. Train the energy longer on the finished base, at a lower "
+                "rate or with a stronger penalty."
+            )
+        if ess_share < MIN_ESS_SHARE:
+            yield (
+                f"The effective sample size of the weights is {100 * ess_share:.2g} % of the base draws: log Z, and "
+                "KALE with it, rest on few of them, and the energy was hardly trained where its model is. Go on with "
+                "`refine`, which trains it on draws of the model."
+            )
 
     def _scores(self):
         """What states are compared by, -inf where it is not finite."""
@@ -227,7 +284,3 @@ def find_every(every: int | None, has_data: bool, num_steps: int) -> int | None:
             raise ValueError(f"Expected validation data with validate_every={every}; got validation=None.")
         return None
     return max(1, num_steps // NUM_LOOKS) if every is None else every
-
-
-def _standard_error(values):
-    return values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else math.inf

@@ -6,7 +6,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from gebm import validation
 
-__all__ = ["BaseObjective", "ContrastiveDivergence", "Energies", "EnergyObjective", "Objective"]
+__all__ = ["BaseObjective", "ContrastiveDivergence", "Energies", "EnergyObjective", "KALEObjective", "Objective"]
 
 Array = TypeVar("Array")
 
@@ -66,6 +66,17 @@ class Objective(EnergyObjective[Array], BaseObjective[Array], Protocol[Array]):
         ...     def base_loss(self, base, data, energies):
         ...         return energies().mean()
     """
+
+
+@dataclasses.dataclass(frozen=True)
+class KALEObjective:
+    """The part of KALE that needs no framework: its one number."""
+
+    max_ratio: float = 10.0
+
+    def __post_init__(self) -> None:
+        if validation.positive("max_ratio", self.max_ratio) < 1.0:
+            raise ValueError(f"Expected max_ratio >= 1; got {self.max_ratio}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,7 +59,7 @@ def plot_losses(
         steps, color = np.arange(start, start + len(losses.kale)), f"C{i}"
         for axis, curve in zip(axes, (losses.kale, losses.log_partition, losses.penalty)):
             axis.plot(steps, _running_mean(curve, window), color=color, label=labels and labels[i])
-        for style, curve in (("-", losses.energy_grad_norm), (":", losses.base_grad_norm)):
+        for style, curve in (("-", losses.energy_grad_norm), (":", getattr(losses, "base_grad_norm", 0.0))):
             if np.asarray(curve).any():
                 axes[3].plot(steps, _running_mean(curve, window), style, color=color)
         if held_out is not None:

@@ -25,13 +25,18 @@ __all__ = [
 Result = TypeVar("Result")
 
 #: Short names of the objectives that both packages have.
-ObjectiveName = Literal["kale", "donsker_varadhan", "maximum_likelihood", "contrastive_divergence"]
+ObjectiveName = Literal["kale", "plain_kale", "donsker_varadhan", "maximum_likelihood", "contrastive_divergence"]
 #: Most steps between two looks at the losses, which are about a second apart; results do not depend on it.
 MAX_STEPS_PER_LOOK = 100
 #: Energy steps before one base step, at most: more would look like a program that hangs.
 MAX_ENERGY_STEPS = 1_000_000
 #: Steps in a row with a loss or gradient that is not finite, after which a run stops.
 PATIENCE = 10
+#: What to say then, and what to do about it.
+BAD_STEPS = (
+    f"loss or gradient was not finite for {PATIENCE} steps in a row, or far above what was usual.",
+    "Lower the learning rates, or raise the penalty.",
+)
 
 
 class Run(Protocol):
@@ -97,6 +102,8 @@ def drive(
         while (done := run.step) < num_steps:
             checkpoints.write_if_due(done, run)
             held_out.look_if_due(done)
+            if held_out.exhausted:
+                break
             start = time.perf_counter()
             count = int(min(count, num_steps - done, checkpoints.until_next(done), held_out.until_next(done)))
             losses = run.advance(count)
@@ -105,11 +112,14 @@ def drive(
             bar.set_postfix({**describe(losses), **held_out.shown(), **skipped})
             count = max(1, min(MAX_STEPS_PER_LOOK, 2 * count, int(count / (time.perf_counter() - start))))
     if run.skipped:
-        message = f"{run.skipped} steps were skipped: their loss or gradient was not finite."
+        message = (
+            f"{run.skipped} steps were skipped: their loss or gradient was not finite, or far above what was usual in "
+            "the run."
+        )
         warnings.warn(message, RuntimeWarning, stacklevel=3)
     try:
-        checkpoints.write(num_steps, run)
-        held_out.look(num_steps)
+        checkpoints.write(run.step, run)
+        held_out.look(run.step)
         return finish()
     except Exception as error:
         state, advice = run.kept

@@ -46,12 +46,13 @@ def test_a_model_is_read_by_both_packages(host, written_by):
 def test_training_resumes_to_the_expected_curve(host, looks):
     base, energy = model(host)
     optims = [host.adam(1e-3), host.adam(1e-3)]
-    kale = host.KALE(base, host.KALEGuide(energy), *optims, energy_steps=2, ema_decay=0.9)
+    as_then = {"objective": "plain_kale", "max_grad_norm": np.inf}
+    kale = host.KALE(base, host.KALEGuide(energy), *optims, energy_steps=2, ema_decay=0.9, **as_then)
     folder, old = FIXTURES / host.name / "checkpoint", expected(host.name)
     result = host.train(kale, 4, DATA, seed=99, batch_size=8, resume_from=folder, **looks)
     assert_same(result.losses.kale, old["kale"])
     assert not looks or result.validation.step.tolist() == [2, 4]
-    assert_same(result.gebm.log_partition, old["log_partition"])
+    np.testing.assert_allclose(result.gebm.log_partition, old["log_partition"], atol=0.02)  # of fewer draws than then
     assert_same(host.numpy(host.apply(result.gebm.energy, X)), old["trained_energy"])
 
 

@@ -102,12 +102,13 @@ def test_values_on_held_out_data_are_exact_for_a_constant_energy(host):
     energy = host.network(lambda c, x: c + 0.0 * x.sum(-1), np.array(0.7))
     base, guide = host.normal(2), host.KALEGuide(energy, log_partition=0.4, penalty=None)
     result = train(host, host.KALE(base, guide, None, host.sgd(0.0)), 6, validation=HELD_OUT, validate_every=2)
-    A = np.array([0.4, *host.numpy(result.losses.log_partition)])[[0, 2, 4, 6]]
-    kale = 1 - 0.7 - A - np.exp(-0.7 - A)
     log_density = host.numpy(base.log_prob(host.array(HELD_OUT)))
-    np.testing.assert_allclose(result.validation.kale, kale, rtol=1e-10)
-    np.testing.assert_allclose(result.validation.log_likelihood, kale + log_density.mean(), rtol=1e-10)
-    np.testing.assert_allclose(result.validation.error, 0.0, atol=1e-12)
+    assert result.validation.step.tolist() == [0, 2, 4, 6]
+    np.testing.assert_allclose(result.validation.kale, 0.0, atol=1e-12)
+    np.testing.assert_allclose(result.validation.log_partition, -0.7, rtol=1e-12)
+    np.testing.assert_allclose(result.validation.log_likelihood, log_density.mean(), rtol=1e-10)
+    np.testing.assert_allclose(result.validation.error, 0.0, atol=1e-9)
+    np.testing.assert_allclose(result.validation.ess_share, 1.0, rtol=1e-9)
 
 
 def overfitting(host, num_steps=60, **kwargs):
@@ -743,3 +744,127 @@ def test_curves_and_progress(host, capsys):
     assert out == "" and all(word in shown for word in words)
     train(host, kale_of(host, "joint"), 2)
     assert capsys.readouterr() == ("", "")
+
+
+# --- Gradients that are far above what is usual
+
+
+def on_the_line(host, **kwargs):
+    """A linear energy E(x) = a x: its gradient is the mean of a batch, minus that of the weighted base draws."""
+    guide = host.KALEGuide(host.network(lambda a, x: a * x[..., 0], np.array(0.1)), log_partition=0.0, penalty=None)
+    return host.KALE(host.normal(1), guide, None, host.sgd(1e-3), **kwargs)
+
+
+def batches_with(outlier, at, num=200):
+    rng = np.random.default_rng(0)
+    for i in range(num):
+        yield np.full((50, 1), outlier) if i == at else rng.normal(1.0, 1.0, (50, 1))
+
+
+def test_a_batch_far_above_what_is_usual_is_left_out_and_counted(host):
+    with pytest.warns(RuntimeWarning, match="1 steps were skipped: .* far above what was usual"):
+        with_one = host.train(on_the_line(host), 151, batches_with(1e4, at=150))
+    without = host.train(on_the_line(host), 150, batches_with(1e4, at=150))
+    assert np.array_equal(*(host.parameters(r.gebm.energy)[0] for r in (with_one, without)))
+    clipped = host.train(on_the_line(host), 151, batches_with(30.0, at=150))
+    moved, usual = (host.parameters(r.gebm.energy)[0] for r in (clipped, without))
+    assert 0 < abs(moved - usual) < 1e-3 * 6  # the rate times twice a quantile of norms that are about 1
+
+
+@pytest.mark.parametrize("bound", [0.05, math.inf])
+def test_the_norm_that_gradients_are_clipped_at(host, bound):
+    energy = host.steps(on_the_line(host, max_grad_norm=bound))
+    before = energy.energy[0].copy()
+    norm = float(energy.step(np.full((50, 1), 3.0)).energy_grad_norm)
+    assert norm > 1.0 and abs(energy.energy[0] - before) == pytest.approx(1e-3 * min(norm, bound), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "value, error", [(0.0, ValueError), (-1, ValueError), ("1", TypeError), (math.nan, ValueError)]
+)
+def test_max_grad_norm_is_checked(host, value, error):
+    with pytest.raises(error, match="max_grad_norm"):
+        on_the_line(host, max_grad_norm=value)
+
+
+def test_the_gradient_does_not_change_with_a_shift_of_the_energy(host):
+    """And is bounded, however far A is from log Z."""
+    moves = []
+    for shift, A in ((0.0, 0.0), (0.0, 50.0), (0.0, -50.0), (20.0, -20.0)):
+        network = host.network(lambda a, b, x: a * x[..., 0] + b, np.array(0.1), np.array(shift))
+        guide = host.KALEGuide(network, log_partition=A, penalty=None)
+        steps = host.steps(host.KALE(host.normal(1), guide, None, host.sgd(1e-3), max_grad_norm=math.inf))
+        before = np.array(steps.energy[0])
+        steps.step(DATA[:20, :1])
+        assert abs(steps.energy[1] - shift) < 1e-12
+        moves.append(float(steps.energy[0] - before))
+    assert moves[0] == pytest.approx(moves[3], rel=1e-9)
+    ratio = np.array(moves[1:3]) / moves[0]  # 0.1 and 10 times that of r = 1, which is within a few per cent of it
+    np.testing.assert_allclose(ratio, [0.1, 10.0], rtol=0.2)
+
+
+def test_plain_kale_is_the_gradient_of_a_batch(host):
+    guide = host.KALEGuide(host.network(lambda a, x: a * x[..., 0], np.array(0.1)), log_partition=0.3, penalty=None)
+    kale = host.KALE(host.normal(1), guide, None, host.sgd(1.0), objective="plain_kale", max_grad_norm=math.inf)
+    energies = host.training.Energies(*(host.array(np.random.normal(size=n)) for n in (5, 7)), None, host.array(0.3))
+    value = host.divergences.kale(*energies[:2], 0.3)
+    np.testing.assert_allclose(kale.objective.energy_loss(energies), -host.numpy(value), rtol=1e-12)
+
+
+# --- KALE with its error
+
+
+def interval(host, energy, data, seed):
+    kale = host.KALE(host.normal(1), host.KALEGuide(energy, log_partition=0.0), None, host.sgd(1.0))
+    state = [host.steps(kale, seed=seed).state] if host.name == "numpyro" else []
+    return kale.evaluate(*state, data)
+
+
+def test_evaluate_has_an_error_and_stops_when_it_is_small(host):
+    slope = host.network(lambda a, x: a * x[..., 0], np.array(-1.0))  # the exact critic of N(1, 1) and N(0, 1)
+    data = 1.0 + np.random.default_rng(0).normal(size=(2000, 1))
+    found = interval(host, slope, data, 0)
+    assert float(found) == found.value and abs(found.value - 0.5) < 4 * found.std_error < 0.15
+    assert abs(found.log_partition - 0.5) < 0.05 and 8000 < found.num_draws < 60_000
+    assert 0.25 < found.ess / found.num_draws < 0.5  # 1 / e
+    kale = host.KALE(host.normal(1), host.KALEGuide(slope, log_partition=0.0), None, host.sgd(1.0))
+    state = [host.steps(kale).state] if host.name == "numpyro" else []
+    assert kale.evaluate(*state, data, max_draws=3000).num_draws == 2000
+    assert kale.evaluate(*state, data, tolerance=1e-3).num_draws == 200_000
+    assert kale.evaluate(*state, data, tolerance=0.05).num_draws == 8000
+    with pytest.raises(ValueError, match="Expected tolerance > 0; got 0"):
+        kale.evaluate(*state, data, tolerance=0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variance", [1.0, 3.0])
+def test_the_interval_of_evaluate_covers_the_exact_value(host, variance):
+    """N(m, 1) and N(0, 1): log-weights have variance m^2, and KALE at the exact critic is m^2 / 2."""
+    slope, covered = host.network(lambda a, x: a * x[..., 0], np.array(-math.sqrt(variance))), 0
+    for seed in range(200):
+        data = math.sqrt(variance) + np.random.default_rng(seed).normal(size=(500, 1))
+        found = interval(host, slope, data, seed)
+        covered += abs(found.value - variance / 2) < 1.96 * found.std_error
+    assert 180 <= covered <= 198, covered
+
+
+def test_patience_stops_a_run_and_resuming_it_does_not_go_on(host, tmp_path):
+    looks = {"validation": HELD_OUT, "validate_every": 5, "patience": 2}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        kale = kale_of(host, "overfitting")
+        result = train(host, kale, 500, DATA[:30], batch_size=30, checkpoint_dir=tmp_path, **looks)
+        steps = result.validation.step
+        assert len(result.losses.kale) == steps[-1] < 500 and steps[-1] == result.validation.best_step + 10
+        again = train(host, kale_of(host, "overfitting"), 500, DATA[:30], batch_size=30, resume_from=tmp_path, **looks)
+    assert again.validation.step.tolist() == steps.tolist() and same(model(host, result), model(host, again))
+
+
+def test_the_number_of_draws_that_settle_the_log_partition(host):
+    kale = kale_of(host, "energy alone")
+    kept = train(host, kale, 3, settle_draws=0)
+    assert np.array_equal(host.numpy(kept.gebm.log_partition), host.numpy(kept.losses.log_partition[-1]))
+    settled = train(host, kale_of(host, "energy alone"), 3, settle_draws=100_000)
+    assert not np.array_equal(host.numpy(settled.gebm.log_partition), host.numpy(settled.losses.log_partition[-1]))
+    with pytest.raises(ValueError, match="Expected settle_draws >= 0 or None; got -1"):
+        train(host, kale, 3, settle_draws=-1)

@@ -1,8 +1,10 @@
 """How a GEBM is trained."""
 
 from gebm.errors import ResultFailed, TrainingDiverged
+from gebm.evaluation import Evaluation
 from gebm.held_out import ValidationCurve
 from gebm.objectives import BaseObjective, Energies, EnergyObjective, Objective
+from gebm.refinement import Control
 from gebm.training import energy_bursts
 from numpyro_gebm.training.checkpoints import delete_checkpoints
 from numpyro_gebm.training.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
@@ -12,16 +14,20 @@ from numpyro_gebm.training.objectives import (
     DonskerVaradhan,
     KALEObjective,
     MaximumLikelihood,
+    PlainKALE,
 )
+from numpyro_gebm.training.refinement import RefinementLosses, RefinementResult
 from numpyro_gebm.training.results import KALELosses, KALEResult, KALEState
 
 __all__ = [
     "KALE",
     "BaseObjective",
     "ContrastiveDivergence",
+    "Control",
     "DonskerVaradhan",
     "Energies",
     "EnergyObjective",
+    "Evaluation",
     "KALEGuide",
     "KALELosses",
     "KALEObjective",
@@ -29,6 +35,9 @@ __all__ = [
     "KALEState",
     "MaximumLikelihood",
     "Objective",
+    "PlainKALE",
+    "RefinementLosses",
+    "RefinementResult",
     "ResultFailed",
     "TrainingDiverged",
     "ValidationCurve",

@@ -71,6 +71,11 @@ class InMemory:
         """What a fingerprint says of the data."""
         return {"data": self.source.data, "batch_size": self.source.batch_size}
 
+    @property
+    def batch_size(self) -> int:
+        """Data points a step."""
+        return self.source.batch_size
+
     def take(self, step: Any, num: int) -> Any:
         """What a compiled chunk reads its batches from."""
         return self.source
@@ -137,6 +142,11 @@ class Stream:
         check_same_shape(batch.shape, self.shape)
         self.count += 1
         return batch
+
+    @property
+    def batch_size(self) -> int:
+        """Data points a step; 0 before the first."""
+        return 0 if self.shape is None else self.shape[0]
 
     def take(self, step: Any, num: int) -> Any:
         """What a compiled chunk reads its next `num` batches from."""

@@ -67,7 +67,7 @@ def read_latest_checkpoint(
         like: a pytree of the same structure. JAX arrays in it give shapes, dtypes and kinds of random keys; NumPy
             arrays are restored as they were written, of any shape. An entry of the file that `like` lacks, at the
             root of the tree, is not read.
-        optional: entries at the root that a file may lack; they are then as in `like`.
+        optional: entries, at the root or within one, that a file may lack; they are then as in `like`.
         check: raises an error for the fingerprint of another run; it is given None where a file has none.
 
     Returns:
@@ -81,7 +81,7 @@ def read_latest_checkpoint(
     fingerprint = arrays.pop(_FINGERPRINT, None)
     check(None if fingerprint is None else str(fingerprint))
     leaves = _named_leaves(like)
-    required = [name for name in leaves if _root(name) not in optional]
+    required = [name for name in leaves if not set(_parts(name)) & set(optional)]
     if all(re.fullmatch(r"leaf_\d+", name) for name in arrays):  # of a version that wrote no names, but the order
         arrays = dict(zip(required, [arrays[name] for name in sorted(arrays)])) if len(arrays) == len(required) else {}
     roots = {_root(name) for name in required}
@@ -129,9 +129,14 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
+def _parts(name: str) -> list[str]:
+    """The path to a leaf, from the root of the tree."""
+    return re.split(r"[.\[\]'\"]+", name.lstrip(".['\""))
+
+
 def _root(name: str) -> str:
     """Entry at the root of the tree that a leaf belongs to."""
-    return re.split(r"[.\[\]'\"]", name.lstrip(".['\""))[0]
+    return _parts(name)[0]
 
 
 def _is_key(leaf: Any) -> bool:

@@ -13,10 +13,10 @@ from numpyro.distributions import Distribution
 from numpyro.util import not_jax_tracer
 
 from gebm import validation
+from gebm.evaluation import MIN_DRAWS, TOLERANCE, WeightSums, check_budget, chunk_size
 from gebm.networks import name_of
 from gebm.weights import LogPartition
 from numpyro_gebm.callables import Energy, Partitioned, over_batch
-from numpyro_gebm.divergences import batch_log_partition
 from numpyro_gebm.keys import typed
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "newton_step",
     "settle_log_partition",
     "sum_of_penalties",
+    "weight_sums",
 ]
 
 #: Largest change of A, in units of the rate, that one batch may ask for.
@@ -87,9 +88,9 @@ def decayed_rate(rate: float, step: jax.Array) -> jax.Array:
 def settle_log_partition(
     base: Distribution,
     energy: Callable[[jax.Array], jax.Array],
-    num_batches: int = 100,
-    batch_size: int = 2000,
     *,
+    tolerance: float | None = None,
+    max_draws: int | None = None,
     rng_key: jax.Array,
 ) -> jax.Array:
     r"""A of a fixed energy from fresh base draws: the log-mean-exp over all of them.
@@ -99,23 +100,72 @@ def settle_log_partition(
     Args:
         base: a distribution.
         energy: the energy, on one of its events.
-        num_batches: number of batches.
-        batch_size: base draws a batch.
+        tolerance: standard error at which to stop, in nats; None is 0.003.
+        max_draws: base draws at most; None is 200,000.
         rng_key: a JAX random key.
 
     Returns:
         Scalar.
+
+    Raises:
+        ValueError: if the tolerance is not positive, or the number below 2.
     """
-    return _settle(base, Partitioned(energy), typed(rng_key), num_batches, batch_size)
+    sums = weight_sums(base, energy, *check_budget(tolerance, max_draws), rng_key=rng_key)
+    return sums.log_sum - jnp.log(sums.num)
 
 
-@partial(jax.jit, static_argnums=(3, 4))
-def _settle(base, energy, rng_key, num_batches, batch_size):
-    def estimate(t):
-        x = base.sample(random.fold_in(rng_key, t), (batch_size,))
-        return batch_log_partition(over_batch(energy.fn, x, base.event_dim))
+def weight_sums(
+    base: Distribution,
+    energy: Callable[[jax.Array], jax.Array],
+    tolerance: float | None,
+    max_draws: int,
+    *,
+    rng_key: jax.Array,
+) -> WeightSums:
+    """Sums over fresh base draws, until log Z is known well enough; one compiled program, in pieces of memory.
 
-    return logsumexp(lax.map(estimate, jnp.arange(num_batches))) - jnp.log(num_batches)
+    Args:
+        base: a distribution.
+        energy: the energy, on one of its events.
+        tolerance: standard error of A at which to stop; None is 0.003.
+        max_draws: base draws at most.
+        rng_key: a JAX random key.
+
+    Returns:
+        `WeightSums` of scalars.
+    """
+    chunk = chunk_size(base.event_shape, max_draws)
+    tolerance = TOLERANCE if tolerance is None else tolerance
+    return _weight_sums(base, Partitioned(energy), typed(rng_key), chunk, max_draws // chunk, tolerance)
+
+
+@partial(jax.jit, static_argnums=3)
+def _weight_sums(base, energy, rng_key, chunk, max_chunks, tolerance):
+    least = -(-MIN_DRAWS // chunk)
+
+    def energies(t):
+        x = base.sample(random.fold_in(rng_key, t), (chunk,))
+        return over_batch(energy.fn, x, base.event_dim)
+
+    def goes_on(sums):
+        done = sums.num / chunk
+        spread = (
+            jnp.exp(sums.log_sum_squares - 2.0 * sums.log_sum) - 1.0 / sums.num
+        )  # NaN, and at its end, with no weight
+        good = (done >= least) & (spread <= tolerance**2)
+        return (done < max_chunks) & ~good
+
+    def add(sums):
+        e = energies((sums.num / chunk).astype(jnp.int32))
+        new = WeightSums(
+            jnp.asarray(chunk, e.dtype), logsumexp(-e), logsumexp(-2.0 * e), jnp.sum(e), jnp.sum(jnp.square(e))
+        )
+        logs = (jnp.logaddexp(sums[i], new[i]) for i in (1, 2))
+        return WeightSums(sums.num + new.num, *logs, sums.energy + new.energy, sums.energy_square + new.energy_square)
+
+    dtype = jax.eval_shape(energies, 0).dtype
+    zero, nothing = jnp.zeros((), dtype), jnp.full((), -jnp.inf, dtype)
+    return lax.while_loop(goes_on, add, WeightSums(zero, nothing, nothing, zero, zero))
 
 
 def gradient_penalty(weight: float = 1.0) -> Penalty:

@@ -13,16 +13,28 @@ import numpy as np
 import optax
 from jax import lax, random
 from numpyro.distributions import Distribution
-from numpyro.util import not_jax_tracer
 
 from gebm.batches import check_shape, is_array, values_of
 from gebm.checkpoint_files import Checkpoints, fitting
+from gebm.clipping import MAX_LOG_RATIO, MIN_STEPS, check_max_grad_norm
+from gebm.evaluation import (
+    LOOK_DRAWS,
+    START_DRAWS,
+    Evaluation,
+    WeightSums,
+    check_budget,
+    chunk_size,
+    evaluation_of,
+    most_draws,
+    tolerance_of,
+)
 from gebm.fingerprint import Fingerprint, describe, one_line
 from gebm.held_out import HeldOut, HeldOutEnergies, check_evaluation, find_every
 from gebm.networks import name_of
 from gebm.objectives import BaseObjective, Energies, EnergyObjective
+from gebm.refinement import Control
 from gebm.training import ObjectiveName, check_energy_steps, drive, find_objective, number_of_energy_steps, progress
-from gebm.validation import callable_or_none, instance, integer, probability
+from gebm.validation import callable_or_none, instance, integer, optional, probability
 from numpyro_gebm.base import has_density, trained_part, with_trained_part
 from numpyro_gebm.callables import over_batch
 from numpyro_gebm.divergences import batch_log_partition, kale
@@ -30,10 +42,17 @@ from numpyro_gebm.gebm import GEBM, check_energy
 from numpyro_gebm.keys import typed
 from numpyro_gebm.training.batches import InMemory, Stream, finite_array
 from numpyro_gebm.training.checkpoints import TrainingCheckpoint, read_latest_checkpoint, refuse_used, write_checkpoint
-from numpyro_gebm.training.guide import KALEGuide, decayed_rate, gradient_step, newton_step, settle_log_partition
+from numpyro_gebm.training.guide import (
+    KALEGuide,
+    decayed_rate,
+    gradient_step,
+    newton_step,
+    settle_log_partition,
+    weight_sums,
+)
 from numpyro_gebm.training.loop import (
     Run,
-    apply_if_finite,
+    apply_if_usual,
     count_skipped,
     cycles,
     split_trained,
@@ -41,6 +60,7 @@ from numpyro_gebm.training.loop import (
     stream_key,
 )
 from numpyro_gebm.training.objectives import OBJECTIVES
+from numpyro_gebm.training.refinement import Looks, Refinement, RefinementResult, refine
 from numpyro_gebm.training.results import KALELosses, KALEResult, KALEState
 
 __all__ = ["KALE"]
@@ -55,14 +75,16 @@ class KALE:
     .. math:: \min_G \max_{E, A}\; -\mathbb{E}_P[E + A] - \mathbb{E}_G[\exp(-(E + A))] + 1
 
     `energy_steps` steps of the energy (and of A) alternate with one step of the base, whose gradient uses
-    self-normalised weights. A step whose loss or gradient is not finite is skipped. Source: arXiv:2003.05033.
+    self-normalised weights. Gradients are clipped. A step whose loss or gradient is not finite, or far above what was
+    usual in the run, is skipped. A part without an optimiser is in inference mode. Source: arXiv:2003.05033.
 
     Args:
         base: a `Pushforward`, a `TransformedDistribution`, or with `base_optim=None` any continuous distribution.
         guide: a `KALEGuide`.
         base_optim: an Optax optimiser (with its schedules), or None to freeze the base.
         energy_optim: an Optax optimiser, or None to freeze the energy.
-        objective: "kale"; "donsker_varadhan"; "maximum_likelihood", of a base with a density, for the base alone;
+        objective: "kale"; "plain_kale" and "donsker_varadhan", the same with other gradients of the energy, see
+            `training.objectives`; "maximum_likelihood", of a base with a density, for the base alone;
             "contrastive_divergence", for the energy alone, with persistent MALA chains in the latent space; or an
             object, see `training.Objective`.
         energy_steps: energy steps per base step: a number, or a callable of the base step's number, such as
@@ -70,6 +92,9 @@ class KALE:
         noise_factor: base draws per data point.
         ema_decay: decay of an exponential moving average of the base, which then is the base of the result; None
             for none.
+        max_grad_norm: norm at which gradients are clipped, those of the energy and those of the base; None for twice a
+            running 90 % quantile of each. A gradient of 100 times that quantile, and an energy step whose batch puts
+            log Z more than log 1000 above A, are not applied (after 100 steps). inf for neither.
         trainable: callable from the name of an array (`base.layers.0.weight`, `energy.layers.1.bias`, as in a saved
             file) to whether it is trained; None trains every floating-point array.
 
@@ -99,6 +124,7 @@ class KALE:
         energy_steps: int | Callable[[int], int] = 5,
         noise_factor: int = 1,
         ema_decay: float | None = None,
+        max_grad_norm: float | None = None,
         trainable: Callable[[str], bool] | None = None,
     ) -> None:
         self.base = instance("base", base, Distribution)
@@ -109,11 +135,17 @@ class KALE:
         getattr(self.objective, "check", lambda base: None)(base)
         self.noise_factor = integer("noise_factor", noise_factor)
         self.ema_decay = None if ema_decay is None else probability("ema_decay", ema_decay, zero=True)
+        self.max_grad_norm = check_max_grad_norm(max_grad_norm)
         check_energy_steps(energy_steps)
         self.energy_steps = 1 if energy_optim is None or base_optim is None else energy_steps
         callable_or_none("trainable", trainable)
-        self._energy_arrays, self._energy_static = split_trained("energy", guide.energy, trainable)
-        self._base_arrays, self._base_static = split_trained("base", trained_part(base), trainable)
+        energy, part = guide.energy, trained_part(base)
+        if energy_optim is None:
+            energy = eqx.nn.inference_mode(energy)
+        if base_optim is None:
+            part = eqx.nn.inference_mode(part)
+        self._energy_arrays, self._energy_static = split_trained("energy", energy, trainable)
+        self._base_arrays, self._base_static = split_trained("base", part, trainable)
         if energy_optim is not None and not jax.tree.leaves(self._energy_arrays):
             raise ValueError("The energy has no parameters to train: pass energy_optim=None, or a callable pytree.")
         if base_optim is not None and not jax.tree.leaves(self._base_arrays):
@@ -124,8 +156,7 @@ class KALE:
         self._dtype = check_energy(base, guide.energy)
         self._run_chunk = jax.jit(self._chunk)
         self._update = jax.jit(self._one_update)
-        self._evaluate = jax.jit(self._kale_on)
-        self._on_held_out = jax.jit(self._held_out_energies)
+        self._of_data = jax.jit(self._energies_of_data)
         self._energy_counts = callable(getattr(self.objective, "energy_loss", None))
 
     def __repr__(self) -> str:
@@ -153,7 +184,7 @@ class KALE:
         key_start, rng_key = random.split(typed(rng_key))
         log_partition = self.guide.log_partition
         if log_partition is None:
-            log_partition = settle_log_partition(self.base, self.guide.energy, num_batches=1, rng_key=key_start)
+            log_partition = settle_log_partition(self.base, self.guide.energy, max_draws=START_DRAWS, rng_key=key_start)
         zero = jnp.zeros((), jnp.int32)
         return KALEState(
             step=zero,
@@ -169,6 +200,7 @@ class KALE:
             base_average=None if self.ema_decay is None else self._base_arrays,
             log_partition=jnp.asarray(log_partition, self._dtype),
             chains=self._start_chains(stream_key(rng_key, "chains")),
+            grad_norms=jnp.zeros((2, 2), self._dtype),
         )
 
     def update(self, state: KALEState, batch: Any) -> tuple[KALEState, KALELosses]:
@@ -188,16 +220,21 @@ class KALE:
         instance("state", state, KALEState)
         return self._update(state, self._as_data("batch", batch))
 
-    def evaluate(self, state: KALEState, data: Any) -> jax.Array:
-        """The KALE estimate of `state` on `data`, from as many fresh base draws, at least 1000, with a
-        key that comes from the state.
+    def evaluate(
+        self, state: KALEState, data: Any, *, tolerance: float | None = None, max_draws: int | None = None
+    ) -> Evaluation:
+        """KALE of `state` on `data` with its standard error, at the best A for them.
+
+        Base draws come from the key of the state, until the standard error of A is at the tolerance.
 
         Args:
             state: a `KALEState`.
             data: shape `(N,) + event_shape`, in any form that `run` takes.
+            tolerance: standard error of A at which to stop, in nats; None is a third of that of the data.
+            max_draws: base draws at most; None is 200,000.
 
         Returns:
-            Scalar; not negated.
+            An `Evaluation`; its value is not negated.
 
         Raises:
             TypeError: if they are not real numbers.
@@ -207,10 +244,12 @@ class KALE:
             UserWarning: if the energy is higher on data than on base draws, as it is with the wrong sign.
         """
         instance("state", state, KALEState)
-        value, of_data, of_base = self._evaluate(state, self._as_data("data", data))
-        if not_jax_tracer(value):
-            check_evaluation(value, of_data, of_base)
-        return value
+        tolerance, max_draws = check_budget(tolerance, max_draws)
+        key = random.fold_in(stream_key(state.rng_key, "evaluate"), state.step)
+        energies = self._energies_on(state.base, state.energy, self._as_data("data", data), key, tolerance, max_draws)
+        found = evaluation_of(energies.data, energies.weights)
+        check_evaluation(found, energies.data, energies.weights)
+        return found
 
     def run(
         self,
@@ -223,6 +262,8 @@ class KALE:
         validation: Any = None,
         validate_every: int | None = None,
         keep_best: bool = True,
+        patience: int | None = None,
+        settle_draws: int | None = None,
         init_state: KALEState | None = None,
         progress_bar: bool = True,
         checkpoint_dir: str | PathLike[str] | None = None,
@@ -240,12 +281,16 @@ class KALE:
                 a tuple the first entry is taken, of a dict that of `key`. Integers are cast, not scaled.
             batch_size: data points a step, at most N; None takes `min(128, N)`. Not used with an iterable.
             key: name of the data in batches that are dicts.
-            validation: held-out data, an array like `data`. KALE is computed on them during training, from a random
-                stream of its own, so that training is the same with and without them. See `ValidationCurve`.
+            validation: held-out data, an array like `data`. KALE is computed on them during training, from 10,000 base
+                draws at most and a random stream of its own, so that training is the same with and without them. See
+                `ValidationCurve`.
             validate_every: base steps between two such evaluations, the first at step 0; None takes 25 in a run.
             keep_best: whether `gebm` and `guide` of the result are those of the best value: of KALE, or, while a
                 base with a density is trained, of the log-likelihood. While a base without a density is trained, KALE
                 falls as it improves: no state counts as best, and the last one is kept.
+            patience: looks in a row without a better value after which training stops; None for no such stop.
+            settle_draws: base draws, at most, from which A of the result is estimated at the end; None for 200,000, but
+                no more than training has used; 0 keeps A of training. It stops at a standard error of 0.003.
             init_state: a `KALEState` to continue from.
             progress_bar: show KALE, A, the penalty and the gradient norms while training.
             checkpoint_dir: folder for checkpoints: parameters, optimisers, random key and position in the data. They
@@ -264,23 +309,29 @@ class KALE:
             TypeError: if the data are neither an array nor an iterable, or not of real numbers.
             ValueError: if the data do not fit the base or are fewer than a batch, contain values that are not finite,
                 or end too soon; if the run is not the one that wrote the checkpoints.
-            TrainingDiverged: if losses or gradients are not finite for ten steps in a row; fewer are skipped with
-                a warning.
+            TrainingDiverged: if losses or gradients are not finite, or far above what was usual, for ten steps in a
+                row; fewer are skipped with a warning.
             ResultFailed: for any error after the last step; its `state` is that of the trained parts.
             FileExistsError: if `checkpoint_dir` has checkpoints, and the run does not go on from them.
             FileNotFoundError: if `resume_from` holds no checkpoint.
+
+        Warns:
+            RuntimeWarning: if held-out KALE ends below its best or below 0, or if the weights of the base draws have an
+                effective sample size below 1 %.
         """
         num_steps = integer("num_steps", num_steps, minimum=0)
+        settle_draws = optional(partial(integer, minimum=0))("settle_draws", settle_draws)
         every = find_every(validate_every, validation is not None, num_steps)
         refuse_used(checkpoint_dir, resume_from=resume_from)
         batches = self._batches(data, batch_size, key)
         state = self._init(rng_key) if init_state is None else init_state
         run = Run(self._run_chunk, self._energy_steps_at, batches, state, self._no_losses())
-        held_out, fingerprint = self._held_out(run, validation, every, keep_best), self._fingerprint(batches, state)
+        held_out = self._held_out(run, validation, every, keep_best, patience)
+        fingerprint = self._fingerprint(batches, state)
         if resume_from is not None:
             like = _checkpoint(run, held_out)._replace(best=None if every is None else _parts(state))
             check = partial(fingerprint.check, allow=allow, source=resume_from)
-            saved = read_latest_checkpoint(resume_from, like, ("held_out", "best"), check)
+            saved = read_latest_checkpoint(resume_from, like, ("held_out", "best", "grad_norms"), check)
             with fitting(resume_from):
                 run.resume(saved.state, int(saved.first), KALELosses(*saved.losses))
                 held_out.resume(saved.held_out, saved.best)
@@ -289,10 +340,109 @@ class KALE:
             checkpoint_every,
             lambda directory, step, run: write_checkpoint(directory, step, _checkpoint(run, held_out), fingerprint),
         )
-        finish = partial(self._result, run, held_out)
+        finish = partial(self._result, run, held_out, settle_draws)
         result = drive(run, num_steps, checkpoints, held_out, progress, finish, progress_bar=progress_bar)
-        held_out.warn_if_overfitting(run.losses.kale)
+        held_out.warn(run.losses.kale)
         return result
+
+    def refine(
+        self,
+        rng_key: jax.Array,
+        num_steps: int,
+        data: Any | Iterable[Any],
+        *,
+        batch_size: int | None = None,
+        key: str | None = None,
+        num_chains: int = 2048,
+        look_every: int = 5,
+        resample_below: float = 0.7,
+        step_back_below: float = 0.35,
+        num_moves: int = 4,
+        validation: Any = None,
+        validate_every: int | None = None,
+        keep_best: bool = True,
+        patience: int | None = None,
+        progress_bar: bool = True,
+        checkpoint_dir: str | PathLike[str] | None = None,
+        checkpoint_every: int | None = None,
+        resume_from: str | PathLike[str] | None = None,
+        allow: Collection[str] = (),
+    ) -> RefinementResult:
+        r"""Go on training the energy, on draws of its own model instead of the base.
+
+        An energy that saw draws of the base alone is wrong where the base hardly goes, and its model goes there. Here a
+        population of chains is at equilibrium of a reference, an earlier state of the energy; see `training.Control`
+        for what keeps the two together. It starts as that of `infer.SMC`, carries log Z along, and at every update a
+        tenth of it is offered a fresh start from the prior by i-SIR. The loss is
+
+        .. math:: \mathbb{E}_P[E] + \log \tfrac1n \sum_i w_i, \qquad w_i = e^{E_{ref}(x_i) - E(x_i)} .
+
+        The base stays as it is. The energy is that of the guide, and its optimiser starts anew. For images, a rate of
+        about a tenth of that of `run` with a cosine to 0, and a penalty of 0.1 or less, are good. Source:
+        arXiv:2305.19414; arXiv:2111.02702 (i-SIR).
+
+        Args:
+            rng_key: a JAX random key; with `resume_from` that of the interrupted run.
+            num_steps: number of steps of the energy; with `resume_from` those of the interrupted run are among them.
+            data: as for `run`.
+            batch_size: data points, and chains, a step. See `run`.
+            key: as for `run`.
+            num_chains: chains of the population; this and the next four make a `training.Control`.
+            look_every: steps between two looks at their weights.
+            resample_below: effective share of the weights below which the population follows the energy.
+            step_back_below: share below which training goes back.
+            num_moves: MALA steps of all chains at every update.
+            validation: held-out data, as for `run`; KALE on them is with the A that the population carries.
+            validate_every: steps between two such evaluations; None takes 25 in a run.
+            keep_best: whether `gebm` and `guide` of the result are those of the best held-out value.
+            patience: looks at held-out data in a row without a better value after which training stops.
+            progress_bar: show KALE, A, the effective share, distinct ancestors and steps back.
+            checkpoint_dir: folder for checkpoints, as for `run`.
+            checkpoint_every: steps between checkpoints.
+            resume_from: folder (or file) to resume from.
+            allow: what may differ from the run that wrote the checkpoints.
+
+        Returns:
+            A `RefinementResult`.
+
+        Raises:
+            TypeError: if an argument is of the wrong kind.
+            ValueError: as `run`; or without an optimiser of the energy, or for numbers out of their range.
+            TrainingDiverged: if the population collapses, or ten steps in a row are bad; `state` is the last good one.
+            RuntimeError: if the energy is not finite at draws of the prior.
+
+        Warns:
+            RuntimeWarning: as `run`; and if the population descends from few of the chains at the start.
+        """
+        num_steps = integer("num_steps", num_steps, minimum=0)
+        control = Control(num_chains, look_every, resample_below, step_back_below, num_moves)
+        if self.energy_optim is None:
+            raise ValueError("Nothing to refine: expected energy_optim; got None for it.")
+        every = find_every(validate_every, validation is not None, num_steps)
+        refuse_used(checkpoint_dir, resume_from=resume_from)
+        batches = self._batches(data, batch_size, key)
+        training = Refinement(
+            with_trained_part(self.base, eqx.nn.inference_mode(eqx.combine(self._base_arrays, self._base_static))),
+            self.guide,
+            self._energy_arrays,
+            self._energy_static,
+            self.energy_optim,
+            control,
+            self.max_grad_norm,
+            self.noise_factor,
+            self._dtype,
+        )
+        return refine(
+            training,
+            typed(rng_key),
+            num_steps,
+            batches,
+            None if every is None else self._as_data("validation data", validation),
+            lambda state: self._fingerprint(batches, state, control=control),
+            Looks(every, keep_best, patience),
+            checkpoints=(checkpoint_dir, checkpoint_every, resume_from, allow),
+            progress_bar=progress_bar,
+        )
 
     def _batches(self, data: Any, batch_size: int | None, key: str | None) -> InMemory | Stream:
         def as_batch(name, item):
@@ -305,9 +455,10 @@ class KALE:
     def _as_data(self, name, data, key=None):
         return finite_array(name, data, self.base.event_shape, self._dtype, key)
 
-    def _fingerprint(self, batches, state):
+    def _fingerprint(self, batches, state, **more):
         return Fingerprint.of(
             **batches.described,
+            **more,
             seed=np.asarray(random.key_data(state.rng_key)).tolist(),
             base=f"{type(self.base).__name__} {self.base.event_shape} {_network(trained_part(self.base))}",
             energy=_network(self.guide.energy),
@@ -317,6 +468,7 @@ class KALE:
             energy_steps=self.energy_steps,
             noise_factor=self.noise_factor,
             ema_decay=self.ema_decay,
+            max_grad_norm=self.max_grad_norm,
             penalty=self.guide.penalty,
             log_partition_rate=self.guide.log_partition_rate,
         )
@@ -324,29 +476,37 @@ class KALE:
     def _no_losses(self):
         return KALELosses(*(np.zeros(0, self._dtype) for _ in KALELosses._fields))
 
-    def _held_out(self, run, data, every, keep_best):
+    def _held_out(self, run, data, every, keep_best, patience):
         if every is not None:
             data = self._as_data("validation data", data)
         return HeldOut(
             every,
-            lambda: HeldOutEnergies(**self._on_held_out(run.state, data), energy_counts=self._energy_counts),
+            lambda: self._held_out_energies(run.state, data),
             (lambda: _parts(run.state)) if keep_best else None,
             has_density=has_density(self.base),
             base_is_trained=self.base_optim is not None,
+            energy_is_trained=self.energy_optim is not None,
+            patience=patience,
         )
 
-    def _result(self, run, held_out):
+    def _result(self, run, held_out, settle_draws):
         base, energy = _parts(run.state) if held_out.best is None else held_out.best
         energy = eqx.nn.inference_mode(self._energy_of(energy))
         base = with_trained_part(self.base, eqx.nn.inference_mode(eqx.combine(base, self._base_static)))
-        settled = settle_log_partition(base, energy, rng_key=stream_key(run.state.rng_key, "settle"))
+        if settle_draws == 0:
+            log_partition = run.state.log_partition
+        else:
+            used = int(run.state.step) * run.batches.batch_size * self.noise_factor
+            draws = settle_draws or most_draws(used)
+            key = stream_key(run.state.rng_key, "settle")
+            log_partition = settle_log_partition(base, energy, max_draws=draws, rng_key=key)
         guide = KALEGuide(
             energy,
-            log_partition=settled,
+            log_partition=log_partition,
             log_partition_rate=self.guide.log_partition_rate,
             penalty=self.guide.penalty,
         )
-        gebm = GEBM(base, energy, log_partition=settled)
+        gebm = GEBM(base, energy, log_partition=log_partition)
         return KALEResult(gebm, run.state, run.losses, guide, held_out.curve())
 
     def _energy_steps_at(self, base_step):
@@ -386,23 +546,29 @@ class KALE:
                 penalty = self.guide.penalty(self._energy_of(arrays), batch, draws, key_penalty).astype(penalty.dtype)
             return penalty + self.objective.energy_loss(values), (values, penalty)
 
-        energy, optim = state.energy, state.energy_optim
+        energy, optim, norms = state.energy, state.energy_optim, state.grad_norms
         if self.energy_optim is None:
             values = energies(energy)
             penalty = norm = jnp.zeros((), values.data.dtype)
             value = kale(values.data, values.base, state.log_partition)
             ok = jnp.isfinite(value)
+            estimate, moves = batch_log_partition(values.base), ok
         else:
             (total, (values, penalty)), grads = jax.value_and_grad(loss, has_aux=True)(energy)
             value = kale(values.data, values.base, state.log_partition)
-            ok, norm, energy, optim = apply_if_finite(self.energy_optim, total, grads, energy, optim)
-        estimate, rate = batch_log_partition(values.base), self.guide.log_partition_rate
+            estimate = batch_log_partition(values.base)
+            outlier = self._is_outlier(state, estimate)
+            ok, norm, energy, optim, usual = apply_if_usual(
+                self.energy_optim, total, grads, energy, optim, norms[0], self.max_grad_norm, outlier
+            )
+            norms, moves = norms.at[0].set(usual), ok | (outlier & jnp.isfinite(estimate))
+        rate = self.guide.log_partition_rate
         log_partition = jnp.where(
             state.step < LOG_PARTITION_WARMUP,
             newton_step(state.log_partition, estimate, rate),
             gradient_step(state.log_partition, estimate, decayed_rate(rate, state.step - LOG_PARTITION_WARMUP)),
         )
-        log_partition = jnp.where(ok & jnp.isfinite(log_partition), log_partition, state.log_partition)
+        log_partition = jnp.where(moves & jnp.isfinite(log_partition), log_partition, state.log_partition)
         state = state._replace(
             step=state.step + 1,
             in_cycle=state.in_cycle + 1,
@@ -410,64 +576,74 @@ class KALE:
             energy_optim=optim,
             log_partition=log_partition,
             chains=chains,
+            grad_norms=norms,
         )
         return count_skipped(state, ok, part=0), KALELosses(value, penalty, log_partition, norm, jnp.zeros_like(norm))
 
     def _base_step(self, state, batch):
-        """The state after a base step, and the norm of its gradient."""
+        """The state after a base step, and its losses: the norm of its gradient."""
         num = self.noise_factor * len(batch)
         # `_energy_step` has already advanced the counter: the third key of its step is this one's.
         key = step_keys(state, state.step - 1)[2]
         state = state._replace(base_step=state.base_step + 1, in_cycle=jnp.zeros_like(state.in_cycle))
         if self.base_optim is None:
-            return state, jnp.zeros((), self._dtype)
+            return state, {"base_grad_norm": jnp.zeros((), self._dtype)}
 
         def loss(arrays):
             base = self._base_of(arrays)
             return self.objective.base_loss(base, batch, lambda: self._energies(state.energy, base.sample(key, (num,))))
 
         value, grads = jax.value_and_grad(loss)(state.base)
-        ok, norm, base, optim = apply_if_finite(self.base_optim, value, grads, state.base, state.base_optim)
-        state = count_skipped(state._replace(base=base, base_optim=optim), ok, part=1)
+        ok, norm, base, optim, usual = apply_if_usual(
+            self.base_optim, value, grads, state.base, state.base_optim, state.grad_norms[1], self.max_grad_norm
+        )
+        state = state._replace(base=base, base_optim=optim, grad_norms=state.grad_norms.at[1].set(usual))
+        state = count_skipped(state, ok, part=1)
         if (decay := self.ema_decay) is not None:
             average = jax.tree.map(lambda a, b: a + (1 - decay) * (b - a), state.base_average, base)
             state = state._replace(base_average=average)
-        return state, norm
+        return state, {"base_grad_norm": norm}
 
     def _one_update(self, state, batch):
         state, losses = self._energy_step(state, batch)
         num = self.energy_steps(state.base_step) if callable(self.energy_steps) else self.energy_steps
         due = state.in_cycle >= num
-        skipped = (state, losses.base_grad_norm)
-        state, norm = lax.cond(due, lambda: self._base_step(state, batch), lambda: skipped)
-        return state, losses._replace(base_grad_norm=norm)
+        skipped = (state, {"base_grad_norm": losses.base_grad_norm})
+        state, own = lax.cond(due, lambda: self._base_step(state, batch), lambda: skipped)
+        return state, losses._replace(**own)
 
     def _chunk(self, state, batches, energy_steps, count):
         zeros = KALELosses(*(jnp.zeros((), self._dtype) for _ in KALELosses._fields))
         return cycles(state, batches, energy_steps, count, self._energy_step, self._base_step, zeros)
 
-    def _kale_on(self, state, data):
-        key = random.fold_in(stream_key(state.rng_key, "evaluate"), state.step)
-        of_data, of_base = self._energies_on(state.base, state.energy, data, key)
-        return kale(of_data, of_base, state.log_partition), of_data, of_base
+    def _is_outlier(self, state, estimate):
+        """Whether a batch puts log Z far above A."""
+        if self.max_grad_norm == math.inf:
+            return jnp.zeros((), bool)
+        return (state.step >= MIN_STEPS) & (estimate - state.log_partition > MAX_LOG_RATIO)
 
     def _held_out_energies(self, state, data):
-        """Energies of held-out data and of base draws, A, and log-densities of the data, of the averaged base."""
-        key = random.fold_in(stream_key(state.rng_key, "validate"), state.step)
+        """What a look at held-out data sees of a state, with the averaged base."""
         arrays, energy = _parts(state)
-        log_density = self._base_of(arrays).log_prob(data) if has_density(self.base) else None
-        of_data, of_base = self._energies_on(arrays, energy, data, key)
-        return {"data": of_data, "base": of_base, "log_partition": state.log_partition, "log_density": log_density}
+        key = random.fold_in(stream_key(state.rng_key, "validate"), state.step)
+        return self._energies_on(arrays, energy, data, key, None, LOOK_DRAWS)
 
-    def _energies_on(self, base, energy, data, rng_key):
-        """Energies of data and of as many base draws, at least 1000; in pieces."""
-        size = min(len(data), 1000)
+    def _energies_of_data(self, base, energy, data):
+        """Energies of data, in pieces, and their log-densities by a base that has one."""
+        energies = lax.map(self._energy_of(energy), data, batch_size=chunk_size(self.base.event_shape, len(data)))
+        return energies, self._base_of(base).log_prob(data) if has_density(self.base) else None
 
-        def draws(i):
-            return self._energies(energy, self._base_of(base).sample(random.fold_in(rng_key, i), (size,)))
-
-        energy_base = lax.map(draws, jnp.arange(math.ceil(max(len(data), 1000) / size))).reshape(-1)
-        return lax.map(self._energy_of(energy), data, batch_size=size), energy_base
+    def _energies_on(self, base, energy, data, rng_key, tolerance, max_draws):
+        of_data, log_density = jax.device_get(self._of_data(base, energy, data))
+        sums = weight_sums(
+            self._base_of(base),
+            self._energy_of(energy),
+            tolerance_of(tolerance, of_data),
+            max_draws,
+            rng_key=rng_key,
+        )
+        weights = WeightSums(*(float(x) for x in jax.device_get(sums)))
+        return HeldOutEnergies(of_data, weights, log_density, self._energy_counts)
 
 
 def _checkpoint(run, held_out):

@@ -1,5 +1,6 @@
 """A training run, whatever it trains: compiled chunks of steps, steps that are not finite, checkpoints."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,12 +11,12 @@ import numpy as np
 import optax
 from jax import lax, random
 
-from gebm import training
+from gebm import clipping, training
 from gebm.errors import TrainingDiverged
-from gebm.training import PATIENCE
+from gebm.training import BAD_STEPS, PATIENCE
 from numpyro_gebm.callables import array_name
 
-__all__ = ["Run", "apply_if_finite", "count_skipped", "cycles", "split_trained", "step_keys", "stream_key"]
+__all__ = ["Run", "apply_if_usual", "count_skipped", "cycles", "split_trained", "step_keys", "stream_key"]
 
 
 def stream_key(rng_key: jax.Array, purpose: str) -> jax.Array:
@@ -37,23 +38,56 @@ def split_trained(prefix: str, tree: Any, trainable: Callable[[str], bool] | Non
     return eqx.partition(tree, jax.tree_util.tree_map_with_path(trained, tree))
 
 
-def apply_if_finite(
-    optim: optax.GradientTransformation, loss: jax.Array, grads: Any, arrays: Any, optim_state: Any
-) -> tuple[jax.Array, jax.Array, Any, Any]:
-    """One optimiser step unless loss or gradient is not finite.
+def apply_if_usual(
+    optim: optax.GradientTransformation,
+    loss: jax.Array,
+    grads: Any,
+    arrays: Any,
+    optim_state: Any,
+    usual: jax.Array,
+    max_grad_norm: float | None,
+    leave_out: jax.Array | bool = False,
+    rate_scale: jax.Array | float = 1.0,
+) -> tuple[jax.Array, jax.Array, Any, Any, jax.Array]:
+    """One optimiser step with a clipped gradient, unless loss or gradient is not finite or far above what is usual.
+
+    Args:
+        optim: the optimiser.
+        loss: of the step.
+        grads: its gradient.
+        arrays: what is trained.
+        optim_state: state of the optimiser.
+        usual: log of the running quantile of the norms, and their number; see `gebm.clipping`.
+        max_grad_norm: norm that gradients are clipped at; None for twice the quantile, inf for no such thing.
+        leave_out: leave the step out in any case.
+        rate_scale: a factor of the learning rate.
 
     Returns:
-        `(applied, gradient norm, arrays, optim_state)`.
+        `(applied, gradient norm, arrays, optim_state, usual)`.
     """
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
+    log_norm, (log_quantile, count) = jnp.log(norm), usual
     ok = jnp.isfinite(loss) & jnp.isfinite(norm)
+    known = ok & jnp.isfinite(log_norm)
+    if max_grad_norm != math.inf:
+        log_quantile = jnp.where(count == 0, log_norm, log_quantile)
+        ok &= (count < clipping.MIN_STEPS) | (log_norm <= log_quantile + clipping.LOG_OUTLIER)
+        bound = clipping.largest_log_norm(max_grad_norm, log_quantile)
+        scale = jnp.exp(jnp.minimum(bound - log_norm, 0.0))
+        scale = jnp.where(jnp.isfinite(scale), scale, 1.0)  # a gradient of 0
+        grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+        new = jnp.stack([clipping.next_log_quantile(log_quantile, count, log_norm), count + 1.0])
+        usual = jnp.where(known, new, usual)
+    ok &= ~jnp.asarray(leave_out)
 
     def apply(arrays, optim_state):
         updates, optim_state = optim.update(grads, optim_state, arrays)
+        if not (isinstance(rate_scale, float) and rate_scale == 1.0):
+            updates = jax.tree.map(lambda x: x * jnp.asarray(rate_scale, x.dtype), updates)
         return optax.apply_updates(arrays, updates), optim_state
 
     arrays, optim_state = lax.cond(ok, apply, lambda *same: same, arrays, optim_state)
-    return ok, norm.astype(loss.dtype), arrays, optim_state
+    return ok, norm.astype(loss.dtype), arrays, optim_state, usual
 
 
 def count_skipped(state: Any, ok: jax.Array, part: int) -> Any:
@@ -69,7 +103,7 @@ def cycles(
     energy_steps: jax.Array,
     count: jax.Array,
     energy_step: Callable[[Any, jax.Array], tuple[Any, Any]],
-    base_step: Callable[[Any, jax.Array], tuple[Any, jax.Array]],
+    base_step: Callable[[Any, jax.Array], tuple[Any, dict[str, jax.Array]]],
     zeros: Any,
 ) -> tuple[Any, Any, jax.Array]:
     """`count` base steps, each after its energy steps; ends early where training diverges. To be compiled.
@@ -80,7 +114,8 @@ def cycles(
         energy_steps: number of energy steps before each base step; its length bounds `count`.
         count: number of base steps.
         energy_step: `(state, batch) -> (state, losses)`.
-        base_step: `(state, batch) -> (state, gradient norm)`; its batch is the last one of the energy.
+        base_step: `(state, batch) -> (state, losses by name)`; its batch is the last one of the energy, and its losses
+            replace theirs.
         zeros: the losses of no step.
 
     Returns:
@@ -104,8 +139,8 @@ def cycles(
             lambda c: (c[0].in_cycle < num) & alive(c[0]), one_energy_step, (state, position, zeros)
         )
         mean = jax.tree.map(lambda x: x / jnp.maximum(state.step - before, 1).astype(x.dtype), total)
-        state, norm = base_step(state, batches.batch(state.step - 1, key, position)[0])
-        curves = jax.tree.map(lambda curve, x: curve.at[i].set(x), curves, mean._replace(base_grad_norm=norm))
+        state, own = base_step(state, batches.batch(state.step - 1, key, position)[0])
+        curves = jax.tree.map(lambda curve, x: curve.at[i].set(x), curves, mean._replace(**own))
         return i + 1, state, position, curves
 
     curves = jax.tree.map(lambda x: jnp.zeros(len(energy_steps), x.dtype), zeros)
@@ -123,11 +158,19 @@ class Run:
         batches: see `batches`.
         state: what training changes.
         losses: curves of no steps.
+        explain: from the state, why it stopped and what to do about it; None for steps that were all bad.
     """
 
     def __init__(
-        self, run_chunk: Callable, energy_steps: Callable[[int], int], batches: Any, state: Any, losses: Any
+        self,
+        run_chunk: Callable,
+        energy_steps: Callable[[int], int],
+        batches: Any,
+        state: Any,
+        losses: Any,
+        explain: Callable[[Any], tuple[str, str] | None] = lambda state: None,
     ) -> None:
+        self.explain = explain
         self.run_chunk, self.energy_steps, self.batches = run_chunk, energy_steps, batches
         self.first, self.losses = int(state.base_step), losses
         self._start(state)
@@ -171,10 +214,10 @@ class Run:
         losses = jax.tree.map(lambda curve: np.asarray(curve)[: int(done)], losses)
         self.losses = jax.tree.map(lambda *pair: np.concatenate(pair), self.losses, losses)
         if int(self.state.skipped_in_row.max()) >= PATIENCE:
+            found, advice = self.explain(self.state) or BAD_STEPS
             raise TrainingDiverged(
-                f"Training stopped at base step {int(self.state.base_step)}: loss or gradient was not finite "
-                f"for {PATIENCE} steps in a row. `error.state` is the last good state, of base step "
-                f"{int(self.good.base_step)}. Lower the learning rates, or raise the penalty.",
+                f"Training stopped at base step {int(self.state.base_step)}: {found} `error.state` is the last good "
+                f"state, of base step {int(self.good.base_step)}. {advice}",
                 self.good,
             )
         self.good = self.good if self.state.skipped_in_row.any() else self.state

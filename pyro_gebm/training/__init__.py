@@ -1,8 +1,10 @@
 """How a GEBM is trained."""
 
 from gebm.errors import ResultFailed, TrainingDiverged
+from gebm.evaluation import Evaluation
 from gebm.held_out import ValidationCurve
 from gebm.objectives import BaseObjective, Energies, EnergyObjective, Objective
+from gebm.refinement import Control
 from gebm.training import energy_bursts
 from pyro_gebm.training.checkpoints import delete_checkpoints
 from pyro_gebm.training.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
@@ -12,22 +14,29 @@ from pyro_gebm.training.objectives import (
     DonskerVaradhan,
     KALEObjective,
     MaximumLikelihood,
+    PlainKALE,
 )
+from pyro_gebm.training.refinement import RefinementLosses, RefinementResult
 from pyro_gebm.training.results import KALELosses, KALEResult
 
 __all__ = [
     "KALE",
     "BaseObjective",
     "ContrastiveDivergence",
+    "Control",
     "DonskerVaradhan",
     "Energies",
     "EnergyObjective",
+    "Evaluation",
     "KALEGuide",
     "KALELosses",
     "KALEObjective",
     "KALEResult",
     "MaximumLikelihood",
     "Objective",
+    "PlainKALE",
+    "RefinementLosses",
+    "RefinementResult",
     "ResultFailed",
     "TrainingDiverged",
     "ValidationCurve",

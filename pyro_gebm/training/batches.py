@@ -101,6 +101,11 @@ class Stream:
         """What a fingerprint says of the data."""
         return {"data": describe_stream(self.iterable), "batch_size": getattr(self.iterable, "batch_size", None)}
 
+    @property
+    def batch_size(self) -> int:
+        """Data points a step; 0 before the first."""
+        return 0 if self.shape is None else self.shape[0]
+
     def next(self) -> torch.Tensor:
         """The next batch.
 

@@ -8,10 +8,10 @@ import torch
 from torch.distributions import Distribution
 
 from gebm import validation
+from gebm.evaluation import MIN_DRAWS, TOLERANCE, WeightSums, check_budget, chunk_size
 from gebm.networks import name_of
 from gebm.weights import LogPartition
 from pyro_gebm.callables import Energy
-from pyro_gebm.divergences import batch_log_partition
 
 __all__ = [
     "KALEGuide",
@@ -22,6 +22,7 @@ __all__ = [
     "newton_step",
     "settle_log_partition",
     "sum_of_penalties",
+    "weight_sums",
 ]
 
 #: Largest change of A, in units of the rate, that one batch may ask for.
@@ -80,12 +81,12 @@ def decayed_rate(rate: float, step: int) -> float:
     return rate * max(0.1, 1.0 / (1.0 + step / 1000.0))
 
 
-@torch.no_grad()
 def settle_log_partition(
     base: Distribution,
     energy: Callable[[torch.Tensor], torch.Tensor],
-    num_batches: int = 100,
-    batch_size: int = 2000,
+    *,
+    tolerance: float | None = None,
+    max_draws: int | None = None,
 ) -> torch.Tensor:
     r"""A of a fixed energy from fresh base draws: the log-mean-exp over all of them.
 
@@ -94,14 +95,55 @@ def settle_log_partition(
     Args:
         base: a distribution.
         energy: the energy, on batches of its events.
-        num_batches: number of batches.
-        batch_size: base draws a batch.
+        tolerance: standard error at which to stop, in nats; None is 0.003.
+        max_draws: base draws at most; None is 200,000.
 
     Returns:
         Scalar.
+
+    Raises:
+        ValueError: if the tolerance is not positive, or the number below 2.
     """
-    estimates = [batch_log_partition(energy(base.sample((batch_size,)))) for _ in range(num_batches)]
-    return torch.logsumexp(torch.stack(estimates), 0) - math.log(num_batches)
+    sums = _tensor_sums(base, energy, *check_budget(tolerance, max_draws))
+    return sums.log_sum - math.log(sums.num)
+
+
+def weight_sums(
+    base: Distribution, energy: Callable[[torch.Tensor], torch.Tensor], tolerance: float | None, max_draws: int
+) -> WeightSums:
+    """Sums over fresh base draws, until log Z is known well enough; in pieces of memory.
+
+    Args:
+        base: a distribution.
+        energy: the energy, on batches of its events.
+        tolerance: standard error of A at which to stop; None is 0.003.
+        max_draws: base draws at most.
+
+    Returns:
+        `WeightSums`.
+    """
+    return WeightSums(*(float(x) for x in _tensor_sums(base, energy, tolerance, max_draws)))
+
+
+@torch.no_grad()
+def _tensor_sums(base, energy, tolerance, max_draws):
+    chunk, tolerance = chunk_size(tuple(base.event_shape), max_draws), TOLERANCE if tolerance is None else tolerance
+    least, most, rows = -(-MIN_DRAWS // chunk), max_draws // chunk, []
+    look = least
+    while len(rows) < most:
+        e = energy(base.sample((chunk,)))
+        rows.append(torch.stack([torch.logsumexp(-e, 0), torch.logsumexp(-2.0 * e, 0), e.sum(), e.square().sum()]))
+        if len(rows) >= look:  # rarely, since it waits for the device
+            spread = _total(rows, chunk)
+            if float(torch.exp(spread.log_sum_squares - 2.0 * spread.log_sum)) - 1.0 / spread.num <= tolerance**2:
+                break
+            look = math.ceil(1.25 * look)
+    return _total(rows, chunk)
+
+
+def _total(rows, chunk):
+    logs, sums = torch.stack(rows).split(2, 1)
+    return WeightSums(float(chunk * len(rows)), *torch.logsumexp(logs, 0), *sums.sum(0))
 
 
 def gradient_penalty(weight: float = 1.0) -> Penalty:

@@ -2,18 +2,26 @@
 
 import contextlib
 import copy
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from pyro.optim import PyroOptim
 
+from gebm import clipping
 from gebm.errors import TrainingDiverged
 from gebm.fingerprint import describe
-from gebm.training import PATIENCE
+from gebm.training import BAD_STEPS, PATIENCE
 from pyro_gebm.training.checkpoints import get_rng_state, set_rng_state
 
-__all__ = ["Optimizer", "Run", "random_stream", "trained_parameters"]
+__all__ = ["Optimizer", "Run", "is_frozen", "random_stream", "trained_parameters"]
+
+
+def is_frozen(module: object) -> bool:
+    """Whether it is a module with parameters of which none requires a gradient, as those of a result or a file."""
+    parameters = list(module.parameters()) if isinstance(module, torch.nn.Module) else []
+    return bool(parameters) and not any(p.requires_grad for p in parameters)
 
 
 def trained_parameters(
@@ -27,19 +35,29 @@ def trained_parameters(
 
 
 class Optimizer:
-    """An optimiser from a factory, with its learning-rate schedule, that leaves out steps that are not finite.
+    """An optimiser from a factory, with its learning-rate schedule, that clips gradients and leaves out bad steps.
 
     Args:
         name: of the argument, for messages.
         factory: callable from a list of parameters to a `torch.optim.Optimizer`, or to a pair of it and a scheduler,
             which is then stepped after every step.
         parameters: the parameters.
+        max_grad_norm: norm that gradients are clipped at; None for twice a running quantile, inf for no such thing.
+
+    Attributes:
+        rate_scale: a factor of the learning rate, at most 1.
 
     Raises:
         TypeError: if it is not a factory (a `pyro.optim` object, or a built optimiser).
     """
 
-    def __init__(self, name: str, factory: Callable[[list], Any], parameters: list[torch.nn.Parameter]) -> None:
+    def __init__(
+        self,
+        name: str,
+        factory: Callable[[list], Any],
+        parameters: list[torch.nn.Parameter],
+        max_grad_norm: float | None = None,
+    ) -> None:
         if isinstance(factory, (PyroOptim, torch.optim.Optimizer)) or not callable(factory):
             kind = f"{type(factory).__module__.rsplit('.', 1)[0]}.{type(factory).__name__}"
             raise TypeError(
@@ -47,40 +65,71 @@ class Optimizer:
                 "Write `lambda parameters: torch.optim.Adam(parameters, 1e-4)`."
             )
         built = factory(parameters)
-        self.parameters = parameters
+        self.parameters, self.max_grad_norm = parameters, max_grad_norm
+        self.log_quantile, self.count = math.nan, 0  # of the norms, see `gebm.clipping`
+        self.rate_scale = 1.0
         self.optim, self.scheduler = built if isinstance(built, tuple) else (built, None)
         self.skipped_in_row, self.description = 0, _describe(self.optim, self.scheduler)
 
-    def apply(self, loss: torch.Tensor) -> tuple[bool, torch.Tensor]:
-        """One step unless loss or gradient is not finite: `(applied, gradient norm)`.
+    def apply(self, loss: torch.Tensor, *, leave_out: bool = False) -> tuple[bool, torch.Tensor]:
+        """One step, unless loss or gradient is not finite or far above what is usual: `(applied, gradient norm)`.
 
         Only the gradients of the parameters are computed.
+
+        Args:
+            loss: of the step.
+            leave_out: leave it out in any case.
         """
         grads = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         present = [grad for grad in grads if grad is not None]
         norm = torch.stack(torch._foreach_norm(present)).norm()  # pyright: ignore[reportPrivateImportUsage]
-        ok = bool(torch.isfinite(loss) & torch.isfinite(norm))
+        scale = self._scale(*torch.stack([loss.detach(), norm]).tolist())
+        ok = scale > 0 and not leave_out
         self.skipped_in_row = 0 if ok else self.skipped_in_row + 1
         if ok:
+            if scale < 1:
+                torch._foreach_mul_(present, scale)  # pyright: ignore[reportPrivateImportUsage]
+            before = [p.detach().clone() for p in self.parameters] if self.rate_scale < 1 else []
             for parameter, grad in zip(self.parameters, grads):
                 parameter.grad = grad
             self.optim.step()
             self.optim.zero_grad()
+            for parameter, old in zip(self.parameters, before):
+                parameter.data.copy_(old.lerp(parameter.detach(), self.rate_scale))
             if self.scheduler is not None:
                 self.scheduler.step()
         return ok, norm
 
+    def _scale(self, loss, norm):
+        """What a gradient is multiplied by; 0 to leave it out."""
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            return 0.0
+        if self.max_grad_norm == math.inf or norm == 0.0:
+            return 1.0
+        log_norm = math.log(norm)
+        log_quantile, count = (self.log_quantile, self.count) if self.count else (log_norm, 0)
+        self.log_quantile, self.count = clipping.next_log_quantile(log_quantile, count, log_norm), count + 1
+        if count >= clipping.MIN_STEPS and log_norm > log_quantile + clipping.LOG_OUTLIER:
+            return 0.0
+        bound = clipping.largest_log_norm(self.max_grad_norm, log_quantile)
+        return math.exp(min(bound - log_norm, 0.0))
+
     def state_dict(self) -> dict[str, Any]:
         """State of optimiser and scheduler."""
         scheduler = None if self.scheduler is None else self.scheduler.state_dict()
-        return {"optim": self.optim.state_dict(), "scheduler": scheduler, "skipped_in_row": self.skipped_in_row}
+        return {"optim": self.optim.state_dict(), "scheduler": scheduler, **{n: getattr(self, n) for n in _KEPT}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go back to a state from `state_dict`."""
         self.optim.load_state_dict(state["optim"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
-        self.skipped_in_row = state["skipped_in_row"]
+        for name in _KEPT:
+            setattr(self, name, state.get(name, getattr(self, name)))  # a file of before 0.2 lacks some
+
+
+#: What an `Optimizer` keeps besides.
+_KEPT = ("log_quantile", "count", "rate_scale", "skipped_in_row")
 
 
 def _describe(optim, scheduler):
@@ -115,11 +164,19 @@ class Run:
         batches: see `batches`.
         losses: the type of losses, a `NamedTuple` whose last field is of the base step.
         device: that of the training.
+        explain: from the training, why it stopped and what to do about it; None for steps that were all bad.
     """
 
     def __init__(
-        self, training: Any, take_step: Callable[[torch.Tensor], Any], batches: Any, losses: type, device: torch.device
+        self,
+        training: Any,
+        take_step: Callable[[torch.Tensor], Any],
+        batches: Any,
+        losses: type,
+        device: torch.device,
+        explain: Callable[[Any], tuple[str, str] | None] = lambda training: None,
     ) -> None:
+        self._explain = explain
         self.training, self.take_step, self.batches, self.device = training, take_step, batches, device
         self.first, self.curves, self._losses = training.base_steps_taken, torch.zeros(0, len(losses._fields)), losses
         self._start()
@@ -169,11 +226,11 @@ class Run:
 
     def _diverged(self):
         stopped = self.training.base_steps_taken
+        found, advice = self._explain(self.training) or BAD_STEPS
         self.training.load_state_dict(self.good)
         raise TrainingDiverged(
-            f"Training stopped at base step {stopped}: loss or gradient was not finite for {PATIENCE} steps in a row. "
-            f"The last good state, of base step {self.training.base_steps_taken}, is restored (and is `error.state`). "
-            "Lower the learning rates, or raise the penalty.",
+            f"Training stopped at base step {stopped}: {found} The last good state, of base step "
+            f"{self.training.base_steps_taken}, is restored (and is `error.state`). {advice}",
             self.good,
         )
 

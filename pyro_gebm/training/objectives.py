@@ -1,6 +1,7 @@
 """The objectives that have names: see `gebm.objectives`."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import torch
@@ -9,7 +10,7 @@ from torch.distributions import Distribution
 from gebm import objectives
 from gebm.objectives import Energies
 from pyro_gebm.base import has_density
-from pyro_gebm.divergences import base_loss, donsker_varadhan, kale
+from pyro_gebm.divergences import base_loss, batch_log_partition, donsker_varadhan, kale
 from pyro_gebm.gebm import GEBM
 from pyro_gebm.training.contrastive import PersistentChains
 
@@ -19,16 +20,32 @@ __all__ = [
     "DonskerVaradhan",
     "KALEObjective",
     "MaximumLikelihood",
+    "PlainKALE",
 ]
 
 
 @dataclasses.dataclass(frozen=True)
-class KALEObjective:
-    """KALE of energy and log-partition, and for the base its part that depends on it (`divergences.base_loss`)."""
+class KALEObjective(objectives.KALEObjective):
+    r"""KALE, with a gradient of the energy that is bounded and does not change with a shift of it.
+
+    .. math:: r\, \nabla_E \Big( \mathbb{E}_P[E] + \log \tfrac1M \sum_i e^{-E(x_i)} \Big),
+        \qquad r = e^{\tilde A - A}, \quad \tilde A = \log \tfrac1M \sum_i e^{-E(x_i)}
+
+    The weights of the base draws are self-normalised. The factor r, the partition function of the batch over the
+    running one, takes away the bias of a small batch: with A = log Z the mean of this is the gradient of KALE. It is
+    held within `max_ratio` and its inverse. The base's part is `divergences.base_loss`. Source: arXiv:2003.05033; the
+    running partition function is that of arXiv:1801.04062.
+
+    Args:
+        max_ratio: bound of r, at least 1.
+    """
 
     def energy_loss(self, energies: Energies[torch.Tensor]) -> torch.Tensor:
-        """Minus KALE."""
-        return -kale(energies.data, energies.base, energies.log_partition)
+        """Minus the bound of Donsker and Varadhan, times r."""
+        log_ratio = batch_log_partition(energies.base.detach()) - energies.log_partition
+        limit = math.log(self.max_ratio)
+        ratio = log_ratio.clamp(-limit, limit).exp()
+        return -ratio * donsker_varadhan(energies.data, energies.base)
 
     def base_loss(self, base: Distribution, data: torch.Tensor, energies: Callable[[], torch.Tensor]) -> torch.Tensor:
         """Minus the log-partition of a batch of base draws."""
@@ -36,8 +53,17 @@ class KALEObjective:
 
 
 @dataclasses.dataclass(frozen=True)
+class PlainKALE(KALEObjective):
+    """KALE with its own gradient in every batch: unbounded, and right only as far as A is."""
+
+    def energy_loss(self, energies: Energies[torch.Tensor]) -> torch.Tensor:
+        """Minus KALE."""
+        return -kale(energies.data, energies.base, energies.log_partition)
+
+
+@dataclasses.dataclass(frozen=True)
 class DonskerVaradhan(KALEObjective):
-    """As `KALEObjective`, with the log-mean-exp of the batch in place of A: biased, but A never lags behind."""
+    """As `KALEObjective`, with r = 1: biased in small batches, but A plays no part."""
 
     def energy_loss(self, energies: Energies[torch.Tensor]) -> torch.Tensor:
         """Minus the Donsker-Varadhan bound."""
@@ -79,6 +105,7 @@ class ContrastiveDivergence(objectives.ContrastiveDivergence):
 #: What the short names stand for.
 OBJECTIVES = {
     "kale": KALEObjective,
+    "plain_kale": PlainKALE,
     "donsker_varadhan": DonskerVaradhan,
     "maximum_likelihood": MaximumLikelihood,
     "contrastive_divergence": ContrastiveDivergence,

@@ -17,7 +17,7 @@ import numpyro_gebm
 from numpyro_gebm import GEBM, KALE, KALEGuide, Pushforward, divergences, flows, infer, nn, particle_flows
 from numpyro_gebm.divergences import kernels
 from numpyro_gebm.infer.ladder import partition
-from numpyro_gebm.training.guide import settle_log_partition
+from numpyro_gebm.training.guide import settle_log_partition, weight_sums
 
 #: Modules that users do not import from: what the package is made of.
 PARTS = {"callables", "distribution", "dynamics", "keys"}
@@ -86,6 +86,11 @@ CASES = {
     "Gaussian.frequencies": lambda key: kernels.Gaussian(1.0).frequencies(3, 2, rng_key=key),
     "InverseMultiquadric.frequencies": lambda key: kernels.InverseMultiquadric(1.0).frequencies(3, 2, rng_key=key),
     "KALE.init": lambda key: train(jax.random.key(1))[0].init(key, X).log_partition,
+    "KALE.refine": lambda key: (
+        train(jax.random.key(1))[0]
+        .refine(key, 2, X, batch_size=2, num_chains=64, progress_bar=False)
+        .log_partition.value
+    ),
     "KALE.run": lambda key: train(key)[1],
     "KineticLangevin.init": started(infer.KineticLangevin),
     "Laplace.frequencies": lambda key: kernels.Laplace(1.0).frequencies(3, 2, rng_key=key),
@@ -118,7 +123,8 @@ CASES = {
     "mmd_test": lambda key: divergences.mmd_test(*POINTS, num_permutations=20, rng_key=key).p_value,
     "random_features": lambda key: kernels.random_features(kernels.Gaussian(1.0), 2, 4, rng_key=key)(X, X),
     "real_nvp": lambda key: flows.real_nvp(2, 2, (2,), rng_key=key),
-    "settle_log_partition": lambda key: settle_log_partition(PRIOR, quadratic, 2, 4, rng_key=key),
+    "weight_sums": lambda key: weight_sums(PRIOR, quadratic, None, 8, rng_key=key).log_sum,
+    "settle_log_partition": lambda key: settle_log_partition(PRIOR, quadratic, max_draws=8, rng_key=key),
     "stream_draws": streamed,
 }
 
@@ -127,6 +133,7 @@ CASES = {
 COMPILE = {name for name in CASES if name.endswith((".init", ".__call__"))} | {
     "EnergyTiltedPrior.sample",
     "GEBM.sample",
+    "KALE.refine",
     "KALE.run",
     "log_partition",
     "log_partition_curve",

@@ -3,10 +3,11 @@
 import hosts
 import numpy as np
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
-from pyro_gebm import KALE, KALEGuide, Pushforward, energy_bursts, nn
+from pyro_gebm import KALE, KALEGuide, Pushforward, energy_bursts, load, nn, save
 
 HOST = hosts.get("pyro")
 
@@ -83,3 +84,49 @@ def test_a_scheduler_is_stepped_after_every_step():
     kale = build(energy_steps=2)
     train(kale, 5)
     assert kale.energy_optim.scheduler.last_epoch == 10 and kale.base_optim.scheduler.last_epoch == 5
+
+
+class WithStatistics(torch.nn.Module):
+    """A network with batch statistics and dropout."""
+
+    def __init__(self, out):
+        super().__init__()
+        self.body = torch.nn.Sequential(
+            torch.nn.Linear(2, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.1), torch.nn.Linear(8, out)
+        )
+
+    def forward(self, x):
+        return self.body(x).squeeze(-1)
+
+
+def values(module):
+    return [value.clone() for value in module.state_dict().values()]
+
+
+@pytest.mark.parametrize("frozen", ["base", "energy"])
+def test_what_is_frozen_does_not_change_by_a_bit(frozen):
+    pyro.set_rng_seed(0)
+    base = Pushforward(dist.Normal(torch.zeros(2), 1.0).to_event(1), WithStatistics(2).train())
+    energy, part = WithStatistics(1).train(), {}
+    part["base"], part["energy"] = base.generator, energy
+    optims = [None if frozen == name else adam_with_decay for name in ("base", "energy")]
+    before, other = values(part[frozen]), "energy" if frozen == "base" else "base"
+    moving = values(part[other])
+    kale = KALE(base, KALEGuide(energy), *optims)
+    kale.run(20, DATA, batch_size=32, progress_bar=False)
+    assert all(torch.equal(a, b) for a, b in zip(before, values(part[frozen])))
+    assert not all(torch.equal(a, b) for a, b in zip(moving, values(part[other])))
+    assert part[frozen].training  # as it was
+
+
+def test_a_second_stage_trains_on_a_result_and_on_a_file(tmp_path):
+    first = train(build(), 4)
+    save(first.gebm, tmp_path / "model.npz")
+    for gebm in (first.gebm, load(tmp_path / "model.npz")):
+        before = values(gebm.energy), values(gebm.generator)
+        kale = KALE(gebm.base, KALEGuide(gebm.energy), adam_with_decay, adam_with_decay)
+        second = train(kale, 4)
+        after = values(gebm.energy), values(gebm.generator)
+        assert all(torch.equal(a, b) for one, other in zip(before, after) for a, b in zip(one, other))
+        assert not torch.equal(values(second.gebm.energy)[0], before[0][0])
+        assert not torch.equal(values(second.gebm.generator)[0], before[1][0])

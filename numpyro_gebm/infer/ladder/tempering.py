@@ -98,10 +98,14 @@ class Ladder:
         jacobian = self._transform.log_abs_det_jacobian(u, z)
         return jnp.asarray(self._prior.log_prob(z)) + sum_rightmost(jacobian, jnp.ndim(jacobian) - 1)
 
+    def decode(self, u: jax.Array) -> jax.Array:
+        """Events at positions, with a leading axis of N."""
+        return self._gebm.decode(self.constrain(u))
+
     def neg_beta_energy(self, u: jax.Array) -> jax.Array:
         """-beta E at positions, shape `(N,)`."""
         gebm = self._gebm
-        energy = over_batch(gebm.energy, gebm.decode(self.constrain(u)), gebm.event_dim)
+        energy = over_batch(gebm.energy, self.decode(u), gebm.event_dim)
         return neg_beta_energy(gebm.inverse_temperature, energy)
 
     def evaluate(self, u: jax.Array) -> Points:

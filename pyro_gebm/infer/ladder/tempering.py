@@ -86,10 +86,14 @@ class Ladder:
         jacobian = self._transform.log_abs_det_jacobian(u, z)
         return self._prior.log_prob(z) + jacobian.reshape(len(u), -1).sum(1)
 
+    def decode(self, u: torch.Tensor) -> torch.Tensor:
+        """Events at positions, with a leading axis of N."""
+        return self._gebm.decode(self.constrain(u))
+
     def neg_beta_energy(self, u: torch.Tensor) -> torch.Tensor:
         """-beta E at positions, shape `(N,)`."""
         gebm = self._gebm
-        energy = over_batch(gebm.energy, gebm.decode(self.constrain(u)), len(gebm.event_shape))
+        energy = over_batch(gebm.energy, self.decode(u), len(gebm.event_shape))
         return neg_beta_energy(gebm.inverse_temperature, energy)
 
     def evaluate(self, u: torch.Tensor) -> Points:
