@@ -123,14 +123,14 @@ def base_of(decoder):
     return Pushforward(dist.Normal(0.0, 1.0).expand([LATENT]).to_event(1), decoder)
 
 
-def vae(cache, images, seed, steps=4000):
-    """A generator trained as the decoder of a VAE with a learned observation scale."""
+def vae(cache, images, seed, steps=4000, scale=None):
+    """A generator trained as the decoder of a VAE; its observation scale is learned where it is not given."""
 
     def train(decoder):
         torch.manual_seed(seed)
         encoder = nn.MLP((784,), (2 * LATENT,), HIDDEN[::-1])
-        log_scale = torch.nn.Parameter(torch.tensor(-1.0))
-        parameters = [*decoder.parameters(), *encoder.parameters(), log_scale]
+        log_scale = torch.nn.Parameter(torch.tensor(-1.0 if scale is None else math.log(scale)), scale is None)
+        parameters = [*decoder.parameters(), *encoder.parameters(), *([log_scale] if scale is None else [])]
         optim = torch.optim.Adam(parameters, 2e-3, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optim, 2e-3, steps)
         for x in _batches(images, 128, steps, seed):
@@ -144,7 +144,7 @@ def vae(cache, images, seed, steps=4000):
             schedule.step()
 
     torch.manual_seed(seed)
-    return kept(cache, f"vae{seed}", train, generator())
+    return kept(cache, f"vae{'' if scale is None else f'-{scale:g}-'}{seed}", train, generator())
 
 
 def gan(cache, images, seed, steps=8000):

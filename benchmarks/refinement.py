@@ -17,6 +17,7 @@ import json
 import pathlib
 import time
 import warnings
+from functools import partial
 
 import numpy as np
 
@@ -214,7 +215,8 @@ def networks(host, args, images, seed):
     import pyro_gebm
 
     module = importlib.import_module("images")
-    decoder = {"vae": module.vae, "gan": module.gan}[args.base](args.cache, images, seed)
+    kinds = {"vae": module.vae, "gan": module.gan, "smooth-vae": partial(module.vae, scale=1.0)}
+    decoder = kinds[args.base](args.cache, images, seed)
     importlib.import_module("torch").manual_seed(seed)
     gebm = pyro_gebm.GEBM(module.base_of(decoder), module.energy().eval())
     path = pathlib.Path(args.cache) / f"start-{args.base}-{host.name}-{seed}.npz"
@@ -275,7 +277,7 @@ def main(argv=None):
     parser.add_argument("--out", help="file of finished rows, one JSON a line")
     parser.add_argument("--data", help="folder of the data; GEBM_DATA where it is not given")
     parser.add_argument("--cache", default="out/images", help="folder for trained networks")
-    parser.add_argument("--base", choices=["vae", "gan"], default="vae")
+    parser.add_argument("--base", choices=["vae", "smooth-vae", "gan"], default="vae")
     parser.add_argument("--spoilt", action="store_true", help="start from an energy that was blown up")
     parser.add_argument("--fraction", type=float, default=1.0, help="of all numbers of steps, for a trial")
     parser.add_argument("--steps", type=int, default=2500)

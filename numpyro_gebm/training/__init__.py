@@ -18,6 +18,7 @@ from numpyro_gebm.training.objectives import (
 )
 from numpyro_gebm.training.refinement import RefinementLosses, RefinementResult
 from numpyro_gebm.training.results import KALELosses, KALEResult, KALEState
+from numpyro_gebm.training.two_samples import kale_between
 
 __all__ = [
     "KALE",
@@ -44,6 +45,7 @@ __all__ = [
     "delete_checkpoints",
     "energy_bursts",
     "gradient_penalty",
+    "kale_between",
     "l2_penalty",
     "sum_of_penalties",
 ]

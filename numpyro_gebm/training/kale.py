@@ -94,7 +94,8 @@ class KALE:
             for none.
         max_grad_norm: norm at which gradients are clipped, those of the energy and those of the base; None for twice a
             running 90 % quantile of each. A gradient of 100 times that quantile, and an energy step whose batch puts
-            log Z more than log 1000 above A, are not applied (after 100 steps). inf for neither.
+            log Z more than log 1000 above A, are not applied, unless three before it were not (and after 100 steps).
+            inf for none of this.
         trainable: callable from the name of an array (`base.layers.0.weight`, `energy.layers.1.bias`, as in a saved
             file) to whether it is trained; None trains every floating-point array.
 
@@ -552,22 +553,31 @@ class KALE:
             penalty = norm = jnp.zeros((), values.data.dtype)
             value = kale(values.data, values.base, state.log_partition)
             ok = jnp.isfinite(value)
-            estimate, moves = batch_log_partition(values.base), ok
+            estimate, moves, outlier = batch_log_partition(values.base), ok, False
         else:
             (total, (values, penalty)), grads = jax.value_and_grad(loss, has_aux=True)(energy)
             value = kale(values.data, values.base, state.log_partition)
             estimate = batch_log_partition(values.base)
             outlier = self._is_outlier(state, estimate)
             ok, norm, energy, optim, usual = apply_if_usual(
-                self.energy_optim, total, grads, energy, optim, norms[0], self.max_grad_norm, outlier
+                self.energy_optim,
+                total,
+                grads,
+                energy,
+                optim,
+                norms[0],
+                self.max_grad_norm,
+                outlier,
+                state.skipped_in_row[0],
             )
-            norms, moves = norms.at[0].set(usual), ok | (outlier & jnp.isfinite(estimate))
+            norms, moves = norms.at[0].set(usual), ok
         rate = self.guide.log_partition_rate
         log_partition = jnp.where(
             state.step < LOG_PARTITION_WARMUP,
             newton_step(state.log_partition, estimate, rate),
             gradient_step(state.log_partition, estimate, decayed_rate(rate, state.step - LOG_PARTITION_WARMUP)),
         )
+        log_partition = jnp.where(outlier, estimate, log_partition)  # one that was applied
         log_partition = jnp.where(moves & jnp.isfinite(log_partition), log_partition, state.log_partition)
         state = state._replace(
             step=state.step + 1,
@@ -595,7 +605,14 @@ class KALE:
 
         value, grads = jax.value_and_grad(loss)(state.base)
         ok, norm, base, optim, usual = apply_if_usual(
-            self.base_optim, value, grads, state.base, state.base_optim, state.grad_norms[1], self.max_grad_norm
+            self.base_optim,
+            value,
+            grads,
+            state.base,
+            state.base_optim,
+            state.grad_norms[1],
+            self.max_grad_norm,
+            in_row=state.skipped_in_row[1],
         )
         state = state._replace(base=base, base_optim=optim, grad_norms=state.grad_norms.at[1].set(usual))
         state = count_skipped(state, ok, part=1)

@@ -46,7 +46,8 @@ def apply_if_usual(
     optim_state: Any,
     usual: jax.Array,
     max_grad_norm: float | None,
-    leave_out: jax.Array | bool = False,
+    outlier: jax.Array | bool = False,
+    in_row: jax.Array | int = 0,
     rate_scale: jax.Array | float = 1.0,
 ) -> tuple[jax.Array, jax.Array, Any, Any, jax.Array]:
     """One optimiser step with a clipped gradient, unless loss or gradient is not finite or far above what is usual.
@@ -59,7 +60,8 @@ def apply_if_usual(
         optim_state: state of the optimiser.
         usual: log of the running quantile of the norms, and their number; see `gebm.clipping`.
         max_grad_norm: norm that gradients are clipped at; None for twice the quantile, inf for no such thing.
-        leave_out: leave the step out in any case.
+        outlier: whether its batch is one for another reason.
+        in_row: steps in a row that were left out; after three, an outlier is applied.
         rate_scale: a factor of the learning rate.
 
     Returns:
@@ -71,14 +73,14 @@ def apply_if_usual(
     known = ok & jnp.isfinite(log_norm)
     if max_grad_norm != math.inf:
         log_quantile = jnp.where(count == 0, log_norm, log_quantile)
-        ok &= (count < clipping.MIN_STEPS) | (log_norm <= log_quantile + clipping.LOG_OUTLIER)
+        outlier |= (count >= clipping.MIN_STEPS) & (log_norm > log_quantile + clipping.LOG_OUTLIER)
         bound = clipping.largest_log_norm(max_grad_norm, log_quantile)
         scale = jnp.exp(jnp.minimum(bound - log_norm, 0.0))
         scale = jnp.where(jnp.isfinite(scale), scale, 1.0)  # a gradient of 0
         grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
         new = jnp.stack([clipping.next_log_quantile(log_quantile, count, log_norm), count + 1.0])
         usual = jnp.where(known, new, usual)
-    ok &= ~jnp.asarray(leave_out)
+    ok &= ~(jnp.asarray(outlier) & (in_row < clipping.MAX_OUTLIERS))
 
     def apply(arrays, optim_state):
         updates, optim_state = optim.update(grads, optim_state, arrays)

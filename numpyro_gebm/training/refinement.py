@@ -238,6 +238,7 @@ class Refinement:
             state.energy_optim,
             state.grad_norms,
             self.max_grad_norm,
+            in_row=state.skipped_in_row[0],
             rate_scale=state.rate_scale,
         )
         now = population.log_partition + state.log_increment

@@ -18,6 +18,7 @@ from pyro_gebm.training.objectives import (
 )
 from pyro_gebm.training.refinement import RefinementLosses, RefinementResult
 from pyro_gebm.training.results import KALELosses, KALEResult
+from pyro_gebm.training.two_samples import kale_between
 
 __all__ = [
     "KALE",
@@ -43,6 +44,7 @@ __all__ = [
     "delete_checkpoints",
     "energy_bursts",
     "gradient_penalty",
+    "kale_between",
     "l2_penalty",
     "sum_of_penalties",
 ]

@@ -83,7 +83,8 @@ class KALE:
             for none.
         max_grad_norm: norm at which gradients are clipped, those of the energy and those of the base; None for twice a
             running 90 % quantile of each. A gradient of 100 times that quantile, and an energy step whose batch puts
-            log Z more than log 1000 above A, are not applied (after 100 steps). inf for neither.
+            log Z more than log 1000 above A, are not applied, unless three before it were not (and after 100 steps).
+            inf for none of this.
         trainable: callable from the name of a parameter (`base.layers.0.weight`, `energy.layers.1.bias`, as in a
             saved file) to whether it is trained; None trains every one that requires a gradient.
 
@@ -559,10 +560,12 @@ class KALE:
                 of_chains = None if self._chains is None else energy(self._chains.move())
                 energies = Energies(energy_data, energy_base, of_chains, self.log_partition)
                 outlier = self._is_outlier(estimate)
-                ok, norm = self.energy_optim.apply(penalty + self.objective.energy_loss(energies), leave_out=outlier)
-        if ok or outlier:
+                ok, norm = self.energy_optim.apply(penalty + self.objective.energy_loss(energies), outlier=outlier)
+        if ok:
             rate, since = self.guide.log_partition_rate, self.num_steps_taken - LOG_PARTITION_WARMUP
-            if since < 0:
+            if outlier:  # that was applied
+                self.log_partition = estimate
+            elif since < 0:
                 self.log_partition = newton_step(self.log_partition, estimate, rate)
             else:
                 self.log_partition = gradient_step(self.log_partition, estimate, decayed_rate(rate, since))

@@ -71,20 +71,20 @@ class Optimizer:
         self.optim, self.scheduler = built if isinstance(built, tuple) else (built, None)
         self.skipped_in_row, self.description = 0, _describe(self.optim, self.scheduler)
 
-    def apply(self, loss: torch.Tensor, *, leave_out: bool = False) -> tuple[bool, torch.Tensor]:
+    def apply(self, loss: torch.Tensor, *, outlier: bool = False) -> tuple[bool, torch.Tensor]:
         """One step, unless loss or gradient is not finite or far above what is usual: `(applied, gradient norm)`.
 
         Only the gradients of the parameters are computed.
 
         Args:
             loss: of the step.
-            leave_out: leave it out in any case.
+            outlier: whether its batch is one for another reason than its gradient.
         """
         grads = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         present = [grad for grad in grads if grad is not None]
         norm = torch.stack(torch._foreach_norm(present)).norm()  # pyright: ignore[reportPrivateImportUsage]
-        scale = self._scale(*torch.stack([loss.detach(), norm]).tolist())
-        ok = scale > 0 and not leave_out
+        scale = self._scale(*torch.stack([loss.detach(), norm]).tolist(), outlier)
+        ok = scale > 0
         self.skipped_in_row = 0 if ok else self.skipped_in_row + 1
         if ok:
             if scale < 1:
@@ -100,7 +100,7 @@ class Optimizer:
                 self.scheduler.step()
         return ok, norm
 
-    def _scale(self, loss, norm):
+    def _scale(self, loss, norm, outlier):
         """What a gradient is multiplied by; 0 to leave it out."""
         if not (math.isfinite(loss) and math.isfinite(norm)):
             return 0.0
@@ -109,7 +109,8 @@ class Optimizer:
         log_norm = math.log(norm)
         log_quantile, count = (self.log_quantile, self.count) if self.count else (log_norm, 0)
         self.log_quantile, self.count = clipping.next_log_quantile(log_quantile, count, log_norm), count + 1
-        if count >= clipping.MIN_STEPS and log_norm > log_quantile + clipping.LOG_OUTLIER:
+        outlier |= count >= clipping.MIN_STEPS and log_norm > log_quantile + clipping.LOG_OUTLIER
+        if outlier and self.skipped_in_row < clipping.MAX_OUTLIERS:
             return 0.0
         bound = clipping.largest_log_norm(self.max_grad_norm, log_quantile)
         return math.exp(min(bound - log_norm, 0.0))
