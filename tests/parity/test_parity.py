@@ -269,6 +269,9 @@ NUMPYRO_ARGUMENTS = {
     "log_partition": {"rng_key"},
     "log_partition_curve": {"rng_key"},
     "training.guide.settle_log_partition": {"rng_key"},
+    "training.guide.weight_sums": {"rng_key"},
+    "training.kale_between": {"rng_key"},
+    "KALE.refine": {"rng_key"},
 }
 PYRO_ARGUMENTS = {
     f"infer.{name}": {"transforms"}
@@ -283,12 +286,12 @@ METHODS = [
         f"divergences.{name}"
         for name in ("FDivergence.bound", "kernels.Gaussian.fit", "kernels.RandomFeatures.features")
     ),
-    *("KALE.evaluate", "KALE.run", "KALEGuide.__call__", "infer.AnnealedMALA.__call__"),
+    *("KALE.evaluate", "KALE.refine", "KALE.run", "KALEGuide.__call__", "infer.AnnealedMALA.__call__"),
     *("LogPartitionCurve.__init__", "infer.SMC.__call__", "infer.SMC.run"),
 ]
 #: Functions that are not in an `__all__` of a package but that its files share.
 SHARED = [
-    *(f"training.guide.{name}" for name in ("newton_step", "gradient_step", "settle_log_partition")),
+    *(f"training.guide.{name}" for name in ("newton_step", "gradient_step", "settle_log_partition", "weight_sums")),
     *(f"dynamics.steps.{name}" for name in pyro_dynamics.__all__ if name.islower()),
     *(f"infer.adaptation.{name}" for name in pyro_adaptation.__all__ if name.islower()),
     *(
