@@ -20,6 +20,8 @@ NUM_LOOKED_AT = 512
 RESTART_SHARE, NUM_CANDIDATES = 0.1, 16
 #: An update with fewer distinct parents, in shares of the population, is a step back instead.
 MIN_PARENTS = 0.25
+#: Factor of the rate at every update, up to the rate as given: what a step back halved comes back over eight of them.
+RECOVERY = 2.0**0.125
 #: Steps back without an update between them, after which training stops.
 MAX_BACKS = 10
 #: Rate of the adaptation of the chains' step size, and its target.
@@ -36,7 +38,8 @@ class Control:
         num_chains: chains of the population.
         look_every: steps between two looks at the weights.
         resample_below: effective share of the weights below which the population is resampled and moved.
-        step_back_below: share below which training goes back to the last update, and its rate is halved.
+        step_back_below: share below which training goes back to the last update, and its rate is halved. The rate
+            comes back slowly with the updates that follow.
         num_moves: MALA steps of all chains, under the reference, before they are weighted for an update.
     """
 

@@ -7,7 +7,7 @@ import hosts
 import numpy as np
 import pytest
 
-from gebm.errors import TrainingDiverged
+from gebm.errors import ResultFailed, TrainingDiverged
 from gebm.refinement import CarriedLogPartition, Control, carried, gap_closed, warn_if_few_ancestors
 
 
@@ -67,6 +67,7 @@ def test_it_learns_the_law_and_carries_log_z_along(host):
     rise = curve.kale.max() - curve.kale[0]
     assert abs(result.gap_closed.value - rise) < 4 * result.gap_closed.std_error and rise > 0.3
     assert np.isfinite(np.stack([host.numpy(loss) for loss in result.losses])).all()
+    assert len(host.package.plot_losses(result)) == 4
     updates = np.diff(host.numpy(result.losses.ancestors)) < 0
     assert updates.any() and host.numpy(result.losses.ess_share).min() > 0.35
 
@@ -198,3 +199,12 @@ def test_few_ancestors_are_warned_of():
 def test_control_counts():
     assert (Control(2048).num_looked_at, Control(2048).num_restarted) == (512, 205)
     assert (Control(100).num_looked_at, Control(2).num_restarted) == (100, 1)
+
+
+def test_an_error_after_the_last_step_loses_nothing(host, monkeypatch):
+    module, error = host.module("training.refinement"), RuntimeError("no memory")
+    monkeypatch.setattr(module, "gap_closed", lambda *args: (_ for _ in ()).throw(error))
+    with pytest.raises(ResultFailed, match="no memory.*resume_from") as caught:
+        refine(host, build(host), 2, validation=HELD_OUT[:50])
+    state = caught.value.state
+    assert (state["base_steps_taken"] if isinstance(state, dict) else int(state.base_step)) == 2

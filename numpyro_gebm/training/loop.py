@@ -161,6 +161,7 @@ class Run:
         state: what training changes.
         losses: curves of no steps.
         explain: from the state, why it stopped and what to do about it; None for steps that were all bad.
+        advice: how to go on where the result could not be made.
     """
 
     def __init__(
@@ -171,8 +172,9 @@ class Run:
         state: Any,
         losses: Any,
         explain: Callable[[Any], tuple[str, str] | None] = lambda state: None,
+        advice: str = "`run(None, 0, data, init_state=error.state)` makes the result again.",
     ) -> None:
-        self.explain = explain
+        self.explain, self.advice = explain, advice
         self.run_chunk, self.energy_steps, self.batches = run_chunk, energy_steps, batches
         self.first, self.losses = int(state.base_step), losses
         self._start(state)
@@ -197,7 +199,7 @@ class Run:
 
     @property
     def kept(self) -> tuple[Any, str]:
-        return self.state, "`run(None, 0, data, init_state=error.state)` makes the result again."
+        return self.state, self.advice
 
     def advance(self, count: int) -> Any:
         """Up to `count` base steps, fewer where the batches of a stream bound them; their losses.

@@ -24,6 +24,7 @@ from gebm.refinement import (
     MAX_BACKS,
     MIN_PARENTS,
     NUM_CANDIDATES,
+    RECOVERY,
     STEP_RATE,
     TARGET_ACCEPT_PROB,
     CarriedLogPartition,
@@ -338,6 +339,7 @@ class Refinement:
                 log_increment=jnp.zeros_like(state.log_increment),
                 ess_share=jnp.ones_like(state.ess_share),
                 backs_in_row=jnp.zeros_like(state.backs_in_row),
+                rate_scale=jnp.minimum(RECOVERY * state.rate_scale, 1.0),
             )
 
         return lax.cond(good, update, _gone_back, state)
@@ -392,7 +394,9 @@ class Refinement:
             penalty=self.guide.penalty,
         )
         log_partition = LogPartition(found.log_partition, found.std_error, found.ess, math.nan, ())
-        latents = self._ladder(state.reference).constrain(state.population.points.u)
+        points = state.population.points
+        index = systematic_resample(stream_key(state.rng_key, "settle"), self.log_weights(state.energy, points))
+        latents = self._ladder(state.reference).constrain(points.u[index])
         gebm = GEBM(self.base, energy, log_partition=A)
         return RefinementResult(gebm, losses, guide, curve, log_partition, closed, latents)
 
@@ -441,7 +445,8 @@ def refine(
         return collapsed(int(state.backs), control) if int(state.backs_in_row) >= MAX_BACKS else None
 
     nothing = RefinementLosses(*(np.zeros(0, training.dtype) for _ in RefinementLosses._fields))
-    run = Run(training.run_chunk, lambda step: 1, batches, state, nothing, explain)
+    advice = "`error.state.energy` is the energy; a run with `resume_from=` makes the result again."
+    run = Run(training.run_chunk, lambda step: 1, batches, state, nothing, explain, advice)
     held_out = HeldOut(
         looks.every,
         lambda: training.held_out(run.state, validation),

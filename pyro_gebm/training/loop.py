@@ -166,6 +166,7 @@ class Run:
         losses: the type of losses, a `NamedTuple` whose last field is of the base step.
         device: that of the training.
         explain: from the training, why it stopped and what to do about it; None for steps that were all bad.
+        advice: how to go on where the result could not be made.
     """
 
     def __init__(
@@ -176,8 +177,9 @@ class Run:
         losses: type,
         device: torch.device,
         explain: Callable[[Any], tuple[str, str] | None] = lambda training: None,
+        advice: str = "The modules of base and energy are trained in place; `run(0, data)` makes the result again.",
     ) -> None:
-        self._explain = explain
+        self._explain, self._advice = explain, advice
         self.training, self.take_step, self.batches, self.device = training, take_step, batches, device
         self.first, self.curves, self._losses = training.base_steps_taken, torch.zeros(0, len(losses._fields)), losses
         self._start()
@@ -195,8 +197,7 @@ class Run:
 
     @property
     def kept(self) -> tuple[dict[str, Any], str]:
-        advice = "The modules of base and energy are trained in place; `run(0, data)` makes the result again."
-        return self.training.state_dict(), advice
+        return self.training.state_dict(), self._advice
 
     def advance(self, count: int) -> Any:
         """`count` base steps; their losses.

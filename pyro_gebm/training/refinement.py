@@ -18,6 +18,7 @@ from gebm.refinement import (
     MAX_BACKS,
     MIN_PARENTS,
     NUM_CANDIDATES,
+    RECOVERY,
     STEP_RATE,
     TARGET_ACCEPT_PROB,
     CarriedLogPartition,
@@ -123,7 +124,7 @@ class Refinement:
             u, self.log_partition, self.std_error = self._of_reference.sample_prior(num), 0.0, 0.0
         self.start_log_partition, self.points = self.log_partition, self._of_reference.evaluate(u)
         self.ancestors = torch.arange(num, device=u.device)
-        self.log_step = math.log(0.5)
+        self.log_step = torch.full((), math.log(0.5), dtype=u.dtype, device=u.device)
         self.log_increment, self.ess_share, self.num_ancestors = 0.0, 1.0, num
         self._good = self._copy()
 
@@ -167,9 +168,9 @@ class Refinement:
     def _moved(self, points, num_steps):
         """Points after MALA steps under the reference."""
         for _ in range(num_steps):
-            log_step = torch.full_like(points.neg_beta_energy, self.log_step)
+            log_step = self.log_step.expand(points.neg_beta_energy.shape)
             points, accept_prob = mala_step(points, log_step, self._of_reference.evaluate, _log_density_and_grad)
-            self.log_step += STEP_RATE * (float(accept_prob.mean()) - TARGET_ACCEPT_PROB)
+            self.log_step = self.log_step + STEP_RATE * (accept_prob.mean() - TARGET_ACCEPT_PROB)
         return points
 
     @torch.no_grad()
@@ -220,6 +221,7 @@ class Refinement:
         self.points = self._of_reference.evaluate(u)
         self.log_increment, self.ess_share, self.num_ancestors = 0.0, 1.0, len(self.ancestors.unique())
         self.backs_in_row, self.num_updates = 0, self.num_updates + 1
+        self.energy_optim.rate_scale = min(1.0, RECOVERY * self.energy_optim.rate_scale)
         self._good = self._copy()
 
     @torch.no_grad()
@@ -256,8 +258,8 @@ class Refinement:
         return HeldOutEnergies(self._energy(data).cpu().numpy(), self.carried(), log_density, True)
 
     def latents(self) -> torch.Tensor:
-        """The population, as draws of the latent law of the reference."""
-        return self._of_reference.constrain(self.points.u)
+        """The population, resampled to be draws of the latent law of the present energy."""
+        return self._of_reference.constrain(self.points.u[systematic_resample(self.log_weights())])
 
     def _copy(self):
         state = {name: getattr(self, name) for name in _NUMBERS}
@@ -325,7 +327,8 @@ def refine(
     """
     folder, every, resume_from, allow = checkpoints
     explain = lambda training: collapsed(training.backs, training.control) if training.has_collapsed else None  # noqa: E731
-    run = Run(training, training.take_step, batches, RefinementLosses, device, explain)
+    advice = "The energy is trained in place; a run with `resume_from=` makes the result again."
+    run = Run(training, training.take_step, batches, RefinementLosses, device, explain, advice)
     start = copy_of_values(training.guide.energy)
     held_out = HeldOut(
         looks.every,
