@@ -160,7 +160,14 @@ def run(args, name, host, seed):
         )
         skipped += int(kale.num_skipped if host.name == "pyro" else result.state.skipped)
         base, energy = result.gebm.base, result.guide.energy
-    curve = result.validation
+    curve, distances = result.validation, []
+    if args.distance and name == "fashion":
+        import images
+
+        data = images.load(args.data)
+        of = images.features(args.cache, data)
+        draws = host.run(result.gebm.base.sample, 7, (2000,)), host.chains(result.gebm, 7, 2000, 400, 10)
+        distances = [images.scores(of(np.asarray(x)), of(data[2])) for x in draws]
     best = int(np.nanargmax(curve.kale))
     A = float(np.asarray(result.losses.log_partition)[-1])
     return {
@@ -170,6 +177,7 @@ def run(args, name, host, seed):
         "ess": float(curve.ess_share[-1]),
         "A": A - float(curve.log_partition[-1]),
         "skipped": skipped,
+        "distances": distances,
         "seconds": time.perf_counter() - start,
     }
 
@@ -208,6 +216,7 @@ def main(argv=None):
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--objective", help="of the energy; the default where it is not given")
     parser.add_argument("--max-grad-norm", default="auto")
+    parser.add_argument("--distance", action="store_true", help="Fréchet distances of base and model, for fashion")
     parser.add_argument("--fraction", type=float, default=1.0, help="of all numbers of steps, for a trial")
     parser.add_argument("--data", help="folder of the data; GEBM_DATA where it is not given")
     parser.add_argument("--cache", default="out/images", help="folder for trained networks")

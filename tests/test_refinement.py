@@ -72,6 +72,18 @@ def test_it_learns_the_law_and_carries_log_z_along(host):
     assert updates.any() and host.numpy(result.losses.ess_share).min() > 0.35
 
 
+@pytest.mark.slow
+def test_log_z_is_within_its_error_in_twenty_runs(host):
+    errors = []
+    for seed in range(20):
+        result = refine(
+            host, build(host) if host.name == "pyro" else kale_of(host, "plain"), 400, seed, num_chains=2048
+        )
+        found = result.log_partition
+        errors.append((found.value - log_partition_by_quadrature(host, result.gebm)) / found.std_error)
+    assert np.abs(errors).max() < 3.0 and np.std(errors) > 0.2, errors
+
+
 @pytest.mark.parametrize("kind", ["flow", "pushforward"])
 def test_bases_of_other_kinds(host, kind):
     result = refine(host, build(host, kind), 20, num_chains=64, batch_size=20, validation=HELD_OUT[:100])

@@ -59,7 +59,7 @@ from numpyro_gebm.training.loop import (
     step_keys,
     stream_key,
 )
-from numpyro_gebm.training.objectives import OBJECTIVES
+from numpyro_gebm.training.objectives import OBJECTIVES, KALEObjective
 from numpyro_gebm.training.refinement import Looks, Refinement, RefinementResult, refine
 from numpyro_gebm.training.results import KALELosses, KALEResult, KALEState
 
@@ -156,6 +156,7 @@ class KALE:
             )
         self._dtype = check_energy(base, guide.energy)
         self._run_chunk = jax.jit(self._chunk)
+        self._refinements: dict[Control, Refinement] = {}
         self._update = jax.jit(self._one_update)
         self._of_data = jax.jit(self._energies_of_data)
         self._energy_counts = callable(getattr(self.objective, "energy_loss", None))
@@ -422,19 +423,21 @@ class KALE:
         every = find_every(validate_every, validation is not None, num_steps)
         refuse_used(checkpoint_dir, resume_from=resume_from)
         batches = self._batches(data, batch_size, key)
-        training = Refinement(
-            with_trained_part(self.base, eqx.nn.inference_mode(eqx.combine(self._base_arrays, self._base_static))),
-            self.guide,
-            self._energy_arrays,
-            self._energy_static,
-            self.energy_optim,
-            control,
-            self.max_grad_norm,
-            self.noise_factor,
-            self._dtype,
-        )
+        if control not in self._refinements:  # so that a second run compiles nothing
+            part = eqx.combine(self._base_arrays, self._base_static)
+            self._refinements[control] = Refinement(
+                with_trained_part(self.base, eqx.nn.inference_mode(part)),
+                self.guide,
+                self._energy_arrays,
+                self._energy_static,
+                self.energy_optim,
+                control,
+                self.max_grad_norm,
+                self.noise_factor,
+                self._dtype,
+            )
         return refine(
-            training,
+            self._refinements[control],
             typed(rng_key),
             num_steps,
             batches,
@@ -634,8 +637,8 @@ class KALE:
         return cycles(state, batches, energy_steps, count, self._energy_step, self._base_step, zeros)
 
     def _is_outlier(self, state, estimate):
-        """Whether a batch puts log Z far above A."""
-        if self.max_grad_norm == math.inf:
+        """Whether a batch puts log Z far above A, which only objectives of the KALE family follow."""
+        if self.max_grad_norm == math.inf or not isinstance(self.objective, KALEObjective):
             return jnp.zeros((), bool)
         return (state.step >= MIN_STEPS) & (estimate - state.log_partition > MAX_LOG_RATIO)
 

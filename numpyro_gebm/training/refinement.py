@@ -161,6 +161,7 @@ class Refinement:
         self.run_chunk = jax.jit(self._chunk)
         self.log_weights = jax.jit(self._log_weights)
         self._of_data = jax.jit(self._energies_of_data)
+        self._evaluate = jax.jit(lambda arrays, u: self._ladder(arrays).evaluate(u))
 
     def init(self, rng_key: jax.Array, *, start: bool = True) -> RefinementState:
         """The state at the start; without `start` the population is one of the prior, and a checkpoint must follow."""
@@ -174,7 +175,7 @@ class Refinement:
         else:
             u = Ladder(latent).sample_prior(key, num)
         zero, real = jnp.zeros((), jnp.int32), partial(jnp.asarray, dtype=self.dtype)
-        points = jax.jit(lambda arrays, u: self._ladder(arrays).evaluate(u))(self.arrays, u)
+        points = self._evaluate(self.arrays, u)
         population = _Population(points, jnp.arange(num), real(math.log(0.5)), real(log_partition), zero)
         optim = self.energy_optim.init(self.arrays)
         return RefinementState(

@@ -45,7 +45,7 @@ from pyro_gebm.training.guide import (
     weight_sums,
 )
 from pyro_gebm.training.loop import Optimizer, Run, is_frozen, random_stream, trained_parameters
-from pyro_gebm.training.objectives import OBJECTIVES
+from pyro_gebm.training.objectives import OBJECTIVES, KALEObjective
 from pyro_gebm.training.refinement import Looks, Refinement, RefinementResult, refine
 from pyro_gebm.training.results import KALELosses, KALEResult
 
@@ -575,8 +575,10 @@ class KALE:
         return KALELosses(value, penalty.detach(), self.log_partition, norm, torch.zeros_like(norm))
 
     def _is_outlier(self, estimate):
-        """Whether a batch puts log Z far above A."""
-        if self.max_grad_norm == math.inf or self.num_steps_taken < MIN_STEPS:
+        """Whether a batch puts log Z far above A, which only objectives of the KALE family follow."""
+        if self.max_grad_norm == math.inf or not isinstance(self.objective, KALEObjective):
+            return False
+        if self.num_steps_taken < MIN_STEPS:
             return False
         return MAX_LOG_RATIO < float(estimate - self.log_partition) < math.inf
 

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import optax
 import pytest
 from numpyro.infer import MCMC
 
-from numpyro_gebm import GEBM, Pushforward, enable_compilation_cache, nn
+from numpyro_gebm import GEBM, KALE, KALEGuide, Pushforward, enable_compilation_cache, nn
 from numpyro_gebm.dynamics import buckets
 from numpyro_gebm.infer import GHMC, SMC
 
@@ -117,3 +118,20 @@ def test_arguments_that_cannot_be_hashed():
     mcmc = MCMC(GHMC(normal), num_warmup=5, num_samples=5, progress_bar=False)
     mcmc.run(jax.random.key(0), Data())
     assert np.isfinite(mcmc.get_samples()["z"]).all()
+
+
+def test_training_again_compiles_nothing():
+    guide = KALEGuide(nn.MLP((2,), (), (4,), rng_key=jax.random.key(0)))
+    kale = KALE(HOST.normal(2), guide, None, optax.adam(1e-3))
+
+    def train(seed):
+        data = np.random.default_rng(seed).normal(size=(64, 2))
+        settings = {"batch_size": 16, "validation": data[:20], "validate_every": 5, "progress_bar": False}
+        key = jax.random.key(seed)
+        kale.run(key, 10, data, **settings)
+        kale.refine(key, 10, data, num_chains=64, **settings)
+
+    train(0)
+    with compiled() as programs:
+        train(1)
+    assert programs == []
