@@ -31,6 +31,7 @@ RING = {
     "rate": 1e-3,
     "penalty": 0.02,
     "refine_steps": 8000,
+    "refine_rate": 3e-3,
     "refine_batch": 512,
     "chains": 8192,
     "refine_penalty": 1e-4,
@@ -183,7 +184,7 @@ def run_ring(args, host, seed):
     how = {"batch_size": s["batch"], "validation": held_out, "progress_bar": False}
     first = host.run(kale.run, seed, s["steps"], data, **how)
     guide = KALEGuide(first.guide.energy, penalty=penalty(s["refine_penalty"]))
-    kale = KALE(host.normal(10, 1.5), guide, None, host.adam(s["rate"], s["refine_steps"]))
+    kale = KALE(host.normal(10, 1.5), guide, None, host.adam(s["refine_rate"], s["refine_steps"]))
     how["batch_size"] = s["refine_batch"]
     second = host.run(kale.refine, seed, s["refine_steps"], data, **how, num_chains=s["chains"])
     gaps, particles = [], []

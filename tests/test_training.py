@@ -1,16 +1,12 @@
 """Training in both hosts: held-out data, own objectives, schedules, checkpoints, what is refused."""
 
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 import warnings
 
 import hosts
 import numpy as np
 import pytest
+from killed import killed
 
 from gebm.checkpoint_files import KEEP
 from gebm.errors import ResultFailed, TrainingDiverged
@@ -435,31 +431,15 @@ def test_old_checkpoints_are_removed(host, tmp_path):
     assert len(list(tmp_path.iterdir())) == KEEP
 
 
-SCRIPT = """
-import sys
-sys.path[:0] = {path}
-import conftest, hosts, test_training as t
-if "{host}" == "pyro":
-    import torch
-    torch.set_default_dtype(torch.float64)
-host = hosts.get("{host}")
-t.train(host, t.kale_of(host, "energy alone"), 100_000, checkpoint_dir=sys.argv[1], checkpoint_every=7, **t.LOOKS)
+TRAINING = """
+import test_training as t
+t.train(host, t.kale_of(host, "energy alone"), 100_000, checkpoint_dir=folder, checkpoint_every=7, **t.LOOKS)
 """
 
 
 def test_kill_minus_nine_and_resume(host, tmp_path):
-    folder, script = tmp_path / "checkpoints", tmp_path / "train.py"
-    script.write_text(SCRIPT.format(path=[os.path.dirname(__file__), *sys.path], host=host.name))
-    process = subprocess.Popen([sys.executable, script, folder])
-    try:
-        while not folder.exists() or len(list(folder.glob("step-*[zt]"))) < 2:
-            assert process.poll() is None
-            time.sleep(0.01)
-        time.sleep(np.random.default_rng().uniform(0, 0.3))
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    done = max(int(path.stem.split("-")[1]) for path in folder.glob("step-*[zt]"))
+    folder = tmp_path / "checkpoints"
+    done = killed(host, TRAINING, folder)
     assert done % 7 == 0
     kale, other = kale_of(host, "energy alone"), kale_of(host, "energy alone")
     whole = train(host, kale, done + 5, **LOOKS)
