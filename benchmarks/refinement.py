@@ -33,7 +33,7 @@ RING = {
     "refine_steps": 8000,
     "refine_rate": 3e-3,
     "refine_batch": 512,
-    "chains": 8192,
+    "chains": 16384,
     "refine_penalty": 1e-4,
     "batch": 256,
 }

@@ -18,7 +18,7 @@ __all__ = ["CarriedLogPartition", "Control", "carried", "collapsed", "gap_closed
 NUM_LOOKED_AT = 512
 #: Share of the chains to which a fresh start from the prior is offered at every update, and candidates of each.
 RESTART_SHARE, NUM_CANDIDATES = 0.1, 16
-#: An update with fewer distinct parents, in shares of the population, is a step back instead.
+#: An update with fewer distinct parents, in shares of a half of the population, is a step back instead.
 MIN_PARENTS = 0.25
 #: Factor of the rate at every update, up to the rate as given: what a step back halved comes back over eight of them.
 RECOVERY = 2.0**0.125
@@ -35,7 +35,8 @@ class Control:
     """When the population is looked at, moved to the present energy, or training goes back.
 
     Args:
-        num_chains: chains of the population.
+        num_chains: chains of the population. The first half is trained on; the other half, which the energy never sees,
+            carries log Z along.
         look_every: steps between two looks at the weights.
         resample_below: effective share of the weights below which the population is resampled and moved.
         step_back_below: share below which training goes back to the last update, and its rate is halved. The rate
@@ -43,7 +44,7 @@ class Control:
         num_moves: MALA steps of all chains, under the reference, before they are weighted for an update.
     """
 
-    num_chains: Annotated[int, partial(integer, minimum=2)] = 2048
+    num_chains: Annotated[int, partial(integer, minimum=4)] = 2048
     look_every: Annotated[int, integer] = 5
     resample_below: Annotated[float, probability] = 0.7
     step_back_below: Annotated[float, partial(probability, zero=True)] = 0.35
@@ -57,9 +58,14 @@ class Control:
             )
 
     @property
+    def num_trained_on(self) -> int:
+        """Chains of the first half."""
+        return self.num_chains // 2
+
+    @property
     def num_looked_at(self) -> int:
-        """Chains that a look sees."""
-        return min(NUM_LOOKED_AT, self.num_chains)
+        """Chains of each half that a look sees."""
+        return min(NUM_LOOKED_AT // 2, self.num_trained_on)
 
     @property
     def num_restarted(self) -> int:
@@ -70,8 +76,8 @@ class Control:
 class CarriedLogPartition(NamedTuple):
     """A that a population carries along, as `WeightSums` has it.
 
-    `ess` is the effective sample size of the present weights of `num` chains, `ancestors` the number of chains at the
-    start that they descend from.
+    `ess` is the effective sample size of the present weights of the `num` chains that carry it, `ancestors` the number
+    of chains at the start that they descend from.
     """
 
     log_partition: float
@@ -157,7 +163,7 @@ def warn_if_few_ancestors(found: CarriedLogPartition, backs: int, *, stacklevel:
     """
     if found.ancestors < min(MIN_ANCESTORS, found.num / 2):
         warnings.warn(
-            f"The {int(found.num)} chains of the population descend from {found.ancestors} of those at the start "
+            f"The {int(found.num)} chains that carry log Z descend from {found.ancestors} of those at the start "
             f"({backs} steps back): log Z may be off by more than its standard error {found.std_error:.2g}, and modes "
             "may be lost. Use more chains, or a lower rate, and compare with `log_partition(result.gebm)`.",
             RuntimeWarning,

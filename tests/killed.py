@@ -20,7 +20,7 @@ host, folder = hosts.get("{host}"), sys.argv[1]
 
 
 def killed(host, code, folder):
-    """Run code that writes checkpoints to `folder` in a host until there are two, and kill it; the step of the newest."""
+    """Run code that writes checkpoints to `folder` in a host until there are two, and kill it; the newest step."""
     script = folder.with_suffix(".py")
     script.write_text(START.format(path=[os.path.dirname(__file__), *sys.path], host=host.name) + code)
     process = subprocess.Popen([sys.executable, script, folder])

@@ -146,7 +146,7 @@ def test_a_population_that_collapses_is_an_error(host):
 @pytest.mark.parametrize(
     "kwargs, error, match",
     [
-        ({"num_chains": 1}, ValueError, "Expected num_chains >= 2; got 1"),
+        ({"num_chains": 3}, ValueError, "Expected num_chains >= 4; got 3"),
         ({"look_every": 0}, ValueError, "Expected look_every >= 1; got 0"),
         ({"resample_below": 0.3}, ValueError, "Expected step_back_below < resample_below; got 0.35 and 0.3"),
         ({"num_moves": 1.5}, TypeError, "Expected num_moves to be an integer"),
@@ -214,7 +214,7 @@ def test_the_gap_that_was_closed_is_exact():
 
 def test_few_ancestors_are_warned_of():
     with pytest.warns(
-        RuntimeWarning, match=r"The 2048 chains .* descend from 7 of those at the start \(3 steps back\)"
+        RuntimeWarning, match=r"The 2048 chains that carry log Z descend from 7 of those at the start \(3 steps back\)"
     ):
         warn_if_few_ancestors(CarriedLogPartition(0.0, 0.3, 2000.0, 2048.0, 7), 3)
     with warnings.catch_warnings():
@@ -223,8 +223,8 @@ def test_few_ancestors_are_warned_of():
 
 
 def test_control_counts():
-    assert (Control(2048).num_looked_at, Control(2048).num_restarted) == (512, 205)
-    assert (Control(100).num_looked_at, Control(2).num_restarted) == (100, 1)
+    assert (Control(2048).num_trained_on, Control(2048).num_looked_at, Control(2048).num_restarted) == (1024, 256, 205)
+    assert (Control(101).num_trained_on, Control(101).num_looked_at, Control(4).num_restarted) == (50, 50, 1)
 
 
 def test_an_error_after_the_last_step_loses_nothing(host, monkeypatch):

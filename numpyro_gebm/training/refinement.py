@@ -209,8 +209,9 @@ class Refinement:
 
     def _energy_step(self, state, batch):
         key_move, key_penalty, _ = step_keys(state, state.step)
-        num = min(self.noise_factor * len(batch), self.control.num_chains)
-        rows = random.permutation(key_move, self.control.num_chains)[:num]
+        half = self.control.num_trained_on
+        num = min(self.noise_factor * len(batch), half)
+        rows = random.permutation(key_move, half)[:num]
         population = state.population
         block, log_step = self._moved(
             random.fold_in(key_move, 1),
@@ -288,7 +289,7 @@ class Refinement:
         own = {
             "log_partition": population.log_partition + state.log_increment,
             "ess_share": state.ess_share,
-            "ancestors": _num_distinct(population.ancestors).astype(self.dtype),
+            "ancestors": self._num_ancestors(population).astype(self.dtype),
             "backs": state.backs.astype(self.dtype),
         }
         return state, own
@@ -296,9 +297,12 @@ class Refinement:
     def _look(self, state):
         key = step_keys(state, state.step - 1)[2]  # the counter has advanced already
         control = self.control
-        rows = random.permutation(key, control.num_chains)[: control.num_looked_at]
+        half, keys = control.num_trained_on, random.split(key)
+        sizes = (half, control.num_chains - half)
+        rows = [random.permutation(key, size)[: control.num_looked_at] for key, size in zip(keys, sizes)]
+        rows = jnp.concatenate([rows[0], half + rows[1]])
         points = state.population.points.map(lambda x: x[rows])
-        share, increment = _share_and_mean(self._log_weights(state.energy, points))
+        share, increment = _share_and_mean(self._log_weights(state.energy, points), control.num_looked_at)
         good = share >= control.step_back_below  # not NaN
         choice = jnp.where(good, jnp.where(share < control.resample_below, 1, 2), 0)
         on = state._replace(log_increment=increment, ess_share=share)
@@ -309,13 +313,14 @@ class Refinement:
         key = random.fold_in(step_keys(state, state.step - 1)[2], 1)
         key_resample, key_rows, key_isir, key_move = random.split(key, 4)
         old, control = state.population, self.control
-        num = control.num_chains
+        num, half = control.num_chains, control.num_trained_on
         # away from where the energy was trained
         points, log_step = self._moved(key_move, old.points, old.log_step, state.reference, control.num_moves)
         log_weights = self._log_weights(state.energy, points)
-        share, increment = _share_and_mean(log_weights)
-        index = systematic_resample(key_resample, log_weights)
-        good = (share >= control.step_back_below) & (_num_distinct(index) >= MIN_PARENTS * num)
+        share, increment = _share_and_mean(log_weights, half)
+        index = self._resampled(key_resample, log_weights)
+        parents = jnp.minimum(_num_distinct(index[:half], num), _num_distinct(index[half:], num))
+        good = (share >= control.step_back_below) & (parents >= MIN_PARENTS * half)
 
         def update(state):
             ladder, u = self._ladder(state.energy), points.u[index]
@@ -345,15 +350,25 @@ class Refinement:
 
         return lax.cond(good, update, _gone_back, state)
 
+    def _resampled(self, rng_key, log_weights):
+        """Indices of chains, resampled in each half."""
+        half, keys = self.control.num_trained_on, random.split(rng_key)
+        first = systematic_resample(keys[0], log_weights[:half])
+        return jnp.concatenate([first, half + systematic_resample(keys[1], log_weights[half:])])
+
+    def _num_ancestors(self, population):
+        """Chains at the start that those which carry log Z descend from."""
+        return _num_distinct(population.ancestors[self.control.num_trained_on :], self.control.num_chains)
+
     # --- What a run asks
 
     def carried(self, state: RefinementState) -> CarriedLogPartition:
         """A of the present energy."""
-        population = state.population
+        population, half = state.population, self.control.num_trained_on
         log_weights = self.log_weights(state.energy, population.points)
         return carried(
             *(float(x) for x in (population.log_partition, state.std_error)),
-            *(np.asarray(x) for x in (log_weights, population.ancestors)),
+            *(np.asarray(x)[half:] for x in (log_weights, population.ancestors)),
         )
 
     def _energies_of_data(self, arrays, data):
@@ -396,7 +411,7 @@ class Refinement:
         )
         log_partition = LogPartition(found.log_partition, found.std_error, found.ess, math.nan, ())
         points = state.population.points
-        index = systematic_resample(stream_key(state.rng_key, "settle"), self.log_weights(state.energy, points))
+        index = self._resampled(stream_key(state.rng_key, "settle"), self.log_weights(state.energy, points))
         latents = self._ladder(state.reference).constrain(points.u[index])
         gebm = GEBM(self.base, energy, log_partition=A)
         return RefinementResult(gebm, losses, guide, curve, log_partition, closed, latents)
@@ -502,12 +517,15 @@ def _log_density_and_grad(points):
     return -potential, -grad
 
 
-def _num_distinct(index):
-    return jnp.zeros(len(index), jnp.int32).at[index].set(1).sum()
+def _num_distinct(index, num):
+    return jnp.zeros(num, jnp.int32).at[index].set(1).sum()
 
 
-def _share_and_mean(log_weights):
-    """Effective share of weights, NaN if they are not finite, and the log of their mean."""
-    total = logsumexp(log_weights)
-    share = jnp.exp(2.0 * total - logsumexp(2.0 * log_weights)) / len(log_weights)
-    return share, total - math.log(len(log_weights))
+def _share_and_mean(log_weights, half):
+    """The lower effective share of both halves, NaN if it is not finite, and the log of the second's mean weight."""
+    shares, means = [], []
+    for part in (log_weights[:half], log_weights[half:]):
+        total = logsumexp(part)
+        shares.append(jnp.exp(2.0 * total - logsumexp(2.0 * part)) / len(part))
+        means.append(total - math.log(len(part)))
+    return jnp.minimum(*shares), means[1]

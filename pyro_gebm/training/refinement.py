@@ -125,15 +125,16 @@ class Refinement:
         self.start_log_partition, self.points = self.log_partition, self._of_reference.evaluate(u)
         self.ancestors = torch.arange(num, device=u.device)
         self.log_step = torch.full((), math.log(0.5), dtype=u.dtype, device=u.device)
-        self.log_increment, self.ess_share, self.num_ancestors = 0.0, 1.0, num
+        self.log_increment, self.ess_share, self.num_ancestors = 0.0, 1.0, self._halves()[1]
         self._good = self._copy()
 
     # --- One step
 
     def take_step(self, batch: torch.Tensor) -> RefinementLosses:
         """One step of the energy on a batch, and perhaps a look at the population."""
-        num = min(self.noise_factor * len(batch), self.control.num_chains)
-        rows = torch.randperm(self.control.num_chains, device=batch.device)[:num]
+        half = self.control.num_trained_on
+        num = min(self.noise_factor * len(batch), half)
+        rows = torch.randperm(half, device=batch.device)[:num]
         block = self._moved(self.points.map(lambda x: x[rows]), 1)
         self.points = self.points.map(lambda x, new: x.index_copy(0, rows, new), block)
         x = self._decoded(block.u)
@@ -193,8 +194,9 @@ class Refinement:
 
     def _look(self):
         """Go on, update the population, or go back."""
-        rows = torch.randperm(self.control.num_chains, device=self.points.u.device)[: self.control.num_looked_at]
-        share, increment = _share_and_mean(self.log_weights(rows))
+        half, rest, most = *self._halves(), self.control.num_looked_at
+        rows = [torch.randperm(n, device=self.points.u.device)[:most] for n in (half, rest)]
+        share, increment = _share_and_mean(self.log_weights(torch.cat([rows[0], half + rows[1]])), most)
         if not share >= self.control.step_back_below:  # NaN too
             self._go_back()
         elif share < self.control.resample_below:
@@ -206,12 +208,13 @@ class Refinement:
         """Make the present energy the reference: resample the population, move it, carry A along; or go back."""
         self.points = self._moved(self.points, self.control.num_moves)  # away from where the energy was trained
         log_weights = self.log_weights()
-        share, increment = _share_and_mean(log_weights)
+        half, _ = self._halves()
+        share, increment = _share_and_mean(log_weights, half)
         num = self.control.num_chains
         if not share >= self.control.step_back_below:
             return self._go_back()
-        index = systematic_resample(log_weights)
-        if len(index.unique()) < MIN_PARENTS * num:
+        index = self._resampled(log_weights)
+        if min(len(index[:half].unique()), len(index[half:].unique())) < MIN_PARENTS * half:
             return self._go_back()
         self.log_partition += increment
         self.reference.load_state_dict(self.guide.energy.state_dict())
@@ -219,10 +222,20 @@ class Refinement:
         restarted = torch.randperm(num, device=u.device)[: self.control.num_restarted]
         u = u.index_copy(0, restarted, self._offered_a_start(u[restarted]))
         self.points = self._of_reference.evaluate(u)
-        self.log_increment, self.ess_share, self.num_ancestors = 0.0, 1.0, len(self.ancestors.unique())
+        self.log_increment, self.ess_share, self.num_ancestors = 0.0, 1.0, len(self.ancestors[half:].unique())
         self.backs_in_row, self.num_updates = 0, self.num_updates + 1
         self.energy_optim.rate_scale = min(1.0, RECOVERY * self.energy_optim.rate_scale)
         self._good = self._copy()
+
+    def _halves(self):
+        """Chains that are trained on, and chains that carry log Z."""
+        half = self.control.num_trained_on
+        return half, self.control.num_chains - half
+
+    def _resampled(self, log_weights):
+        """Indices of chains, resampled in each half."""
+        half = self.control.num_trained_on
+        return torch.cat([systematic_resample(log_weights[:half]), half + systematic_resample(log_weights[half:])])
 
     @torch.no_grad()
     def _offered_a_start(self, u):
@@ -246,7 +259,8 @@ class Refinement:
 
     def carried(self) -> CarriedLogPartition:
         """A of the present energy."""
-        arrays = (x.cpu().numpy() for x in (self.log_weights(), self.ancestors))
+        half = self.control.num_trained_on
+        arrays = (x.cpu().numpy() for x in (self.log_weights(slice(half, None)), self.ancestors[half:]))
         return carried(self.log_partition, self.std_error, *arrays)
 
     def held_out(self, data: torch.Tensor) -> HeldOutEnergies:
@@ -259,7 +273,7 @@ class Refinement:
 
     def latents(self) -> torch.Tensor:
         """The population, resampled to be draws of the latent law of the present energy."""
-        return self._of_reference.constrain(self.points.u[systematic_resample(self.log_weights())])
+        return self._of_reference.constrain(self.points.u[self._resampled(self.log_weights())])
 
     def _copy(self):
         state = {name: getattr(self, name) for name in _NUMBERS}
@@ -387,8 +401,12 @@ def _log_density_and_grad(points):
     return -potential, -grad
 
 
-def _share_and_mean(log_weights):
-    """Effective share of weights, NaN if they are not finite, and the log of their mean."""
-    num, total = len(log_weights), torch.logsumexp(log_weights, 0)
-    share = torch.exp(2.0 * total - torch.logsumexp(2.0 * log_weights, 0)) / num
-    return float(share), float(total) - math.log(num)
+def _share_and_mean(log_weights, half):
+    """The lower effective share of both halves, NaN if it is not finite, and the log of the second's mean weight."""
+    shares, means = [], []
+    for part in (log_weights[:half], log_weights[half:]):
+        total = torch.logsumexp(part, 0)
+        shares.append(torch.exp(2.0 * total - torch.logsumexp(2.0 * part, 0)) / len(part))
+        means.append(total - math.log(len(part)))
+    share, mean = torch.stack([torch.minimum(*shares), means[1]]).tolist()
+    return share, mean
