@@ -43,8 +43,8 @@ def run(args, host, name, seed, way):
     kale = package.KALE(result.gebm.base, guide, *optims, energy_steps=2, ema_decay=decay)
     result = host.run(kale.run, seed, int(args.fraction * 1500), law.data, **how, validation=law.held_out)
     x.append(host.run(result.gebm.base.sample, seed, (2000,)))
-    y = np.asarray(law.held_out)[:2000]
-    found = [scores(np.asarray(a).reshape(len(a), -1), y.reshape(len(y), -1)) for a in x]
+    x = [np.asarray(a, np.float32).reshape(len(a), -1) for a in (*x, np.asarray(law.held_out)[:2000])]
+    found = [scores(a, x[2]) for a in x[:2]]
     return {"before": found[0], "after": found[1], "kale": float(result.validation.kale[-1])}
 
 

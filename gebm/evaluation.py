@@ -1,7 +1,7 @@
 """KALE on held-out data with its error: log Z from a stream of base draws, and when to stop it."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,6 +15,7 @@ __all__ = [
     "START_DRAWS",
     "TOLERANCE",
     "Evaluation",
+    "PartitionEstimate",
     "WeightSums",
     "check_budget",
     "chunk_size",
@@ -36,26 +37,49 @@ MIN_ESS_SHARE = 0.01
 MAX_NUMBERS = 2**22
 
 
+class PartitionEstimate(Protocol):
+    """What says how well log Z is known: its value and error, and how many of `num` draws count."""
+
+    @property
+    def num(self) -> Any:
+        """Number of draws."""
+
+    @property
+    def log_partition(self) -> float:
+        """A."""
+        ...
+
+    @property
+    def std_error(self) -> float:
+        """Its standard error."""
+        ...
+
+    @property
+    def ess(self) -> float:
+        """Effective sample size of the weights."""
+        ...
+
+
 class WeightSums(NamedTuple):
     r"""Sums over base draws with energies $E_i$: what a stream of them keeps.
 
-    `num` draws; `log_sum` and `log_sum_squares` are the logarithms of $\sum_i e^{-E_i}$ and $\sum_i e^{-2 E_i}$;
-    `energy` and `energy_square` are the sums of $E_i$ and $E_i^2$.
+    Numbers, or scalars of a framework. `num` draws; `log_sum` and `log_sum_squares` are the logarithms of
+    $\sum_i e^{-E_i}$ and $\sum_i e^{-2 E_i}$; `energy` and `energy_square` are the sums of $E_i$ and $E_i^2$.
     """
 
-    num: float
-    log_sum: float
-    log_sum_squares: float
-    energy: float
-    energy_square: float
+    num: Any
+    log_sum: Any
+    log_sum_squares: Any
+    energy: Any
+    energy_square: Any
 
     @classmethod
     def of(cls, energies: np.ndarray) -> "WeightSums":
         """The sums of given energies, shape `(N,)`."""
         e = np.asarray(energies, np.float64)
         with np.errstate(divide="ignore", invalid="ignore"):
-            logs = (float(np.logaddexp.reduce(-times * e)) for times in (1.0, 2.0))
-            return cls(float(len(e)), *logs, float(e.sum()), float(np.square(e).sum()))
+            one, two = (float(np.logaddexp.reduce(-times * e)) for times in (1.0, 2.0))
+            return cls(float(len(e)), one, two, float(e.sum()), float(np.square(e).sum()))
 
     @property
     def log_partition(self) -> float:
@@ -103,7 +127,7 @@ class Evaluation(NamedTuple):
         return self.value
 
 
-def evaluation_of(data: np.ndarray, weights: WeightSums) -> Evaluation:
+def evaluation_of(data: np.ndarray, weights: PartitionEstimate) -> Evaluation:
     """KALE from energies of data, shape `(N,)`, and the sums of base draws."""
     data = np.asarray(data, np.float64)
     error = math.hypot(standard_error(data), weights.std_error)

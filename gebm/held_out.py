@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gebm import validation
-from gebm.evaluation import MIN_ESS_SHARE, Evaluation, WeightSums, evaluation_of, standard_error
+from gebm.evaluation import MIN_ESS_SHARE, Evaluation, PartitionEstimate, evaluation_of, standard_error
 
 __all__ = ["HeldOut", "HeldOutEnergies", "ValidationCurve", "check_evaluation", "find_every"]
 
@@ -22,7 +22,7 @@ NUM_COLUMNS = 7
 MAX_ERRORS = 5.0
 
 
-def check_evaluation(found: Evaluation, of_data: np.ndarray, weights: WeightSums, *, stacklevel: int = 3) -> None:
+def check_evaluation(found: Evaluation, of_data: np.ndarray, weights: Any, *, stacklevel: int = 3) -> None:
     """Check an estimate of KALE, and warn if the energy may have the wrong sign.
 
     Args:
@@ -78,7 +78,7 @@ class HeldOutEnergies(NamedTuple):
     """
 
     data: np.ndarray
-    weights: WeightSums
+    weights: PartitionEstimate
     log_density: np.ndarray | None
     energy_counts: bool
 
@@ -224,7 +224,8 @@ class HeldOut:
                 return None
             found += ": the model overfits, or training is unstable."
         else:
-            then, now = (np.nanmean(training[max(0, i - self.every) : max(i, self.every)]) for i in (start, end))
+            every = self.every or 1
+            then, now = (np.nanmean(training[max(0, i - every) : max(i, every)]) for i in (start, end))
             if now > then:
                 found += f", while KALE in training rose from {then:.3g} to {now:.3g}: the energy overfits."
             else:

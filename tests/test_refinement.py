@@ -83,6 +83,7 @@ def test_log_z_is_within_its_error_in_twenty_runs(host):
     assert np.abs(errors).max() < 3.0 and np.std(errors) > 0.2, errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["flow", "pushforward"])
 def test_bases_of_other_kinds(host, kind):
     result = refine(host, build(host, kind), 20, num_chains=64, batch_size=20, validation=HELD_OUT[:100])
@@ -115,6 +116,7 @@ t.refine(host, t.build(host), 100_000, checkpoint_dir=folder, checkpoint_every=7
 """
 
 
+@pytest.mark.slow
 def test_kill_minus_nine_and_resume(host, tmp_path):
     folder = tmp_path / "checkpoints"
     done = killed(host, REFINEMENT, folder)
@@ -124,11 +126,13 @@ def test_kill_minus_nine_and_resume(host, tmp_path):
     assert same([host.numpy(x) for x in whole.losses], [host.numpy(x) for x in resumed.losses])
 
 
+@pytest.mark.slow
 def test_runs_are_reproducible(host):
     one, other = (refine(host, build(host), 12, seed=3) for _ in range(2))
     assert same(parameters(host, one), parameters(host, other))
 
 
+@pytest.mark.slow
 def test_a_rate_that_is_too_large_is_halved(host):
     kale = build(host, rate=0.3)
     with warnings.catch_warnings():

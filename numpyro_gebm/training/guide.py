@@ -160,8 +160,10 @@ def _weight_sums(base, energy, rng_key, chunk, max_chunks, tolerance):
         new = WeightSums(
             jnp.asarray(chunk, e.dtype), logsumexp(-e), logsumexp(-2.0 * e), jnp.sum(e), jnp.sum(jnp.square(e))
         )
-        logs = (jnp.logaddexp(sums[i], new[i]) for i in (1, 2))
-        return WeightSums(sums.num + new.num, *logs, sums.energy + new.energy, sums.energy_square + new.energy_square)
+        one, two = (jnp.logaddexp(sums[i], new[i]) for i in (1, 2))
+        return WeightSums(
+            sums.num + new.num, one, two, sums.energy + new.energy, sums.energy_square + new.energy_square
+        )
 
     dtype = jax.eval_shape(energies, 0).dtype
     zero, nothing = jnp.zeros((), dtype), jnp.full((), -jnp.inf, dtype)

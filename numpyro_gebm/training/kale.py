@@ -441,7 +441,7 @@ class KALE:
             typed(rng_key),
             num_steps,
             batches,
-            None if every is None else self._as_data("validation data", validation),
+            None if every is None else jnp.asarray(self._as_data("validation data", validation)),
             lambda state: self._fingerprint(batches, state, control=control),
             Looks(every, keep_best, patience),
             checkpoints=(checkpoint_dir, checkpoint_every, resume_from, allow),

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import equinox as eqx
 import jax
@@ -366,10 +366,8 @@ class Refinement:
         """A of the present energy."""
         population, half = state.population, self.control.num_trained_on
         log_weights = self.log_weights(state.energy, population.points)
-        return carried(
-            *(float(x) for x in (population.log_partition, state.std_error)),
-            *(np.asarray(x)[half:] for x in (log_weights, population.ancestors)),
-        )
+        at_update, error = float(population.log_partition), float(state.std_error)
+        return carried(at_update, error, np.asarray(log_weights)[half:], np.asarray(population.ancestors)[half:])
 
     def _energies_of_data(self, arrays, data):
         energy = eqx.nn.inference_mode(eqx.combine(arrays, self.static))
@@ -393,12 +391,12 @@ class Refinement:
         """The result of a run."""
         arrays, found = state.energy, self.carried(state)
         if best is not None:
-            arrays, found = best["energy"], CarriedLogPartition(*map(float, best["carried"]))
+            arrays, found = best["energy"], CarriedLogPartition(*best["carried"].tolist())
         warn_if_few_ancestors(found, int(state.backs), stacklevel=6)
         closed = None
         if data is not None:
-            energies = [self.energies(a, data)[0] for a in (state.start, arrays)]
-            closed = gap_closed(*energies, float(state.start_log_partition), found)
+            at_start, at_end = (self.energies(a, data)[0] for a in (state.start, arrays))
+            closed = gap_closed(at_start, at_end, float(state.start_log_partition), found)
         energy, A = (
             eqx.nn.inference_mode(eqx.combine(arrays, self.static)),
             jnp.asarray(found.log_partition, self.dtype),
@@ -465,7 +463,7 @@ def refine(
     run = Run(training.run_chunk, lambda step: 1, batches, state, nothing, explain, advice)
     held_out = HeldOut(
         looks.every,
-        lambda: training.held_out(run.state, validation),
+        lambda: training.held_out(run.state, cast(jax.Array, validation)),
         (lambda: training.best(run.state)) if looks.keep_best else None,
         has_density=training.has_density,
         base_is_trained=False,

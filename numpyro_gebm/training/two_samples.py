@@ -38,7 +38,7 @@ class _Rows(Distribution):
 
     @sample_stack
     def sample(self, key, sample_shape=()):
-        return self.rows[random.randint(key, sample_shape, 0, len(self.rows))]
+        return self.rows[random.randint(typed(key), sample_shape, 0, len(self.rows))]
 
     def log_prob(self, value, intermediates=None):
         raise NotImplementedError("Draws have no density.")

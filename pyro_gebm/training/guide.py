@@ -143,7 +143,9 @@ def _tensor_sums(base, energy, tolerance, max_draws):
 
 def _total(rows, chunk):
     logs, sums = torch.stack(rows).split(2, 1)
-    return WeightSums(float(chunk * len(rows)), *torch.logsumexp(logs, 0), *sums.sum(0))
+    one, two = torch.logsumexp(logs, 0)
+    energy, energy_square = sums.sum(0)
+    return WeightSums(float(chunk * len(rows)), one, two, energy, energy_square)
 
 
 def gradient_penalty(weight: float = 1.0) -> Penalty:

@@ -83,7 +83,8 @@ class Optimizer:
         grads = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         present = [grad for grad in grads if grad is not None]
         norm = torch.stack(torch._foreach_norm(present)).norm()  # pyright: ignore[reportPrivateImportUsage]
-        scale = self._scale(*torch.stack([loss.detach(), norm]).tolist(), outlier)
+        value, size = torch.stack([loss.detach(), norm]).tolist()
+        scale = self._scale(value, size, outlier)
         ok = scale > 0
         self.skipped_in_row = 0 if ok else self.skipped_in_row + 1
         if ok:

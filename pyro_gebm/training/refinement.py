@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch.distributions import Distribution
@@ -109,8 +109,8 @@ class Refinement:
     ) -> None:
         self.base, self.guide, self.control, self.noise_factor = base, guide, control, noise_factor
         self.energy_optim = Optimizer("energy_optim", energy_optim, parameters, max_grad_norm)
-        self.reference = copy_of_values(guide.energy)
-        self.reference.eval().requires_grad_(False)
+        self.energy = cast(torch.nn.Module, guide.energy)  # it has parameters
+        self.reference = copy_of_values(self.energy).eval().requires_grad_(False)
         self.has_density = has_density(base)
         self._of_reference = Ladder(GEBM(base, self.reference, validate_args=False).latent)
         self.base_steps_taken = self.num_skipped = self.backs = self.backs_in_row = self.num_updates = 0
@@ -122,7 +122,8 @@ class Refinement:
             self.std_error = found.log_partition.std_error
         else:
             u, self.log_partition, self.std_error = self._of_reference.sample_prior(num), 0.0, 0.0
-        self.start_log_partition, self.points = self.log_partition, self._of_reference.evaluate(u)
+        self.start_log_partition = self.log_partition
+        self.points: Points[torch.Tensor] = self._of_reference.evaluate(u)
         self.ancestors = torch.arange(num, device=u.device)
         self.log_step = torch.full((), math.log(0.5), dtype=u.dtype, device=u.device)
         self.log_increment, self.ess_share, self.num_ancestors = 0.0, 1.0, self._halves()[1]
@@ -138,10 +139,10 @@ class Refinement:
         block = self._moved(self.points.map(lambda x: x[rows]), 1)
         self.points = self.points.map(lambda x, new: x.index_copy(0, rows, new), block)
         x = self._decoded(block.u)
-        of_data, of_chains = self.guide.energy(torch.cat([batch, x])).split([len(batch), len(x)])
+        of_data, of_chains = self.energy(torch.cat([batch, x])).split([len(batch), len(x)])
         penalty = torch.zeros_like(of_data[0].detach())
         if self.guide.penalty is not None:
-            penalty = self.guide.penalty(self.guide.energy, batch, x)
+            penalty = self.guide.penalty(self.energy, batch, x)
         log_mean_weight = torch.logsumexp(-of_chains - block.neg_beta_energy, 0) - math.log(num)
         ok, norm = self.energy_optim.apply(of_data.mean() + log_mean_weight + penalty)
         self.num_skipped += not ok
@@ -149,8 +150,8 @@ class Refinement:
         if self.base_steps_taken % self.control.look_every == 0:
             self._look()
         now = self.log_partition + self.log_increment
-        numbers = (now, self.ess_share, self.num_ancestors, self.backs)
-        return RefinementLosses(-of_data.mean().detach() - now, penalty.detach(), *map(norm.new_tensor, numbers), norm)
+        A, share, ancestors, backs = map(norm.new_tensor, (now, self.ess_share, self.num_ancestors, self.backs))
+        return RefinementLosses(-of_data.mean().detach() - now, penalty.detach(), A, share, ancestors, backs, norm)
 
     @property
     def has_collapsed(self) -> bool:
@@ -164,13 +165,14 @@ class Refinement:
 
     def best(self) -> dict[str, Any]:
         """A copy of what a result holds."""
-        return {"energy": copy.deepcopy(self.guide.energy.state_dict()), "carried": list(self.carried())}
+        return {"energy": copy.deepcopy(self.energy.state_dict()), "carried": list(self.carried())}
 
-    def _moved(self, points, num_steps):
+    def _moved(self, points: Points[torch.Tensor], num_steps: int) -> Points[torch.Tensor]:
         """Points after MALA steps under the reference."""
         for _ in range(num_steps):
             log_step = self.log_step.expand(points.neg_beta_energy.shape)
-            points, accept_prob = mala_step(points, log_step, self._of_reference.evaluate, _log_density_and_grad)
+            moved, accept_prob = mala_step(points, log_step, self._of_reference.evaluate, _log_density_and_grad)
+            points = cast(Points[torch.Tensor], moved)
             self.log_step = self.log_step + STEP_RATE * (accept_prob.mean() - TARGET_ACCEPT_PROB)
         return points
 
@@ -181,9 +183,9 @@ class Refinement:
     @torch.no_grad()
     def _energy(self, x):
         """The present energy, in evaluation mode and in pieces."""
-        with evaluation_mode(self.guide.energy):
+        with evaluation_mode(self.energy):
             size = chunk_size(tuple(self.base.event_shape), len(x))
-            return torch.cat([self.guide.energy(chunk) for chunk in x.split(size)])
+            return torch.cat([self.energy(chunk) for chunk in x.split(size)])
 
     def log_weights(self, rows: torch.Tensor | slice = slice(None)) -> torch.Tensor:
         """Log-weights of chains: the reference minus the present energy."""
@@ -217,7 +219,7 @@ class Refinement:
         if min(len(index[:half].unique()), len(index[half:].unique())) < MIN_PARENTS * half:
             return self._go_back()
         self.log_partition += increment
-        self.reference.load_state_dict(self.guide.energy.state_dict())
+        self.reference.load_state_dict(self.energy.state_dict())
         self.ancestors, u = self.ancestors[index], self.points.u[index]
         restarted = torch.randperm(num, device=u.device)[: self.control.num_restarted]
         u = u.index_copy(0, restarted, self._offered_a_start(u[restarted]))
@@ -260,8 +262,8 @@ class Refinement:
     def carried(self) -> CarriedLogPartition:
         """A of the present energy."""
         half = self.control.num_trained_on
-        arrays = (x.cpu().numpy() for x in (self.log_weights(slice(half, None)), self.ancestors[half:]))
-        return carried(self.log_partition, self.std_error, *arrays)
+        log_weights, ancestors = (x.cpu().numpy() for x in (self.log_weights(slice(half, None)), self.ancestors[half:]))
+        return carried(self.log_partition, self.std_error, log_weights, ancestors)
 
     def held_out(self, data: torch.Tensor) -> HeldOutEnergies:
         """What a look at held-out data sees."""
@@ -278,14 +280,14 @@ class Refinement:
     def _copy(self):
         state = {name: getattr(self, name) for name in _NUMBERS}
         state |= {"points": list(self.points), "ancestors": self.ancestors}
-        parts = {"energy": self.guide.energy, "reference": self.reference, "energy_optim": self.energy_optim}
+        parts = {"energy": self.energy, "reference": self.reference, "energy_optim": self.energy_optim}
         return state | {name: copy.deepcopy(part.state_dict()) for name, part in parts.items()}
 
     def _restore(self, state):
         for name in _NUMBERS:
             setattr(self, name, state[name])
         self.points, self.ancestors = Points(*state["points"]), state["ancestors"]
-        self.guide.energy.load_state_dict(state["energy"])
+        self.energy.load_state_dict(state["energy"])
         self.reference.load_state_dict(state["reference"])
         self.energy_optim.load_state_dict(copy.deepcopy(state["energy_optim"]))
 
@@ -343,10 +345,10 @@ def refine(
     explain = lambda training: collapsed(training.backs, training.control) if training.has_collapsed else None  # noqa: E731
     advice = "The energy is trained in place; a run with `resume_from=` makes the result again."
     run = Run(training, training.take_step, batches, RefinementLosses, device, explain, advice)
-    start = copy_of_values(training.guide.energy)
+    start = copy_of_values(training.energy)
     held_out = HeldOut(
         looks.every,
-        lambda: training.held_out(validation),
+        lambda: training.held_out(cast(torch.Tensor, validation)),
         training.best if looks.keep_best else None,
         has_density=training.has_density,
         base_is_trained=False,
@@ -366,7 +368,7 @@ def refine(
 
     def finish():
         guide, at_start = training.guide, training.start_log_partition
-        energy, found = copy_of_values(guide.energy).eval().requires_grad_(False), training.carried()
+        energy, found = copy_of_values(training.energy).eval().requires_grad_(False), training.carried()
         if held_out.best is not None:
             energy.load_state_dict(held_out.best["energy"])
             found = CarriedLogPartition(*held_out.best["carried"])
@@ -374,8 +376,8 @@ def refine(
         closed = None
         if validation is not None:
             with torch.no_grad():
-                energies = [e(validation).cpu().numpy() for e in (start.eval(), energy)]
-            closed = gap_closed(*energies, at_start, found)
+                of_start, of_end = (e(validation).cpu().numpy() for e in (start.eval(), energy))
+            closed = gap_closed(of_start, of_end, at_start, found)
         A = torch.tensor(found.log_partition, dtype=training.points.u.dtype, device=device)
         gebm = GEBM(snapshot(training.base), energy, log_partition=A)
         new = KALEGuide(energy, log_partition=A, log_partition_rate=guide.log_partition_rate, penalty=guide.penalty)
