@@ -38,6 +38,7 @@ from numpyro_gebm import (
     save,
     to_arviz,
 )
+from numpyro_gebm.training import kale_between
 from numpyro_gebm.training.objectives import Energies
 
 KEY = jax.random.key(0)
@@ -99,6 +100,12 @@ def training(data: jax.Array) -> GEBM:
     assert_type(result.gebm, GEBM)
     state, _ = kale.update(kale.init(KEY, data), data)
     float(kale.evaluate(state, data))
+    std_error: float = kale.evaluate(state, data, tolerance=0.01, max_draws=1000).std_error
+    refined = KALE(PRIOR, guide, None, optax.adam(1e-3)).refine(
+        KEY, 10, data, num_chains=64, patience=3, validation=data
+    )
+    draws = refined.gebm.decode(refined.latents)
+    assert_type(std_error + kale_between(data, draws, guide, optax.adam(1e-3), rng_key=KEY).value, float)
     return result.gebm
 
 

@@ -35,6 +35,7 @@ from pyro_gebm import (
     save,
     to_arviz,
 )
+from pyro_gebm.training import kale_between
 from pyro_gebm.training.objectives import Energies
 
 # Pyro's `expand` has the type of PyTorch's, which has no `to_event`: a prior without it reads as one.
@@ -99,6 +100,12 @@ def training(data: torch.Tensor) -> GEBM:
     KALE(PRIOR, guide, None, adam, objective="contrastive_divergence", energy_steps=lambda step: 5)
     kale.step(data)
     float(kale.evaluate(data))
+    std_error: float = kale.evaluate(data, tolerance=0.01, max_draws=1000).std_error
+    refined = KALE(PRIOR, guide, None, adam, max_grad_norm=1.0).refine(
+        10, data, num_chains=64, patience=3, validation=data
+    )
+    draws = refined.gebm.decode(refined.latents)
+    assert_type(std_error + kale_between(data, draws, guide, adam).value, float)
     KALE(PRIOR, guide, None, adam, objective=Hinge())
     kale.run(1000, data, validation=data, validate_every=100, keep_best=False, checkpoint_dir="checkpoints")
     gebm: GEBM = result.gebm
