@@ -16,10 +16,8 @@ import time
 import numpy as np
 import pyro.distributions as dist
 import torch
-from sklearn.neighbors import NearestNeighbors
 
-import pyro_gebm
-from pyro_gebm import Pushforward, nn
+from pyro_gebm import Pushforward, metrics, nn
 
 LATENT, HIDDEN = 32, (256, 512)
 
@@ -174,35 +172,20 @@ def gan(cache, images, seed, steps=8000):
     return kept(cache, f"gan{seed}", train, generator())
 
 
-def scores(x, y, neighbours=5, most=5000):
+def scores(x, y, most=5000):
     """How features x of draws compare with features y of images.
 
     Returns:
         A dict with the Fréchet distance, precision, recall (arXiv:1904.06991) and coverage (arXiv:2002.09797).
     """
-    distance = float(pyro_gebm.metrics.frechet_distance(torch.as_tensor(x).double(), torch.as_tensor(y).double()))
-    x, y = x[:most], y[:most]
-    radius_x, radius_y = (_radii(a, neighbours) for a in (x, y))
+    x, y = (torch.as_tensor(np.asarray(a), dtype=torch.float64) for a in (x, y))
+    near = [metrics.precision_recall(x[:most], y[:most]), metrics.density_coverage(x[:most], y[:most])]
     return {
-        "distance": distance,
-        "precision": _covered(x, y, radius_y).mean(),
-        "recall": _covered(y, x, radius_x).mean(),
-        "coverage": (NearestNeighbors(n_neighbors=1).fit(x).kneighbors(y)[0][:, 0] <= radius_y).mean(),
+        "distance": float(metrics.frechet_distance(x, y)),
+        "precision": float(near[0].precision),
+        "recall": float(near[0].recall),
+        "coverage": float(near[1].coverage),
     }
-
-
-def _radii(x, neighbours):
-    return NearestNeighbors(n_neighbors=neighbours + 1).fit(x).kneighbors(x)[0][:, -1]
-
-
-def _covered(points, centres, radii):
-    """Whether points lie in one of the balls."""
-    covered = np.zeros(len(points), bool)
-    centres = torch.as_tensor(centres)
-    for start in range(0, len(points), 500):
-        distances = torch.cdist(torch.as_tensor(points[start : start + 500]), centres).numpy()
-        covered[start : start + 500] = (distances <= radii).any(1)
-    return covered
 
 
 def show(name, found, base=None):

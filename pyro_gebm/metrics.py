@@ -1,10 +1,14 @@
 """The quality of samples, by their features."""
 
+import math
+
 import torch
 
+from gebm.metrics import MAX_ENTRIES, DensityCoverage, KernelDistance, PrecisionRecall, num_blocks
+from gebm.validation import integer
 from pyro_gebm.divergences.samples import Samples, as_samples, finite_statistic
 
-__all__ = ["frechet_distance"]
+__all__ = ["density_coverage", "frechet_distance", "kernel_distance", "precision_recall"]
 
 
 def frechet_distance(x: Samples, y: Samples) -> torch.Tensor:
@@ -40,3 +44,112 @@ def frechet_distance(x: Samples, y: Samples) -> torch.Tensor:
 def _symmetric_sqrt(matrix):
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * values.clamp(min=0.0).sqrt()) @ vectors.T
+
+
+def kernel_distance(x: Samples, y: Samples) -> KernelDistance:
+    r"""Kernel distance (KID) between two samples of features: unbiased squared MMD, with its standard error.
+
+    .. math:: k(a, b) = (a \cdot b / D + 1)^3
+
+    Both samples are cut into disjoint blocks of 1,000 rows at most; the value is the mean over blocks, and the error
+    that of this mean. Unlike the Fréchet distance it can be compared between samples of different sizes. Source:
+    arXiv:1801.01401.
+
+    Args:
+        x: features of draws, shape `(M, D)`, in random order, M at least 4.
+        y: features of data, shape `(N, D)`, in random order, N at least 4.
+
+    Returns:
+        A `KernelDistance`.
+
+    Raises:
+        TypeError: if x or y is complex.
+        ValueError: if x or y is not a matrix of finite numbers with at least four rows, or their columns differ; if the
+            distance is not finite.
+    """
+    x, y = as_samples(x, y)
+    num = num_blocks(min(len(x), len(y)))
+    values = []
+    for a, b in zip(*(z[: num * (len(z) // num)].reshape(num, -1, z.shape[1]) for z in (x, y))):
+        of_a, of_b, of_both = (_cubic(*pair) for pair in ((a, a), (b, b), (a, b)))
+        within = ((k.sum() - k.trace()) / (len(k) * (len(k) - 1)) for k in (of_a, of_b))
+        values.append(sum(within) - 2.0 * of_both.mean())
+    values = torch.stack(values)
+    value = finite_statistic("kernel distance", values.mean(), "Rescale the features.")
+    return KernelDistance(value, values.std() / math.sqrt(num))
+
+
+def _cubic(x, y):
+    return (x @ y.T / x.shape[1] + 1.0) ** 3
+
+
+def density_coverage(x: Samples, y: Samples, *, num_neighbors: int = 5) -> DensityCoverage:
+    """Density and coverage of draws, by nearest neighbours among the features of the data alone.
+
+    Density is the mean number of balls around data points that a draw lies in, over k; it may exceed 1. Coverage is the
+    share of data points whose ball holds a draw. Source: arXiv:2002.09797.
+
+    Args:
+        x: features of draws, shape `(M, D)`.
+        y: features of data, shape `(N, D)`.
+        num_neighbors: k, below N.
+
+    Returns:
+        A `DensityCoverage`.
+
+    Raises:
+        TypeError: if x or y is complex, or the number is not an integer.
+        ValueError: if x or y is not a matrix of finite numbers, their columns differ, or k is not below the rows of y.
+    """
+    x, y = as_samples(x, y)
+    num_neighbors = integer("num_neighbors", num_neighbors, maximum=len(y) - 1)
+    count, covered = _neighbours(x, y, _radii(y, num_neighbors))
+    return DensityCoverage(count.to(x.dtype).mean() / num_neighbors, _share(covered))
+
+
+def precision_recall(x: Samples, y: Samples, *, num_neighbors: int = 5) -> PrecisionRecall:
+    """Precision and recall of draws, by nearest neighbours among features.
+
+    A draw counts as precise if it lies in the ball around some data point that reaches to this point's k-th neighbour
+    among the data; a data point is recalled if it lies in such a ball around some draw. Source: arXiv:1904.06991.
+
+    Args:
+        x: features of draws, shape `(M, D)`.
+        y: features of data, shape `(N, D)`.
+        num_neighbors: k, below M and N.
+
+    Returns:
+        A `PrecisionRecall`.
+
+    Raises:
+        TypeError: if x or y is complex, or the number is not an integer.
+        ValueError: if x or y is not a matrix of finite numbers, their columns differ, or k is not below their rows.
+    """
+    x, y = as_samples(x, y)
+    num_neighbors = integer("num_neighbors", num_neighbors, maximum=min(len(x), len(y)) - 1)
+    in_data, _ = _neighbours(x, y, _radii(y, num_neighbors))
+    in_draws, _ = _neighbours(y, x, _radii(x, num_neighbors))
+    return PrecisionRecall(_share(in_data > 0), _share(in_draws > 0))
+
+
+def _share(found):
+    return found.to(torch.get_default_dtype()).mean()
+
+
+def _in_rows(fn, points, other):
+    """`fn` of distances to `other`, for a few rows of points at a time."""
+    size = max(1, MAX_ENTRIES // len(other))
+    exactly = "donot_use_mm_for_euclid_dist"
+    return torch.cat([fn(torch.cdist(rows, other, compute_mode=exactly)) for rows in points.split(size)])
+
+
+def _radii(points, num_neighbors):
+    """Distance of every point to its k-th neighbour."""
+    return _in_rows(lambda distances: distances.kthvalue(num_neighbors + 1, -1).values, points, points)
+
+
+def _neighbours(points, centres, radii):
+    """In how many balls around centres every point lies, and whether each holds one."""
+    count = _in_rows(lambda distances: (distances < radii).sum(-1), points, centres)
+    nearest = _in_rows(lambda distances: distances.amin(-1), centres, points)
+    return count, nearest < radii

@@ -122,6 +122,9 @@ def targets(host, folder):
         "Laplace": (kernels.Laplace, {"bandwidth": 1.0}),
         "InverseMultiquadric": (kernels.InverseMultiquadric, {"bandwidth": 1.0, "power": 0.5}),
         "frechet_distance": (host.package.metrics.frechet_distance, {"x": x, "y": y}),
+        "kernel_distance": (host.package.metrics.kernel_distance, {"x": x, "y": y}),
+        "precision_recall": (host.package.metrics.precision_recall, {"x": x, "y": y, "num_neighbors": 2}),
+        "density_coverage": (host.package.metrics.density_coverage, {"x": x, "y": y, "num_neighbors": 2}),
         "mmd_flow": (
             flows.mmd_flow,
             {"particles": x, "target": y, "num_steps": 2, "step_size": 0.1, "noise": 0.0, "keep_every": 1} | quiet,
