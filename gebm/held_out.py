@@ -172,7 +172,7 @@ class HeldOut:
         """Go on after the looks of an interrupted run."""
         if self.every is not None and rows is not None:
             rows = np.asarray(rows, np.float64)
-            if rows.size and rows.shape[1] < NUM_COLUMNS:  # a file of before 0.2
+            if rows.size and rows.shape[1] < NUM_COLUMNS:  # an older file
                 rows = np.hstack([rows, np.full((len(rows), NUM_COLUMNS - rows.shape[1]), math.nan)])
             self.rows = rows.reshape(-1, NUM_COLUMNS)
             self.best = best if self._keep is not None and self._keeps and np.isfinite(self._scores()).any() else None

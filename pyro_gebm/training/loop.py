@@ -127,7 +127,7 @@ class Optimizer:
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         for name in _KEPT:
-            setattr(self, name, state.get(name, getattr(self, name)))  # a file of before 0.2 lacks some
+            setattr(self, name, state.get(name, getattr(self, name)))  # an older file lacks some
 
 
 #: What an `Optimizer` keeps besides.
