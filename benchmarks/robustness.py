@@ -4,8 +4,8 @@
 
 Every law trains a base in some way, and then the energy alone on the finished base: KALE on held-out data is that of
 this last stage. A run ends badly if its last value is below 0, or below its best by more than 0.1 and two standard
-errors. Runs that are in the file already are not run again. `--objective plain_kale --max-grad-norm inf` is what training
-did before its gradient was bounded.
+errors. Runs that are in the file already are not run again. `--objective plain_kale --max-grad-norm inf` is what
+training did before its gradient was bounded.
 """
 
 import argparse

@@ -163,13 +163,13 @@ class Refinement:
         self._of_data = jax.jit(self._energies_of_data)
         self._evaluate = jax.jit(lambda arrays, u: self._ladder(arrays).evaluate(u))
 
-    def init(self, rng_key: jax.Array, *, start: bool = True) -> RefinementState:
+    def init(self, rng_key: jax.Array, *, start: bool = True, progress_bar: bool = False) -> RefinementState:
         """The state at the start; without `start` the population is one of the prior, and a checkpoint must follow."""
         num, key = self.control.num_chains, stream_key(rng_key, "chains")
         latent, log_partition, std_error = self._gebm_of(self.arrays).latent, 0.0, 0.0
         if start:
             smc = SMC(num_particles=-(-num // NUM_GROUPS) * NUM_GROUPS)
-            found = smc.run(latent, rng_key=key, progress_bar=False)
+            found = smc.run(latent, rng_key=key, progress_bar=progress_bar)
             u, log_partition = Ladder(latent).unconstrain(found.z[:num]), found.log_partition.value
             std_error = found.log_partition.std_error
         else:
@@ -452,7 +452,7 @@ def refine(
         A `RefinementResult`.
     """
     folder, every, resume_from, allow = checkpoints
-    state = training.init(rng_key, start=resume_from is None)
+    state = training.init(rng_key, start=resume_from is None, progress_bar=progress_bar)
     of_run, control = fingerprint(state), training.control
 
     def explain(state):

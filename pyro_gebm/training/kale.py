@@ -394,6 +394,7 @@ class KALE:
                 max_grad_norm=self.max_grad_norm,
                 noise_factor=self.noise_factor,
                 start=resume_from is None,
+                progress_bar=progress_bar,
             )
             return refine(
                 training,

@@ -93,6 +93,7 @@ class Refinement:
         max_grad_norm: as for `KALE`.
         noise_factor: chains per data point in a step.
         start: draws the population; without, it is one of the prior, and a checkpoint must follow.
+        progress_bar: show one meanwhile.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Refinement:
         max_grad_norm: float | None,
         noise_factor: int,
         start: bool = True,
+        progress_bar: bool = False,
     ) -> None:
         self.base, self.guide, self.control, self.noise_factor = base, guide, control, noise_factor
         self.energy_optim = Optimizer("energy_optim", energy_optim, parameters, max_grad_norm)
@@ -117,7 +119,7 @@ class Refinement:
         num = control.num_chains
         if start:
             latent = GEBM(base, self.reference, validate_args=False).latent
-            found = SMC(num_particles=-(-num // NUM_GROUPS) * NUM_GROUPS).run(latent, progress_bar=False)
+            found = SMC(num_particles=-(-num // NUM_GROUPS) * NUM_GROUPS).run(latent, progress_bar=progress_bar)
             u, self.log_partition = self._of_reference.unconstrain(found.z[:num]), found.log_partition.value
             self.std_error = found.log_partition.std_error
         else:
