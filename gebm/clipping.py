@@ -7,6 +7,7 @@ from gebm import validation
 
 __all__ = [
     "LOG_OUTLIER",
+    "MAX_BOUND",
     "MAX_LOG_RATIO",
     "MAX_OUTLIERS",
     "MIN_STEPS",
@@ -23,6 +24,8 @@ FACTOR = 2.0
 LOG_OUTLIER, MIN_STEPS = math.log(100.0), 100
 #: So is one of the energy whose batch has a log-partition that is above A by more than this.
 MAX_LOG_RATIO = math.log(1000.0)
+#: A bound of Donsker and Varadhan beyond this, in nats, counts as not finite: the energy has run away.
+MAX_BOUND = 1e6
 #: So many in a row: the next one is applied, with its gradient clipped, for it is not the batch but the energy.
 MAX_OUTLIERS = 3
 #: Rise of the logarithm of the quantile at an outlier.

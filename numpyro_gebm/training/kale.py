@@ -16,7 +16,7 @@ from numpyro.distributions import Distribution
 
 from gebm.batches import check_shape, is_array, values_of
 from gebm.checkpoint_files import Checkpoints, fitting
-from gebm.clipping import MAX_LOG_RATIO, MIN_STEPS, check_max_grad_norm
+from gebm.clipping import MAX_BOUND, MAX_LOG_RATIO, MIN_STEPS, check_max_grad_norm
 from gebm.evaluation import (
     LOOK_DRAWS,
     START_DRAWS,
@@ -95,7 +95,7 @@ class KALE:
         max_grad_norm: norm at which gradients are clipped, those of the energy and those of the base; None for twice a
             running 90 % quantile of each. A gradient of 100 times that quantile, and an energy step whose batch puts
             log Z more than log 1000 above A, are not applied, unless three before it were not (and after 100 steps).
-            inf for none of this.
+            KALE beyond a million nats counts as not finite. inf for none of this.
         trainable: callable from the name of an array (`base.layers.0.weight`, `energy.layers.1.bias`, as in a saved
             file) to whether it is trained; None trains every floating-point array.
 
@@ -554,14 +554,15 @@ class KALE:
             values = energies(energy)
             penalty = norm = jnp.zeros((), values.data.dtype)
             value = kale(values.data, values.base, state.log_partition)
-            ok = jnp.isfinite(value)
+            ok = fine = jnp.isfinite(value)
             estimate, moves, outlier = batch_log_partition(values.base), ok, False
         else:
             (total, (values, penalty)), grads = jax.value_and_grad(loss, has_aux=True)(energy)
             value = kale(values.data, values.base, state.log_partition)
             estimate = batch_log_partition(values.base)
             outlier = self._is_outlier(state, estimate)
-            ok, norm, energy, optim, usual = apply_if_usual(
+            total = jnp.where(self._has_run_away(values.data.mean() + estimate), jnp.nan, total)
+            ok, fine, norm, energy, optim, usual = apply_if_usual(
                 self.energy_optim,
                 total,
                 grads,
@@ -590,7 +591,9 @@ class KALE:
             chains=chains,
             grad_norms=norms,
         )
-        return count_skipped(state, ok, part=0), KALELosses(value, penalty, log_partition, norm, jnp.zeros_like(norm))
+        return count_skipped(state, ok, fine, part=0), KALELosses(
+            value, penalty, log_partition, norm, jnp.zeros_like(norm)
+        )
 
     def _base_step(self, state, batch):
         """The state after a base step, and its losses: the norm of its gradient."""
@@ -606,7 +609,7 @@ class KALE:
             return self.objective.base_loss(base, batch, lambda: self._energies(state.energy, base.sample(key, (num,))))
 
         value, grads = jax.value_and_grad(loss)(state.base)
-        ok, norm, base, optim, usual = apply_if_usual(
+        ok, fine, norm, base, optim, usual = apply_if_usual(
             self.base_optim,
             value,
             grads,
@@ -617,7 +620,7 @@ class KALE:
             in_row=state.skipped_in_row[1],
         )
         state = state._replace(base=base, base_optim=optim, grad_norms=state.grad_norms.at[1].set(usual))
-        state = count_skipped(state, ok, part=1)
+        state = count_skipped(state, ok, fine, part=1)
         if (decay := self.ema_decay) is not None:
             average = jax.tree.map(lambda a, b: a + (1 - decay) * (b - a), state.base_average, base)
             state = state._replace(base_average=average)
@@ -635,11 +638,19 @@ class KALE:
         zeros = KALELosses(*(jnp.zeros((), self._dtype) for _ in KALELosses._fields))
         return cycles(state, batches, energy_steps, count, self._energy_step, self._base_step, zeros)
 
+    @property
+    def _watches(self):
+        """Whether log Z of the batches is watched: for objectives of the KALE family."""
+        return self.max_grad_norm != math.inf and isinstance(self.objective, KALEObjective)
+
     def _is_outlier(self, state, estimate):
-        """Whether a batch puts log Z far above A, which only objectives of the KALE family follow."""
-        if self.max_grad_norm == math.inf or not isinstance(self.objective, KALEObjective):
-            return jnp.zeros((), bool)
-        return (state.step >= MIN_STEPS) & (estimate - state.log_partition > MAX_LOG_RATIO)
+        """Whether a batch puts log Z far above A."""
+        found = (state.step >= MIN_STEPS) & (estimate - state.log_partition > MAX_LOG_RATIO)
+        return found if self._watches else jnp.zeros((), bool)
+
+    def _has_run_away(self, bound):
+        """Whether the bound of a batch is out of all proportion."""
+        return (jnp.abs(bound) > MAX_BOUND) if self._watches else False
 
     def _held_out_energies(self, state, data):
         """What a look at held-out data sees of a state, with the averaged base."""

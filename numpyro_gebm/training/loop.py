@@ -49,7 +49,7 @@ def apply_if_usual(
     outlier: jax.Array | bool = False,
     in_row: jax.Array | int = 0,
     rate_scale: jax.Array | float = 1.0,
-) -> tuple[jax.Array, jax.Array, Any, Any, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array, Any, Any, jax.Array]:
     """One optimiser step with a clipped gradient, unless loss or gradient is not finite or far above what is usual.
 
     Args:
@@ -61,11 +61,12 @@ def apply_if_usual(
         usual: log of the running quantile of the norms, and their number; see `gebm.clipping`.
         max_grad_norm: norm that gradients are clipped at; None for twice the quantile, inf for no such thing.
         outlier: whether its batch is one for another reason.
-        in_row: steps in a row that were left out; after three, an outlier is applied.
+        in_row: bad steps in a row before this one; after three, an outlier is applied.
         rate_scale: a factor of the learning rate.
 
     Returns:
-        `(applied, gradient norm, arrays, optim_state, usual)`.
+        `(applied, fine, gradient norm, arrays, optim_state, usual)`; a step is fine if it is neither an outlier nor not
+        finite.
     """
     norm = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
     log_norm, (log_quantile, count) = jnp.log(norm), usual
@@ -80,7 +81,8 @@ def apply_if_usual(
         grads = jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
         new = jnp.stack([clipping.next_log_quantile(log_quantile, count, log_norm), count + 1.0])
         usual = jnp.where(known, new, usual)
-    ok &= ~(jnp.asarray(outlier) & (in_row < clipping.MAX_OUTLIERS))
+    fine = ok & ~jnp.asarray(outlier)
+    ok &= fine | (in_row >= clipping.MAX_OUTLIERS)
 
     def apply(arrays, optim_state):
         updates, optim_state = optim.update(grads, optim_state, arrays)
@@ -89,14 +91,14 @@ def apply_if_usual(
         return optax.apply_updates(arrays, updates), optim_state
 
     arrays, optim_state = lax.cond(ok, apply, lambda *same: same, arrays, optim_state)
-    return ok, norm.astype(loss.dtype), arrays, optim_state, usual
+    return ok, fine, norm.astype(loss.dtype), arrays, optim_state, usual
 
 
-def count_skipped(state: Any, ok: jax.Array, part: int) -> Any:
-    """Count a step of the energy (part 0) or the base (part 1) that was not applied."""
-    bad = (~ok).astype(state.skipped.dtype)
+def count_skipped(state: Any, ok: jax.Array, fine: jax.Array, part: int) -> Any:
+    """Count a step of the energy (part 0) or the base (part 1) that was not applied, or was bad."""
+    bad = (~fine).astype(state.skipped.dtype)
     in_row = state.skipped_in_row.at[part].set((state.skipped_in_row[part] + bad) * bad)
-    return state._replace(skipped=state.skipped + bad, skipped_in_row=in_row)
+    return state._replace(skipped=state.skipped + (~ok).astype(state.skipped.dtype), skipped_in_row=in_row)
 
 
 def cycles(

@@ -233,7 +233,7 @@ class Refinement:
             return of_data.mean() + log_mean_weight + penalty, (of_data.mean(), penalty)
 
         (total, (of_data, penalty)), grads = jax.value_and_grad(loss, has_aux=True)(state.energy)
-        ok, norm, energy, optim, usual = apply_if_usual(
+        ok, fine, norm, energy, optim, usual = apply_if_usual(
             self.energy_optim,
             total,
             grads,
@@ -254,7 +254,9 @@ class Refinement:
             grad_norms=usual,
         )
         zero = jnp.zeros_like(norm)
-        return count_skipped(state, ok, part=0), RefinementLosses(-of_data - now, penalty, now, zero, zero, zero, norm)
+        return count_skipped(state, ok, fine, part=0), RefinementLosses(
+            -of_data - now, penalty, now, zero, zero, zero, norm
+        )
 
     def _moved(self, rng_key, points, log_step, reference, num_steps):
         """Points after MALA steps under the reference, and the adapted log of the step size."""

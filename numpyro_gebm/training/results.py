@@ -17,8 +17,8 @@ class KALEState(NamedTuple):
 
     `step` counts energy steps (and so the batches used) and `base_step` base steps; where one part is frozen they are
     the same. `in_cycle` counts energy steps since the last base step. `skipped` counts steps that were not applied
-    because a loss or gradient was not finite or far above what is usual, `skipped_in_row` the latest of them in a row,
-    for energy and base. `grad_norms` is what is usual: a row each, see `gebm.clipping`.
+    because a loss or gradient was not finite or far above what is usual, `skipped_in_row` the latest bad steps in a
+    row, for energy and base. `grad_norms` is what is usual: a row each, see `gebm.clipping`.
     `base_average` is the moving average of the base, `chains` what the objective keeps, or None.
     """
 

@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 
 from gebm.batches import is_array
 from gebm.checkpoint_files import Checkpoints, fitting
-from gebm.clipping import MAX_LOG_RATIO, MIN_STEPS, check_max_grad_norm
+from gebm.clipping import MAX_BOUND, MAX_LOG_RATIO, MIN_STEPS, check_max_grad_norm
 from gebm.evaluation import (
     LOOK_DRAWS,
     START_DRAWS,
@@ -84,7 +84,7 @@ class KALE:
         max_grad_norm: norm at which gradients are clipped, those of the energy and those of the base; None for twice a
             running 90 % quantile of each. A gradient of 100 times that quantile, and an energy step whose batch puts
             log Z more than log 1000 above A, are not applied, unless three before it were not (and after 100 steps).
-            inf for none of this.
+            KALE beyond a million nats counts as not finite. inf for none of this.
         trainable: callable from the name of a parameter (`base.layers.0.weight`, `energy.layers.1.bias`, as in a
             saved file) to whether it is trained; None trains every one that requires a gradient.
 
@@ -559,8 +559,9 @@ class KALE:
                     penalty = self.guide.penalty(energy, batch, draws)
                 of_chains = None if self._chains is None else energy(self._chains.move())
                 energies = Energies(energy_data, energy_base, of_chains, self.log_partition)
-                outlier = self._is_outlier(estimate)
-                ok, norm = self.energy_optim.apply(penalty + self.objective.energy_loss(energies), outlier=outlier)
+                run_away, outlier = self._watched(energy_data.detach().mean(), estimate)
+                loss = penalty + self.objective.energy_loss(energies)
+                ok, norm = self.energy_optim.apply(loss * math.nan if run_away else loss, outlier=outlier)
         if ok:
             rate, since = self.guide.log_partition_rate, self.num_steps_taken - LOG_PARTITION_WARMUP
             if outlier:  # that was applied
@@ -574,13 +575,12 @@ class KALE:
         self.in_cycle += 1
         return KALELosses(value, penalty.detach(), self.log_partition, norm, torch.zeros_like(norm))
 
-    def _is_outlier(self, estimate):
-        """Whether a batch puts log Z far above A, which only objectives of the KALE family follow."""
+    def _watched(self, of_data, estimate):
+        """Whether the energy has run away, and whether a batch puts log Z far above A; of objectives like KALE."""
         if self.max_grad_norm == math.inf or not isinstance(self.objective, KALEObjective):
-            return False
-        if self.num_steps_taken < MIN_STEPS:
-            return False
-        return MAX_LOG_RATIO < float(estimate - self.log_partition) < math.inf
+            return False, False
+        bound, log_ratio = torch.stack([of_data + estimate, estimate - self.log_partition]).tolist()
+        return abs(bound) > MAX_BOUND, self.num_steps_taken >= MIN_STEPS and log_ratio > MAX_LOG_RATIO
 
     def _base_step(self, batch):
         """A base step; the norm of its gradient."""

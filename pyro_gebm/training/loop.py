@@ -84,9 +84,9 @@ class Optimizer:
         present = [grad for grad in grads if grad is not None]
         norm = torch.stack(torch._foreach_norm(present)).norm()  # pyright: ignore[reportPrivateImportUsage]
         value, size = torch.stack([loss.detach(), norm]).tolist()
-        scale = self._scale(value, size, outlier)
+        scale, fine = self._scale(value, size, outlier)
         ok = scale > 0
-        self.skipped_in_row = 0 if ok else self.skipped_in_row + 1
+        self.skipped_in_row = 0 if fine else self.skipped_in_row + 1
         if ok:
             if scale < 1:
                 torch._foreach_mul_(present, scale)  # pyright: ignore[reportPrivateImportUsage]
@@ -102,19 +102,19 @@ class Optimizer:
         return ok, norm
 
     def _scale(self, loss, norm, outlier):
-        """What a gradient is multiplied by; 0 to leave it out."""
+        """What a gradient is multiplied by, 0 to leave it out; and whether the step is fine."""
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            return 0.0
+            return 0.0, False
         if self.max_grad_norm == math.inf or norm == 0.0:
-            return 1.0
+            return 1.0, True
         log_norm = math.log(norm)
         log_quantile, count = (self.log_quantile, self.count) if self.count else (log_norm, 0)
         self.log_quantile, self.count = clipping.next_log_quantile(log_quantile, count, log_norm), count + 1
         outlier |= count >= clipping.MIN_STEPS and log_norm > log_quantile + clipping.LOG_OUTLIER
         if outlier and self.skipped_in_row < clipping.MAX_OUTLIERS:
-            return 0.0
+            return 0.0, False
         bound = clipping.largest_log_norm(self.max_grad_norm, log_quantile)
-        return math.exp(min(bound - log_norm, 0.0))
+        return math.exp(min(bound - log_norm, 0.0)), not outlier
 
     def state_dict(self) -> dict[str, Any]:
         """State of optimiser and scheduler."""
