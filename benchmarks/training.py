@@ -191,7 +191,7 @@ def numpyro_package(pair, data):
     optim = optax.adam(1e-4, b1=0.5)
     kale = numpyro_gebm.KALE(base, numpyro_gebm.KALEGuide(energy, log_partition=0.0), optim, optim, energy_steps=1)
     state = kale.init(jax.random.key(0), data)
-    batches = kale._batches(np.asarray(data), batch)  # what `run` does, without its last settling of A
+    batches = kale._batches(np.asarray(data), batch, None)  # what `run` does, without its last settling of A
     training = Run(kale._run_chunk, kale._energy_steps_at, batches, state, kale._no_losses())
 
     def run(num):
