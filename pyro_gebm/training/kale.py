@@ -439,7 +439,7 @@ class KALE:
 
     @property
     def skipped_in_row(self) -> int:
-        """The latest steps in a row that were not applied, of the energy or of the base."""
+        """The latest bad steps in a row, of the energy or of the base."""
         return max(optim.skipped_in_row for optim in (self.base_optim, self.energy_optim) if optim is not None)
 
     def state_dict(self) -> dict[str, Any]:

@@ -155,15 +155,15 @@ def test_maximum_likelihood_of_a_flow():
 def test_flow_base(name):
     base = FLOWS[name]()
     guide = KALEGuide(nn.MLP((2,), (), (8,), rng_key=jax.random.key(1)), penalty=gradient_penalty(0.1))
-    training = KALE(base, guide, decaying_adam(200), decaying_adam(600), energy_steps=3)
+    training = KALE(base, guide, decaying_adam(400), decaying_adam(1200), energy_steps=3)
     before = arrays(base)
-    result = train(training, 200, batch_size=50)
+    result = train(training, 400, batch_size=50)
     assert same(before, base) and not same(before, result.gebm.base)
     axis = np.linspace(-7.0, 8.0, 200)
     x = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
     mass = np.exp(result.gebm.log_prob(x)).sum() * (axis[1] - axis[0]) ** 2
     np.testing.assert_allclose(mass, 1.0, atol=0.01)
-    assert result.gebm.log_prob(DATA).mean() > base.log_prob(DATA).mean() + 0.5
+    assert result.gebm.log_prob(DATA).mean() > base.log_prob(DATA).mean() + 0.7
 
 
 def test_single_precision():
