@@ -141,11 +141,9 @@ def standard_error(values: np.ndarray) -> float:
         return float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
 
 
-def tolerance_of(tolerance: float | None, data: np.ndarray | None) -> float:
-    """Standard error of A at which its stream may stop."""
-    if tolerance is not None:
-        return tolerance
-    return TOLERANCE if data is None else max(SHARE * standard_error(np.asarray(data, np.float64)), 1e-4)
+def tolerance_of(tolerance: float | None, data: np.ndarray) -> float:
+    """Standard error of A at which its stream may stop beside data of these energies."""
+    return max(SHARE * standard_error(np.asarray(data, np.float64)), 1e-4) if tolerance is None else tolerance
 
 
 def check_budget(tolerance: float | None, max_draws: int | None) -> tuple[float | None, int]:

@@ -90,7 +90,6 @@ class _Population(NamedTuple):
     ancestors: jax.Array
     log_step: jax.Array
     log_partition: jax.Array
-    num_updates: jax.Array
 
 
 class _Good(NamedTuple):
@@ -176,7 +175,7 @@ class Refinement:
             u = Ladder(latent).sample_prior(key, num)
         zero, real = jnp.zeros((), jnp.int32), partial(jnp.asarray, dtype=self.dtype)
         points = self._evaluate(self.arrays, u)
-        population = _Population(points, jnp.arange(num), real(math.log(0.5)), real(log_partition), zero)
+        population = _Population(points, jnp.arange(num), real(math.log(0.5)), real(log_partition))
         optim = self.energy_optim.init(self.arrays)
         return RefinementState(
             step=zero,
@@ -338,7 +337,6 @@ class Refinement:
                 old.ancestors[index],
                 log_step,
                 old.log_partition + increment,
-                old.num_updates + 1,
             )
             return state._replace(
                 reference=state.energy,

@@ -115,7 +115,7 @@ class Refinement:
         self.reference = copy_of_values(self.energy).eval().requires_grad_(False)
         self.has_density = has_density(base)
         self._of_reference = Ladder(GEBM(base, self.reference, validate_args=False).latent)
-        self.base_steps_taken = self.num_skipped = self.backs = self.backs_in_row = self.num_updates = 0
+        self.base_steps_taken = self.num_skipped = self.backs = self.backs_in_row = 0
         num = control.num_chains
         if start:
             latent = GEBM(base, self.reference, validate_args=False).latent
@@ -198,7 +198,7 @@ class Refinement:
 
     def _look(self):
         """Go on, update the population, or go back."""
-        half, rest, most = *self._halves(), self.control.num_looked_at
+        (half, rest), most = self._halves(), self.control.num_looked_at
         rows = [torch.randperm(n, device=self.points.u.device)[:most] for n in (half, rest)]
         share, increment = _share_and_mean(self.log_weights(torch.cat([rows[0], half + rows[1]])), most)
         if not share >= self.control.step_back_below:  # NaN too
@@ -227,7 +227,7 @@ class Refinement:
         u = u.index_copy(0, restarted, self._offered_a_start(u[restarted]))
         self.points = self._of_reference.evaluate(u)
         self.log_increment, self.ess_share, self.num_ancestors = 0.0, 1.0, len(self.ancestors[half:].unique())
-        self.backs_in_row, self.num_updates = 0, self.num_updates + 1
+        self.backs_in_row = 0
         self.energy_optim.rate_scale = min(1.0, RECOVERY * self.energy_optim.rate_scale)
         self._good = self._copy()
 
@@ -394,7 +394,7 @@ def refine(
 
 #: Numbers among the state of a `Refinement`.
 _NUMBERS = (
-    *("base_steps_taken", "num_skipped", "backs", "backs_in_row", "num_updates", "log_partition", "std_error"),
+    *("base_steps_taken", "num_skipped", "backs", "backs_in_row", "log_partition", "std_error"),
     "start_log_partition",
     *("log_step", "log_increment", "ess_share", "num_ancestors"),
 )
