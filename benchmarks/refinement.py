@@ -11,6 +11,9 @@ p-value is that of a permutation test. The log Z that was carried along is compa
 `images`: Fashion-MNIST; networks and metrics of `images.py`. Every model is sampled by chains of MALA from draws of the
 prior: 1,000 steps, warm-up among them. `--spoilt` starts from an energy that was blown up on purpose.
 
+`digits`, `curve`: laws of `robustness.py`, trained as there and then refined: KALE(data || model) on held-out data before
+and after, from fresh chains of MALA by an energy of its own (`training.kale_between`), and MMD² to the held-out data.
+
 `redwine`: a real NVP by maximum likelihood, a bounded energy on it (examples/real_nvp_check.py), and its refinement:
 negative log-likelihood of the test rows in nats, and of those without a copy among the training rows in parentheses.
 """
@@ -323,10 +326,55 @@ def show_redwine(host, seed, row):
     print(f"| {host.name} | {seed} | {cells} | {gap} | {row['seconds']:.0f} |", flush=True)
 
 
+# --- Digits and the curve
+
+
+def run_law(args, host, seed):
+    """KALE and MMD² between held-out data and fresh chains, before and after."""
+    robustness, start = importlib.import_module("robustness"), time.perf_counter()
+    args.objective, args.max_grad_norm = None, "auto"
+    law = robustness.LAWS[args.what](args, seed)
+    before, _ = robustness.train(args, law, host, seed)
+    steps, stage = int(args.fraction * 2000), law.stages[-1]
+    guide = host.package.KALEGuide(before.guide.energy, penalty=host.package.gradient_penalty(stage["penalty"]))
+    kale = host.package.KALE(before.gebm.base, guide, None, host.adam(args.rate, steps, 0.5))
+    how = {"batch_size": 128, "validation": law.held_out, "progress_bar": False, "num_chains": args.chains}
+    after = host.run(kale.refine, seed, steps, law.data, **how)
+    row = {"gap_closed": list(after.gap_closed[:2]), "backs": float(np.asarray(after.losses.backs)[-1])}
+    for name, result in (("before", before), ("after", after)):
+        draws = host.chains(result.gebm, 11, 4 * len(law.held_out), int(args.fraction * 1000), 10)
+        found = gap_between(host, seed, law, draws)
+        row[name] = [found.value, found.std_error, *mmd_to(host, draws[: len(law.held_out)], law.held_out)]
+    return row | {"seconds": time.perf_counter() - start}
+
+
+def gap_between(host, seed, law, draws):
+    """Held-out KALE of a fresh energy between held-out data and draws."""
+    shape, out, hidden, activation = law.energy
+    guide = host.package.KALEGuide(
+        host.energy(seed + 90, shape, out, hidden, activation=activation), penalty=host.package.gradient_penalty(0.1)
+    )
+    if host.name == "pyro":
+        host.pyro.set_rng_seed(seed)
+    key = {"rng_key": host.jax.random.key(seed)} if host.name == "numpyro" else {}
+    between, x = host.package.training.kale_between, (host.array(law.held_out), host.array(draws))
+    return between(*x, guide, host.adam(1e-3, 2000, 0.5), progress_bar=False, **key)
+
+
+def show_law(host, seed, row):
+    """One line of the table."""
+    cells = " | ".join("{:.3f} ± {:.3f} | {:.5f} ({:.2f})".format(*row[name]) for name in ("before", "after"))
+    gap = "{:.3f} ± {:.3f}".format(*row["gap_closed"])
+    print(f"| {host.name} | {seed} | {cells} | {gap} | {row['backs']:.0f} | {row['seconds']:.0f} |", flush=True)
+
+
+RUNS = {"ring": run_ring, "images": run_images, "redwine": run_redwine, "digits": run_law, "curve": run_law}
+
+
 def main(argv=None):
     """Run what is asked for; finished rows are kept in a file and not run again."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["ring", "images", "redwine"])
+    parser.add_argument("what", choices=RUNS)
     parser.add_argument("--host", nargs="+", choices=HOSTS, default=list(HOSTS))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
@@ -354,18 +402,21 @@ def main(argv=None):
         print(f"| {columns} | ancestors | back | s |\n{'|---' * 10}|")
     if args.what == "redwine":
         print("| host | seed | flow | before | after | gap closed | s |\n|---|---|---|---|---|---|---|")
+    if args.what in ("digits", "curve"):
+        columns = "host | seed | KALE before | MMD² (p) before | KALE after | MMD² (p) after | gap closed | back | s"
+        print(f"| {columns} |\n{'|---' * 9}|")
     for name in args.host:
         host = HOSTS[name]()
         for seed in range(args.first_seed, args.first_seed + args.seeds):
             key = {"host": name, "seed": seed, "settings": settings}
             row = next((row["row"] for row in done if {k: row[k] for k in key} == key), None)
             if row is None:
-                row = {"ring": run_ring, "images": run_images, "redwine": run_redwine}[args.what](args, host, seed)
+                row = RUNS[args.what](args, host, seed)
                 if path:
                     with path.open("a") as file:
                         file.write(json.dumps({**key, "row": row}) + "\n")
             if args.what != "images":
-                {"ring": show_ring, "redwine": show_redwine}[args.what](host, seed, row)
+                {"ring": show_ring, "redwine": show_redwine}.get(args.what, show_law)(host, seed, row)
 
 
 if __name__ == "__main__":

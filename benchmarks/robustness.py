@@ -136,9 +136,12 @@ def redwine(args, seed):
 LAWS = {"ring": ring, "curve": curve, "digits": digits, "fashion": fashion, "redwine": redwine}
 
 
-def run(args, name, host, seed):
-    """Train on a law; what held-out KALE of the last stage was."""
-    start, law = time.perf_counter(), LAWS[name](args, seed)
+def train(args, law, host, seed):
+    """Train a base and an energy on a law, stage by stage.
+
+    Returns:
+        The result of the last stage, and how many steps were skipped in all.
+    """
     base, (shape, out, hidden, activation) = law.base(host, seed), law.energy
     energy, skipped, result = host.energy(seed + 50, shape, out, hidden, activation=activation), 0, None
     for i, s in enumerate(law.stages):
@@ -160,6 +163,13 @@ def run(args, name, host, seed):
         )
         skipped += int(kale.num_skipped if host.name == "pyro" else result.state.skipped)
         base, energy = result.gebm.base, result.guide.energy
+    return result, skipped
+
+
+def run(args, name, host, seed):
+    """Train on a law; what held-out KALE of the last stage was."""
+    start = time.perf_counter()
+    result, skipped = train(args, LAWS[name](args, seed), host, seed)
     curve, distances = result.validation, []
     if args.distance and name == "fashion":
         import images
