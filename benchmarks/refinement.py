@@ -11,8 +11,8 @@ p-value is that of a permutation test. The log Z that was carried along is compa
 `images`: Fashion-MNIST; networks and metrics of `images.py`. Every model is sampled by chains of MALA from draws of the
 prior: 1,000 steps, warm-up among them. `--spoilt` starts from an energy that was blown up on purpose.
 
-`digits`, `curve`: laws of `robustness.py`, trained as there and then refined: KALE(data || model) on held-out data before
-and after, from fresh chains of MALA by an energy of its own (`training.kale_between`), and MMD² to the held-out data.
+`digits`, `curve`: laws of `robustness.py`, trained as there and then refined. Before and after: KALE(data || model) of
+held-out data and fresh chains of MALA, by an energy of its own (`training.kale_between`), and MMD² between them.
 
 `redwine`: a real NVP by maximum likelihood, a bounded energy on it (examples/real_nvp_check.py), and its refinement:
 negative log-likelihood of the test rows in nats, and of those without a copy among the training rows in parentheses.

@@ -108,6 +108,7 @@ def targets(host, folder):
              "batch_size": 8},
         ),
         "SMC": (infer.SMC, {"num_particles": 64, "num_groups": 4, "num_moves": 1, "effective_fraction": 0.5}),
+        "ShortRun": (infer.ShortRun, {"kernel": "kinetic", "num_steps": 3, "batch_size": 4}),
         "ReplicaExchange": (infer.ReplicaExchange, {"latent": model.latent, "num_rungs": 2, "num_moves": 1}),
         "log_partition": (
             host.package.log_partition,
@@ -247,6 +248,10 @@ def runs(host, model, folder):
             host.package.log_partition_curve, {"gebm": model, "smc": smc, "progress_bar": False} | key,
         ),
         "SMC.run": (smc.run, {"latent": model.latent, "progress_bar": False} | key),
+        "ShortRun.run": (
+            host.infer.ShortRun(num_steps=3).run,
+            {"latent": model.latent, "num_chains": 4, "record_every": 2, "progress_bar": False} | key,
+        ),
         "to_arviz": (host.package.to_arviz, {"mcmc": mcmc, "gebm": model, "site": "x", "log_likelihood": False}),
         "diagnose": (host.package.diagnose, {"data": data, "gebm": model, "site": "x"}),
         "stream_draws": (

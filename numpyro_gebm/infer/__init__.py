@@ -2,6 +2,7 @@
 
 from gebm.ladder import SMCResult
 from gebm.langevin import StepInfo
+from gebm.short_runs import ShortRunResult
 from numpyro_gebm.dynamics.annealed_mala import AnnealedMALA
 from numpyro_gebm.infer.chain_kernel import ChainKernel
 from numpyro_gebm.infer.ex2mcmc import Ex2MCMC
@@ -13,6 +14,7 @@ from numpyro_gebm.infer.ladder.replica_exchange import ReplicaExchange
 from numpyro_gebm.infer.ladder.smc import SMC
 from numpyro_gebm.infer.mala import MALA
 from numpyro_gebm.infer.malt import MALT
+from numpyro_gebm.infer.short_run import ShortRun
 from numpyro_gebm.infer.streaming import stream_draws
 from numpyro_gebm.infer.ula import ULA
 
@@ -29,6 +31,8 @@ __all__ = [
     "LangevinKernel",
     "ReplicaExchange",
     "SMCResult",
+    "ShortRun",
+    "ShortRunResult",
     "StepInfo",
     "init_to_prior",
     "stream_draws",

@@ -17,7 +17,7 @@ from marks import slow_unless
 from numpyro.infer import MCMC, NUTS
 
 from numpyro_gebm import GEBM, nn
-from numpyro_gebm.infer import GHMC, MALA, MALT, KineticLangevin, init_to_prior
+from numpyro_gebm.infer import GHMC, MALA, MALT, KineticLangevin, ShortRun, init_to_prior
 
 HOST = hosts.get("numpyro")
 
@@ -182,3 +182,20 @@ def test_new_weights_do_not_compile_the_chain_again():
         counts.append(len(traces))
     assert not np.allclose(*draws)
     assert counts[1] - counts[0] <= 2  # the start of the chain is evaluated, the loop is not compiled again
+
+
+def test_a_short_run_is_compiled_once_for_a_structure():
+    traces = []
+
+    def energy(scale, x):
+        traces.append(None)
+        return scale * (x**2).sum()
+
+    run, prior, counts = ShortRun(num_steps=4), dist.Normal(jnp.zeros(2), 1.0).to_event(1), []
+    for i in range(3):
+        gebm = GEBM(prior, nn.Applied(energy, jnp.array(1.0 + i)), validate_args=False)
+        traces.clear()
+        run.run(gebm.latent, 5 + i, rng_key=jax.random.key(i), progress_bar=False)
+        counts.append(len(traces))
+    assert counts[1:] == [0, 0]
+    assert counts[0] <= 8
