@@ -1,4 +1,5 @@
 # make demo   train a GEBM on real digits, sample it, compare it with its base (BACKEND=pyro for Pyro)
+# make demo-images   samples of the shipped Fashion-MNIST model against those of its generator: table and pictures, no training
 # make test   tests and doctests of all packages (PACKAGE=pyro or PACKAGE=numpyro: in an environment without the other host)
 # CONSTRAINTS=oldest.txt takes the oldest versions that pyproject.toml allows, CONSTRAINTS= the newest that there are
 PYTHON ?= python3
@@ -10,7 +11,7 @@ EXTRAS := $(if $(PACKAGE),$(PACKAGE),pyro,numpyro),arviz,examples,dev
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-versions lint clean
+.PHONY: demo demo-images test test-slow test-versions lint clean
 
 $(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
@@ -22,6 +23,9 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 
 demo: $(READY)
 	$(BIN)/python examples/digits.py --backend $(BACKEND) --out out
+
+demo-images: $(READY)
+	$(BIN)/python examples/images.py evaluate --backend $(BACKEND) --draws 2000 --out out
 
 test: $(READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not slow"

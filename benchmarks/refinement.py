@@ -8,8 +8,8 @@ trained on draws of the base has an effective share of weights of 1e-4. Log-dens
 KL(data || model), is exact but for log Z, which comes from `SMC` afresh, as do the draws for MMD² to the target; the
 p-value is that of a permutation test. The log Z that was carried along is compared with it.
 
-`images`: Fashion-MNIST; networks and metrics of `images.py`. Every model is sampled by chains of MALA from draws of the
-prior: 1,000 steps, warm-up among them. `--spoilt` starts from an energy that was blown up on purpose.
+`images`: Fashion-MNIST; networks and metrics of `image_bases.py`. Every model is sampled by chains of MALA from draws
+of the prior: 1,000 steps, warm-up among them. `--spoilt` starts from an energy that was blown up on purpose.
 
 `digits`, `curve`: laws of `robustness.py`, trained as there and then refined. Before and after: KALE(data || model) of
 held-out data and fresh chains of MALA, by an energy of its own (`training.kale_between`), and MMD² between them.
@@ -240,7 +240,7 @@ def networks(host, args, images, seed):
     """Base and energy in a host, the same weights in both."""
     import pyro_gebm
 
-    module = importlib.import_module("images")
+    module = importlib.import_module("image_bases")
     kinds = {"vae": module.vae, "gan": module.gan, "smooth-vae": partial(module.vae, scale=1.0)}
     decoder = kinds[args.base](args.cache, images, seed)
     importlib.import_module("torch").manual_seed(seed)
@@ -253,7 +253,7 @@ def networks(host, args, images, seed):
 
 def run_images(args, host, seed):
     """One row: base, before and after."""
-    module = importlib.import_module("images")
+    module = importlib.import_module("image_bases")
     data = module.load(args.data)
     train, held_out = data[0][:55_000], data[0][55_000:]
     of = module.features(args.cache, data)

@@ -91,18 +91,18 @@ def digits(args, seed):
 
 def fashion(args, seed):
     """Fashion-MNIST: a VAE, three joint stages, and the energy alone."""
-    import images
+    import image_bases
     import torch
 
-    data = images.load(args.data)[0]
+    data = image_bases.load(args.data)[0]
 
     def base(host, seed):
         import pyro_gebm
 
-        decoder = images.vae(args.cache, data, seed)
+        decoder = image_bases.vae(args.cache, data, seed)
         path = pathlib.Path(args.cache) / f"robustness-{host.name}-{seed}.npz"
         torch.manual_seed(seed)
-        pyro_gebm.save(pyro_gebm.GEBM(images.base_of(decoder), images.energy().eval()), path)
+        pyro_gebm.save(pyro_gebm.GEBM(image_bases.base_of(decoder), image_bases.energy().eval()), path)
         return host.package.load(path).base
 
     stages = [{"energy": 2e-4, "penalty": 0.02, "steps": 2000, "batch": 64, "cosine": False}]
@@ -172,12 +172,12 @@ def run(args, name, host, seed):
     result, skipped = train(args, LAWS[name](args, seed), host, seed)
     curve, distances = result.validation, []
     if args.distance and name == "fashion":
-        import images
+        import image_bases
 
-        data = images.load(args.data)
-        of = images.features(args.cache, data)
+        data = image_bases.load(args.data)
+        of = image_bases.features(args.cache, data)
         draws = host.run(result.gebm.base.sample, 7, (2000,)), host.chains(result.gebm, 7, 2000, 400, 10)
-        distances = [images.scores(of(np.asarray(x)), of(data[2])) for x in draws]
+        distances = [image_bases.scores(of(np.asarray(x)), of(data[2])) for x in draws]
     best = int(np.nanargmax(curve.kale))
     A = float(np.asarray(result.losses.log_partition)[-1])
     return {

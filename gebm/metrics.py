@@ -2,7 +2,7 @@
 
 from typing import Any, NamedTuple
 
-__all__ = ["DensityCoverage", "KernelDistance", "PrecisionRecall", "num_blocks"]
+__all__ = ["DensityCoverage", "FrechetRatio", "KernelDistance", "PrecisionRecall", "num_blocks"]
 
 #: Most rows of a block of the kernel distance.
 BLOCK_SIZE = 1000
@@ -12,6 +12,13 @@ MAX_ENTRIES = 2**24
 
 class KernelDistance(NamedTuple):
     """Squared MMD between features, and its standard error."""
+
+    value: Any
+    std_error: Any
+
+
+class FrechetRatio(NamedTuple):
+    """Fréchet distance of draws over that of draws of their base, and its standard error."""
 
     value: Any
     std_error: Any

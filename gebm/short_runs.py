@@ -13,7 +13,7 @@ Array = TypeVar("Array")
 #: Settings of `KineticLangevin` by name, for a standard normal prior; one gradient a step.
 PRESETS: dict[str, dict[str, Any]] = {
     "kinetic": {"step_size": 0.1, "friction": 1.0, "num_steps": 1},
-    "at_modes": {"step_size": 0.02, "friction": 100.0, "num_steps": 1},  # the authors' settings for images
+    "at_modes": {"step_size": 0.1, "friction": 10.0, "num_steps": 1},
     "between_modes": {"step_size": 0.1, "friction": 0.1, "num_steps": 1},
 }
 

@@ -14,6 +14,7 @@ from numpyro_gebm.diagnose import Diagnosis, diagnose
 from numpyro_gebm.gebm import GEBM, EnergyTiltedPrior
 from numpyro_gebm.infer.ladder.partition import LogPartitionCurve, log_partition, log_partition_curve
 from numpyro_gebm.io import load, save
+from numpyro_gebm.pretrained import Features, load_features, load_pretrained
 from numpyro_gebm.reparam import LatentReparam
 from numpyro_gebm.to_arviz import to_arviz
 from numpyro_gebm.training.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
@@ -22,6 +23,7 @@ from numpyro_gebm.training.kale import KALE
 __all__ = [  # noqa: RUF022
     "__version__",
     "GEBM", "EnergyTiltedPrior", "LatentReparam", "Pushforward", "load", "save",
+    "Features", "load_features", "load_pretrained",
     "KALE", "KALEGuide", "ResultFailed", "TrainingDiverged", "gradient_penalty", "l2_penalty", "sum_of_penalties",
     "energy_bursts", "plot_losses",
     "LogPartition", "LogPartitionCurve", "log_partition", "log_partition_curve",

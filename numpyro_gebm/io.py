@@ -17,7 +17,7 @@ from numpyro_gebm.base import Pushforward, trained_part, with_trained_part
 from numpyro_gebm.callables import Energy, array_name
 from numpyro_gebm.gebm import GEBM
 
-__all__ = ["load", "save"]
+__all__ = ["load", "model_of", "network_of", "save"]
 
 
 def save(gebm: GEBM, path: str | os.PathLike[str]) -> None:
@@ -82,7 +82,16 @@ def load(
         ValueError: if the file is truncated, not of this format, or its keys or shapes are not those expected; or if
             `base` or `energy` is needed and not given.
     """
-    file = ModelFile.read(path_of("path", path))
+    return model_of(path, ModelFile.read(path_of("path", path)), base, energy)
+
+
+def model_of(
+    path: str | os.PathLike[str],
+    file: ModelFile,
+    base: dist.Distribution | None = None,
+    energy: Energy | None = None,
+) -> GEBM:
+    """The GEBM of a file that was read: see `load`; the path is for messages."""
     if base is None:
         if file.generator is None or file.latent_prior is None:
             raise ValueError(f"{path} was saved with a base that is not built from `nn`: pass `base=`.")
@@ -105,6 +114,11 @@ def load(
         inverse_temperature=np.asarray(file.inverse_temperature),
         log_partition=None if file.log_partition is None else np.asarray(file.log_partition),
     )
+
+
+def network_of(path: str | os.PathLike[str], description: Any, prefix: str, arrays: Any) -> Any:
+    """A network of `nn` by its description, filled with arrays of that prefix; the path is for messages."""
+    return eqx.nn.inference_mode(_filled(prefix, _build(path, description), arrays))
 
 
 def _describe(network: Any) -> dict[str, Any] | None:

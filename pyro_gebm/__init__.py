@@ -13,6 +13,7 @@ from pyro_gebm.diagnose import Diagnosis, diagnose
 from pyro_gebm.gebm import GEBM, EnergyTiltedPrior
 from pyro_gebm.infer.ladder.partition import LogPartitionCurve, log_partition, log_partition_curve
 from pyro_gebm.io import load, save
+from pyro_gebm.pretrained import Features, load_features, load_pretrained
 from pyro_gebm.reparam import LatentReparam
 from pyro_gebm.to_arviz import to_arviz
 from pyro_gebm.training.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
@@ -21,6 +22,7 @@ from pyro_gebm.training.kale import KALE
 __all__ = [  # noqa: RUF022
     "__version__",
     "GEBM", "EnergyTiltedPrior", "LatentReparam", "Pushforward", "load", "save",
+    "Features", "load_features", "load_pretrained",
     "KALE", "KALEGuide", "ResultFailed", "TrainingDiverged", "gradient_penalty", "l2_penalty", "sum_of_penalties",
     "energy_bursts", "plot_losses",
     "LogPartition", "LogPartitionCurve", "log_partition", "log_partition_curve",

@@ -16,7 +16,7 @@ from pyro_gebm.base import Pushforward, trained_part
 from pyro_gebm.callables import Energy
 from pyro_gebm.gebm import GEBM
 
-__all__ = ["load", "save"]
+__all__ = ["load", "model_of", "network_of", "save"]
 
 
 def save(gebm: GEBM, path: str | os.PathLike[str]) -> None:
@@ -80,7 +80,16 @@ def load(
         ValueError: if the file is truncated, not of this format, or its keys or shapes are not those expected; or if
             `base` or `energy` is needed and not given.
     """
-    file = ModelFile.read(path_of("path", path))
+    return model_of(path, ModelFile.read(path_of("path", path)), base, energy)
+
+
+def model_of(
+    path: str | os.PathLike[str],
+    file: ModelFile,
+    base: torch.distributions.Distribution | None = None,
+    energy: Energy | None = None,
+) -> GEBM:
+    """The GEBM of a file that was read: see `load`; the path is for messages."""
     if base is None:
         if file.generator is None or file.latent_prior is None:
             raise ValueError(f"{path} was saved with a base that is not built from `nn`: pass `base=`.")
@@ -97,6 +106,13 @@ def load(
     if base is None:
         base = Pushforward(_build_prior(cast(LatentPrior, file.latent_prior)), cast(torch.nn.Module, part))
     return GEBM(base, energy, inverse_temperature=file.inverse_temperature, log_partition=file.log_partition)
+
+
+def network_of(path: str | os.PathLike[str], description: Any, prefix: str, arrays: Any) -> torch.nn.Module:
+    """A network of `nn` by its description, filled with arrays of that prefix; the path is for messages."""
+    network = _build(path, description, _dtype(path, prefix, arrays))
+    _fill(prefix, network, arrays)
+    return network
 
 
 def _describe(network: Any) -> dict[str, Any] | None:

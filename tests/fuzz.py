@@ -101,6 +101,7 @@ def targets(host, folder):
         ),
         "ConvEnergy": (nn.ConvEnergy, {"event_shape": (1, 4, 4), "channels": (2,), "activation": "relu"} | key),
         "ConvGenerator": (nn.ConvGenerator, {"latent_dim": 2, "event_shape": (1, 4, 4), "channels": (2,)} | key),
+        "ConvEncoder": (nn.ConvEncoder, {"event_shape": (1, 4, 4), "output_dim": 2, "channels": (2,)} | key),
         "real_nvp": (host.package.flows.real_nvp, {"dim": 2, "num_couplings": 2, "hidden": (3,)} | key),
         "AnnealedMALA": (
             infer.AnnealedMALA,
@@ -123,6 +124,9 @@ def targets(host, folder):
         "Laplace": (kernels.Laplace, {"bandwidth": 1.0}),
         "InverseMultiquadric": (kernels.InverseMultiquadric, {"bandwidth": 1.0, "power": 0.5}),
         "frechet_distance": (host.package.metrics.frechet_distance, {"x": x, "y": y}),
+        "frechet_ratio": (
+            host.package.metrics.frechet_ratio, {"x": x, "base": x + 1, "y": y, "num_resamples": 2} | key,
+        ),
         "kernel_distance": (host.package.metrics.kernel_distance, {"x": x, "y": y}),
         "precision_recall": (host.package.metrics.precision_recall, {"x": x, "y": y, "num_neighbors": 2}),
         "density_coverage": (host.package.metrics.density_coverage, {"x": x, "y": y, "num_neighbors": 2}),

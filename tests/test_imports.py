@@ -118,7 +118,7 @@ LAYERS = [
     ("base", "divergences", "nn", "flows", "metrics"),
     ("particle_flows", "dynamics"),
     ("gebm",),
-    ("reparam", "decode", "observations", "to_arviz", "diagnose", "io"),
+    ("reparam", "decode", "observations", "to_arviz", "diagnose", "io", "pretrained"),
     ("infer", "training"),
     ("__init__",),
 ]

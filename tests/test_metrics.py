@@ -99,3 +99,36 @@ def test_features_are_checked(host, name):
     if name == "kernel_distance":
         with pytest.raises(ValueError, match="Expected at least 4 rows of x and of y, for two blocks; got 3"):
             fn(host.array(X[:3]), host.array(Y))
+
+
+def ratio_of(host, x, base, y, **kwargs):
+    found = host.call(host.package.metrics.frechet_ratio, *map(host.array, (x, base, y)), **kwargs)
+    return [float(value) for value in found]
+
+
+def test_the_ratio_of_distances_is_their_ratio(host):
+    rng, distance = np.random.default_rng(2), host.package.metrics.frechet_distance
+    x, base, y = (shift + rng.normal(size=(200, 3)) for shift in (0.5, 1.0, 0.0))
+    value, _ = ratio_of(host, x, base, y, num_resamples=2)
+    expected = float(distance(host.array(x), host.array(y))) / float(distance(host.array(base), host.array(y)))
+    assert value == pytest.approx(expected, rel=1e-12)
+    assert ratio_of(host, base, base, y, num_resamples=2)[0] == 1.0
+
+
+def test_the_error_of_the_ratio_is_its_spread_over_repeats(host):
+    rng, found = np.random.default_rng(3), []
+    for _ in range(30):
+        x, base, y = (shift + rng.normal(size=(400, 2)) for shift in (1.0, 2.0, 0.0))
+        found.append(ratio_of(host, x, base, y))
+    values, errors = np.array(found).T
+    assert abs(np.log(errors.mean() / values.std(ddof=1))) < np.log(1.6)  # 30 repeats know their spread to 13 %
+    assert abs(values.mean() - 0.25) < 4 * values.std(ddof=1) / np.sqrt(30) + 0.01  # 1 / 4, but for the bias
+
+
+def test_a_ratio_of_what_does_not_fit_is_refused(host):
+    with pytest.raises(ValueError, match=r"as many draws of x as of base; got shapes"):
+        ratio_of(host, X[:50], X, Y)
+    with pytest.raises(ValueError, match="distance is above 0"):
+        ratio_of(host, np.zeros((5, 2)), np.zeros((5, 2)), np.zeros((6, 2)))
+    with pytest.raises(ValueError, match=r"num_resamples.*got 1"):
+        ratio_of(host, X, X, Y, num_resamples=1)

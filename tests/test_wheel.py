@@ -42,6 +42,7 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_every_module_and_says_that_it_is_typed(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "gebm/pretrained_files").iterdir()}
     assert {name for name in names if not name.split("/")[0].endswith(".dist-info")} == expected | {
         f"{package}/py.typed" for package in PACKAGES
     }

@@ -37,8 +37,8 @@ class ShortRun:
     $\beta = 1$, for which `AnnealedMALA`, the kernels with a warm-up, and `SMC` are there.
 
     Kernels by name are `KineticLangevin` with one gradient a step, for a standard normal prior: "kinetic" (step size
-    0.1, friction 1), "at_modes" (0.02, 100: nearly overdamped, stays at the mode it finds) and "between_modes" (0.1,
-    0.1: keeps its velocity, and crosses from one mode to another).
+    0.1, friction 1), "at_modes" (0.1, 10: nearly overdamped, stays at the mode it finds) and "between_modes" (0.1,
+    0.1: keeps its velocity, and crosses from one mode to another). The paper has 0.02 and 100 for images, at beta 100.
 
     Args:
         kernel: one of these names, or a callable that makes a kernel of a model, such as

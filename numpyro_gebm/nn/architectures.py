@@ -1,4 +1,4 @@
-"""The architectures that exist in both packages: perceptrons, and convolutional generators and energies of images."""
+"""The architectures that exist in both packages: perceptrons, and convolutional networks of images."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ from numpyro_gebm.keys import typed
 from numpyro_gebm.nn.bounds import bounded_below, scaled_down, spectral_norm_bound
 from numpyro_gebm.nn.layers import ACTIVATIONS, Conv, Linear, check_shape, depth_to_space, initialised, space_to_depth
 
-__all__ = ["MLP", "ConvEnergy", "ConvGenerator"]
+__all__ = ["MLP", "ConvEncoder", "ConvEnergy", "ConvGenerator"]
 
 
 class MLP(eqx.Module):
@@ -245,3 +245,67 @@ class ConvEnergy(eqx.Module):
         for conv in convs:
             x = ACTIVATIONS[self.activation](conv(space_to_depth(x)))
         return bounded_below(last(x.reshape(-1)).reshape(()), self.lower_bound)
+
+
+class ConvEncoder(eqx.Module):
+    """Convolutional map from images to vectors, the encoder of a VAE or features: the layers of `ConvEnergy`.
+
+    Args:
+        event_shape: `(C, H, W)`, with H and W divisible by `2**len(channels)`; images may be flat, `(C H W,)`, too.
+        output_dim: length of the vector.
+        channels: channels from the finest map to the coarsest; each entry halves the size.
+        activation: see `MLP`.
+        output_activation: see `MLP`.
+        rng_key: a JAX random key.
+
+    Raises:
+        ValueError: for an unknown activation, or sizes that do not divide.
+
+    Example:
+        >>> encoder = ConvEncoder((1, 8, 8), 5, channels=(16, 32), rng_key=jax.random.key(0))
+        >>> encoder(jnp.zeros(64)).shape
+        (5,)
+    """
+
+    convs: tuple[Conv, ...]
+    last: Linear
+    event_shape: tuple[int, ...] = eqx.field(static=True)
+    output_dim: int = eqx.field(static=True)
+    channels: tuple[int, ...] = eqx.field(static=True)
+    activation: str = eqx.field(static=True)
+    output_activation: str = eqx.field(static=True)
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        output_dim: int,
+        channels: Sequence[int] = (32, 64),
+        activation: str = "relu",
+        output_activation: str = "identity",
+        *,
+        rng_key: jax.Array,
+    ):
+        self.event_shape = shape_of("event_shape", event_shape)
+        self.output_dim = integer("output_dim", output_dim)
+        self.channels = shape_of("channels", channels)
+        self.activation = one_of("activation", activation, ACTIVATIONS)
+        self.output_activation = one_of("output_activation", output_activation, ACTIVATIONS)
+        height, width = coarse_size(self.event_shape, len(self.channels))
+        sizes = (self.event_shape[0], *self.channels)
+        convs = ((Conv, 4 * a, b) for a, b in itertools.pairwise(sizes))
+        last = Linear, sizes[-1] * height * width, self.output_dim
+        self.last, *convs = initialised(typed(rng_key), (last, *convs))
+        self.convs = tuple(convs)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Arguments that build the same architecture again."""
+        names = ("event_shape", "output_dim", "channels", "activation", "output_activation")
+        return {name: getattr(self, name) for name in names}
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x if x.ndim == 3 else check_shape(x, (math.prod(self.event_shape),)).reshape(self.event_shape)
+        x = check_shape(x, self.event_shape)
+        for conv in self.convs:
+            x = ACTIVATIONS[self.activation](conv(space_to_depth(x)))
+        return ACTIVATIONS[self.output_activation](self.last(x.reshape(-1)))

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import pyro
 import torch
@@ -29,8 +29,8 @@ class ShortRun:
     $\beta = 1$, for which `AnnealedMALA`, the kernels with a warm-up, and `SMC` are there.
 
     Kernels by name are `KineticLangevin` with one gradient a step, for a standard normal prior: "kinetic" (step size
-    0.1, friction 1), "at_modes" (0.02, 100: nearly overdamped, stays at the mode it finds) and "between_modes" (0.1,
-    0.1: keeps its velocity, and crosses from one mode to another).
+    0.1, friction 1), "at_modes" (0.1, 10: nearly overdamped, stays at the mode it finds) and "between_modes" (0.1,
+    0.1: keeps its velocity, and crosses from one mode to another). The paper has 0.02 and 100 for images, at beta 100.
 
     Args:
         kernel: one of these names, or a callable that makes a kernel of a model, such as
@@ -99,13 +99,13 @@ class ShortRun:
         if not isinstance(kernel, LangevinKernel):
             raise TypeError(f"Expected kernel to make a kernel of `pyro_gebm.infer`; got {type(kernel).__name__}.")
         kernel.setup_chains(0, num_chains, None)
-        records = []
+        records, transform = [], cast(dict[str, Any], kernel.transforms)["z"]
         for last, step in zip([0, *steps], steps):
             for _ in range(step - last):
                 kernel.advance()
             kernel.check()
             bar.update(int(step - last))
-            records.append(kernel.transforms["z"].inv(kernel.positions()["z"]))
+            records.append(transform.inv(kernel.positions()["z"]))
         return torch.stack(records)
 
     def __call__(self, latent: EnergyTiltedPrior, num_samples: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The architectures that exist in both packages: perceptrons, and convolutional generators and energies of images."""
+"""The architectures that exist in both packages: perceptrons, and convolutional networks of images."""
 
 import itertools
 import math
@@ -14,7 +14,7 @@ from gebm.validation import integer, one_of
 from pyro_gebm.nn.bounds import bounded_below, scaled_down, spectral_norm_bound
 from pyro_gebm.nn.layers import ACTIVATIONS, check_shape, conv3x3
 
-__all__ = ["MLP", "ConvEnergy", "ConvGenerator"]
+__all__ = ["MLP", "ConvEncoder", "ConvEnergy", "ConvGenerator"]
 
 
 class MLP(nn.Module):
@@ -218,3 +218,55 @@ class ConvEnergy(nn.Module):
         for weight, conv in zip(weights, self._convs()):
             x = ACTIVATIONS[self.activation](F.conv2d(F.pixel_unshuffle(x, 2), weight, conv.bias, padding=1))
         return bounded_below(F.linear(x.flatten(1), last, self.last.bias).squeeze(-1), self.lower_bound)
+
+
+class ConvEncoder(nn.Module):
+    """Convolutional map from images to vectors, the encoder of a VAE or features: the layers of `ConvEnergy`.
+
+    Args:
+        event_shape: `(C, H, W)`, with H and W divisible by `2**len(channels)`; images may be flat, `(C H W,)`, too.
+        output_dim: length of the vector.
+        channels: channels from the finest map to the coarsest; each entry halves the size.
+        activation: see `MLP`.
+        output_activation: see `MLP`.
+
+    Raises:
+        ValueError: for an unknown activation, or sizes that do not divide.
+
+    Example:
+        >>> encoder = ConvEncoder((1, 8, 8), 5, channels=(16, 32))
+        >>> tuple(encoder(torch.zeros(3, 64)).shape)
+        (3, 5)
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        output_dim: int,
+        channels: Sequence[int] = (32, 64),
+        activation: str = "relu",
+        output_activation: str = "identity",
+    ):
+        super().__init__()
+        self.event_shape = shape_of("event_shape", event_shape)
+        self.output_dim = integer("output_dim", output_dim)
+        self.channels = shape_of("channels", channels)
+        self.activation = one_of("activation", activation, ACTIVATIONS)
+        self.output_activation = one_of("output_activation", output_activation, ACTIVATIONS)
+        height, width = coarse_size(self.event_shape, len(self.channels))
+        sizes = (self.event_shape[0], *self.channels)
+        self.convs = nn.ModuleList(conv3x3(4 * a, b) for a, b in itertools.pairwise(sizes))
+        self.last = nn.Linear(sizes[-1] * height * width, self.output_dim)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Arguments that build the same architecture again."""
+        names = ("event_shape", "output_dim", "channels", "activation", "output_activation")
+        return {name: getattr(self, name) for name in names}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x if x.dim() == 4 else check_shape(x, (math.prod(self.event_shape),)).unflatten(1, self.event_shape)
+        x = check_shape(x, self.event_shape)
+        for conv in self.convs:
+            x = ACTIVATIONS[self.activation](conv(F.pixel_unshuffle(x, 2)))
+        return ACTIVATIONS[self.output_activation](self.last(x.flatten(1)))

@@ -26,6 +26,7 @@ NETWORKS = {
         "energy": ("ConvEnergy", ((2, 4, 4), (3, 2), "softplus")),
     },
 }
+ENCODER = ((2, 4, 4), 3, (5, 2), "silu", "tanh")
 PRIOR = {"loc": np.array([0.3, -0.2]), "scale": np.array([1.0, 0.5])}
 MODEL = {"inverse_temperature": 1.7, "log_partition": 0.4}
 RANDOM = np.random.default_rng(0)
@@ -234,6 +235,30 @@ def test_a_float32_model_with_a_prior_of_python_floats_loads_in_the_other_host(s
         np.testing.assert_allclose(*values, rtol=1e-5)
 
 
+def test_an_encoder_with_the_same_weights_has_the_same_values():
+    theirs = pyro_gebm.nn.ConvEncoder(*ENCODER).double()
+    ours = numpyro_gebm.nn.ConvEncoder(*ENCODER, rng_key=jax.random.key(0))
+    assert ours.config == theirs.config
+    arrays = {f"x.{name}": value.numpy() for name, value in theirs.state_dict().items()}
+    description = {"class": "ConvEncoder", "config": theirs.config}
+    ours = importlib.import_module("numpyro_gebm.io").network_of("file", description, "x", arrays)
+    x = RANDOM.normal(size=(6, 2, 4, 4))
+    assert_same(jax.vmap(ours)(jnp.asarray(x)), theirs(torch.tensor(x)))
+    flat = x.reshape(6, -1)
+    assert_same(jax.vmap(ours)(jnp.asarray(flat)), theirs(torch.tensor(flat)))
+
+
+def test_a_shipped_model_is_the_same_in_both_hosts():
+    ours, theirs = (package.load_pretrained("fashion_mnist") for package in (numpyro_gebm, pyro_gebm))
+    z = np.random.default_rng(0).normal(size=(50, 32)).astype(np.float32)
+    x, y = ours.decode(jnp.asarray(z)), theirs.decode(torch.tensor(z))
+    np.testing.assert_allclose(x, y, atol=1e-5)
+    np.testing.assert_allclose(ours.log_weight(x), theirs.log_weight(y).detach(), atol=1e-3)
+    ours, theirs = (package.load_features("fashion_mnist") for package in (numpyro_gebm, pyro_gebm))
+    np.testing.assert_array_equal(ours.reference, theirs.reference)
+    np.testing.assert_allclose(jax.vmap(ours.network)(x), theirs.network(y), atol=1e-3)
+
+
 #: Public names that one package has and the other lacks.
 ONLY_NUMPYRO = {"": {"enable_compilation_cache"}, "nn": {"Applied"}, "training": {"KALEState"}}
 ONLY_PYRO = {"infer": {"VectorizedMCMC"}}
@@ -242,6 +267,7 @@ NUMPYRO_ARGUMENTS = {
     "nn.MLP": {"rng_key"},
     "nn.ConvGenerator": {"rng_key"},
     "nn.ConvEnergy": {"rng_key"},
+    "nn.ConvEncoder": {"rng_key"},
     "flows.AffineCoupling": {"rng_key"},
     "flows.real_nvp": {"rng_key"},
     "divergences.mmd_test": {"rng_key"},
@@ -271,6 +297,9 @@ NUMPYRO_ARGUMENTS = {
     "training.guide.settle_log_partition": {"rng_key"},
     "training.guide.weight_sums": {"rng_key"},
     "training.kale_between": {"rng_key"},
+    "metrics.frechet_ratio": {"rng_key"},
+    "infer.ShortRun.run": {"rng_key"},
+    "infer.ShortRun.__call__": {"rng_key"},
     "KALE.refine": {"rng_key"},
 }
 PYRO_ARGUMENTS = {
@@ -288,6 +317,7 @@ METHODS = [
     ),
     *("KALE.evaluate", "KALE.refine", "KALE.run", "KALEGuide.__call__", "infer.AnnealedMALA.__call__"),
     *("LogPartitionCurve.__init__", "infer.SMC.__call__", "infer.SMC.run"),
+    *("infer.ShortRun.__call__", "infer.ShortRun.run"),
 ]
 #: Functions that are not in an `__all__` of a package but that its files share.
 SHARED = [

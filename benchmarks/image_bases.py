@@ -1,16 +1,15 @@
 """Fashion-MNIST for benchmarks: data, features to compare samples by, and bases that are trained once and kept.
 
-    GEBM_DATA=... .venv/bin/python benchmarks/images.py --cache out/images --seeds 5
+    GEBM_DATA=... .venv/bin/python benchmarks/image_bases.py --cache out/images --seeds 5
 
 trains the feature network, a VAE and a GAN per seed, and prints the Fréchet distance of their draws.
 """
 
 import argparse
 import functools
-import gzip
 import math
-import os
 import pathlib
+import sys
 import time
 
 import numpy as np
@@ -19,26 +18,10 @@ import torch
 
 from pyro_gebm import Pushforward, metrics, nn
 
+sys.path.append(str(pathlib.Path(__file__).parents[1] / "examples"))
+from datasets import fashion_mnist as load
+
 LATENT, HIDDEN = 32, (256, 512)
-
-
-def load(data=None):
-    """Images and labels, from the folder `data` or the environment variable GEBM_DATA.
-
-    Returns:
-        `(train_images, train_labels, test_images, test_labels)`; images of shape `(N, 784)`, float32 in [-1, 1].
-    """
-    data = data or os.environ.get("GEBM_DATA")
-    if data is None:
-        raise SystemExit("Expected --data or GEBM_DATA, a folder with fashion_mnist/*.gz in it; got neither.")
-    folder, parts = pathlib.Path(data) / "fashion_mnist", []
-    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
-        content = gzip.decompress((folder / f"{name}-ubyte.gz").read_bytes())
-        values = np.frombuffer(content, np.uint8, offset=4 + 4 * content[3])
-        if "images" in name:
-            values = values.reshape(-1, 784).astype(np.float32) / 127.5 - 1.0
-        parts.append(values.astype(np.int64) if "labels" in name else values)
-    return tuple(parts)
 
 
 def kept(cache, name, train, module):

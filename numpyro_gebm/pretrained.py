@@ -1,0 +1,68 @@
+"""Trained models that are shipped with the package."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from gebm.pretrained import feature_file, model_file
+from numpyro_gebm import nn
+from numpyro_gebm.gebm import GEBM
+from numpyro_gebm.io import model_of, network_of
+
+__all__ = ["Features", "load_features", "load_pretrained"]
+
+
+class Features(NamedTuple):
+    """What draws of a model are compared in.
+
+    `network` maps images to features, `(784,)` or `(1, 28, 28)` to `(64,)`; `reference` are the
+    features of the 10,000 test images.
+    """
+
+    network: nn.ConvEncoder
+    reference: jax.Array
+
+
+def load_pretrained(name: str) -> GEBM:
+    r"""A trained GEBM from the package itself; nothing is fetched.
+
+    "fashion_mnist": images of shape `(784,)` in [-1, 1], latent N(0, I_32); the decoder of a VAE as generator, an MLP
+    as energy, $\beta = 1$ with its $A$. `gebm.pretrained.model_card(name)` says how it was made, how good it is, and
+    the license of its data (MIT).
+
+    Args:
+        name: "fashion_mnist".
+
+    Returns:
+        A `GEBM` in evaluation mode, in single precision.
+
+    Raises:
+        ValueError: if there is no model of this name.
+
+    Example:
+        >>> load_pretrained("fashion_mnist").event_shape
+        (784,)
+    """
+    return model_of(name, model_file(name))
+
+
+def load_features(name: str) -> Features:
+    """The network in whose features draws of a shipped model were compared with data, for `metrics`.
+
+    Args:
+        name: as for `load_pretrained`.
+
+    Returns:
+        `Features`.
+
+    Raises:
+        ValueError: if there is no model of this name.
+
+    Example:
+        >>> load_features("fashion_mnist").network(jnp.zeros(784)).shape
+        (64,)
+    """
+    file = feature_file(name)
+    network = network_of(name, file.description, "features", file.arrays)
+    return Features(network, jnp.asarray(file.reference))

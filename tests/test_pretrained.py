@@ -1,0 +1,46 @@
+"""The shipped models: whole, known by their hashes, and what their card says."""
+
+import hashlib
+import pathlib
+
+import numpy as np
+import pytest
+
+from gebm import pretrained
+
+FOLDER = pathlib.Path(pretrained.__file__).parent / "pretrained_files"
+
+
+@pytest.mark.parametrize("name", pretrained.PRETRAINED)
+def test_files_are_those_of_the_card(name):
+    hashes = pretrained.model_card(name)["sha256"]
+    assert {path.name for path in FOLDER.glob(f"{name}*.npz")} == set(hashes)
+    for file, expected in hashes.items():
+        assert hashlib.sha256((FOLDER / file).read_bytes()).hexdigest() == expected
+        assert (FOLDER / file).stat().st_size < 5e6
+
+
+@pytest.mark.parametrize("call", ["load_pretrained", "load_features"])
+def test_an_unknown_name_is_refused(host, call):
+    with pytest.raises(ValueError, match=r"Expected name in \('fashion_mnist',\); got 'mnist'"):
+        getattr(host.package, call)("mnist")
+
+
+def test_a_shipped_model_can_be_sampled_and_is_better_than_its_base(host):
+    gebm, features = host.package.load_pretrained("fashion_mnist"), host.package.load_features("fashion_mnist")
+    assert gebm.log_partition is not None
+    x, base = (host.sample(law, (400,)) for law in (gebm, gebm.base))
+    of = [np.asarray(host.apply(features.network, host.numpy(a).astype(np.float32)).tolist()) for a in (x, base)]
+    assert of[0].shape == (400, 64)
+    reference = np.asarray(host.numpy(features.reference), float)
+    value, error = host.call(host.package.metrics.frechet_ratio, *map(host.array, (*of, reference)))
+    assert float(value) + 4 * float(error) < 0.6
+
+
+def test_log_partition_of_the_card_is_that_of_the_model(host):
+    card, gebm = pretrained.model_card("fashion_mnist"), host.package.load_pretrained("fashion_mnist")
+    assert float(gebm.log_partition) == pytest.approx(card["log_partition"]["value"], rel=1e-6)
+
+
+def test_the_accuracy_of_the_features_is_said():
+    assert pretrained.model_card("fashion_mnist")["accuracy_of_features"] > 0.88
