@@ -121,7 +121,7 @@ def film(gebm: GEBM, kernel, inverse_temperature, num_chains, num_steps, record_
 def features(of, images):
     """Features of images, a thousand at a time."""
     network = jax.jit(lambda x: jax.lax.map(of.network, x, batch_size=500))
-    return network(jnp.asarray(images))
+    return network(jnp.asarray(images, of.reference.dtype))
 
 
 def scores(x, base, reference):

@@ -122,7 +122,9 @@ def film(gebm: GEBM, kernel, inverse_temperature, num_chains, num_steps, record_
 def features(of, images):
     """Features of images, a thousand at a time."""
     with torch.no_grad():
-        return torch.cat([of.network(part) for part in torch.as_tensor(images).split(1000)]).double()
+        return torch.cat(
+            [of.network(part) for part in torch.as_tensor(images, dtype=of.reference.dtype).split(1000)]
+        ).double()
 
 
 def scores(x, base, reference):

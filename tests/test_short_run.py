@@ -14,24 +14,22 @@ def z_of(host, run, latent, num_chains, seed=0, **kwargs):
     return host.numpy(found.z), found.steps
 
 
-@pytest.mark.parametrize("name", ["kinetic", "between_modes"])
-def test_records_go_from_the_prior_to_the_tilted_law(host, name):
-    gebm = host.linear_gaussian(1.0)
-    run = host.infer.ShortRun(name, num_steps=300 if name == "kinetic" else 1000)
-    z, steps = z_of(host, run, gebm.latent, 4000, record_every=run.num_steps // 2)
-    assert steps.tolist() == [0, run.num_steps // 2, run.num_steps]
+def test_records_go_from_the_prior_to_the_tilted_law(host):
+    run = host.infer.ShortRun(num_steps=150)
+    z, steps = z_of(host, run, host.linear_gaussian(1.0).latent, 3000, record_every=75)
+    assert steps.tolist() == [0, 75, 150]
     cases.assert_moments(z[:1], np.zeros(2), np.eye(2))
     cases.assert_moments(z[-1:], CASE.mean(1.0), CASE.covariance(1.0))  # BAOAB is exact for Gaussians
 
 
 def test_an_adjusted_kernel_is_exact_at_another_temperature(host):
     latent = host.linear_gaussian(1.0).temper(4.0).latent
-    run = host.infer.ShortRun(partial(host.infer.MALA, step_size=0.3), num_steps=300)
-    z, _ = z_of(host, run, latent, 4000)
+    run = host.infer.ShortRun(partial(host.infer.MALA, step_size=0.5), num_steps=100)
+    z, _ = z_of(host, run, latent, 3000)
     cases.assert_moments(z[-1:], CASE.mean(4.0), CASE.covariance(4.0))
 
 
-@pytest.mark.parametrize("kernel", ["ULA", "MALA", "GHMC", "MALT", "KineticLangevin", "Ex2MCMC"])
+@pytest.mark.parametrize("kernel", ["ULA", "MALT", "Ex2MCMC"])
 def test_any_kernel_can_be_used(host, kernel):
     run = host.infer.ShortRun(partial(getattr(host.infer, kernel), step_size=0.1), num_steps=3)
     z, _ = z_of(host, run, host.linear_gaussian(1.0).latent, 5)
@@ -55,16 +53,15 @@ def test_batches_are_independent_and_complete(host):
 
 
 def test_it_is_a_sampler(host):
-    gebm = host.linear_gaussian(1.0, sampler=host.infer.ShortRun(num_steps=300))
-    z = host.numpy(host.sample(gebm.latent, (4000,)))
-    cases.assert_moments(z[None], CASE.mean(1.0), CASE.covariance(1.0))
+    gebm = host.linear_gaussian(1.0, sampler=host.infer.ShortRun("between_modes", num_steps=3))
+    assert host.numpy(host.sample(gebm.latent, (7,))).shape == (7, 2)
     assert host.numpy(host.sample(gebm, (2, 3))).shape == (2, 3, *gebm.event_shape)
     assert host.numpy(host.sample(gebm.latent, (0,))).shape == (0, 2)
 
 
 def test_a_batch_of_temperatures(host):
     gebm = host.GEBM(host.normal(2), lambda x: 0.5 * (x**2).sum(-1), inverse_temperature=host.array([0.0, 3.0]))
-    z, _ = z_of(host, host.infer.ShortRun(num_steps=300), gebm.latent, 4000)
+    z, _ = z_of(host, host.infer.ShortRun(num_steps=150), gebm.latent, 3000)
     for i, variance in enumerate([1.0, 0.25]):
         cases.assert_moments(z[-1:, :, i], np.zeros(2), variance * np.eye(2))
 
@@ -72,7 +69,7 @@ def test_a_batch_of_temperatures(host):
 def test_a_constrained_latent_stays_within_its_support(host):
     prior = host.dist.Uniform(host.array([0.0]), host.array([1.0])).to_event(1)
     gebm = host.GEBM(prior, lambda x: 0.0 * x.sum(-1))
-    z, _ = z_of(host, host.infer.ShortRun(num_steps=300), gebm.latent, 4000)
+    z, _ = z_of(host, host.infer.ShortRun(num_steps=150), gebm.latent, 3000)
     assert (z > 0).all()
     assert (z < 1).all()
     cases.assert_moments(z[:1], np.array([0.5]), np.array([[1 / 12]]))

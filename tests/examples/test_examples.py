@@ -1,5 +1,7 @@
 """Every example runs with tiny arguments."""
 
+import gzip
+import importlib
 import importlib.util
 import pathlib
 import re
@@ -88,6 +90,43 @@ def test_the_two_sample_test_tells_laws_apart():
     sign = np.repeat([1.0, -1.0], 1000)
     np.testing.assert_allclose(statistic, sign @ kernel @ sign / 1000**2, rtol=1e-6)
     assert check.mmd_test(x, y + 0.2, rng)[1] < 0.01 and np.abs(check.moment_z_scores(x, y + 0.2)).max() > 4
+
+
+@pytest.fixture
+def few_images(tmp_path):
+    """A folder in the format of Fashion-MNIST: 240 images of noise to train on and 10 to test."""
+    rng, folder = np.random.default_rng(0), tmp_path / "data" / "fashion_mnist"
+    folder.mkdir(parents=True)
+    for name, num in (("train", 240), ("t10k", 10)):
+        for kind, shape in (("images-idx3", (num, 28, 28)), ("labels-idx1", (num,))):
+            header = bytes([0, 0, 8, len(shape)]) + b"".join(side.to_bytes(4, "big") for side in shape)
+            content = header + rng.integers(0, 256 if len(shape) > 1 else 10, shape, np.uint8).tobytes()
+            (folder / f"{name}-{kind}-ubyte.gz").write_bytes(gzip.compress(content))
+    return folder.parent
+
+
+@pytest.mark.parametrize("backend", [pytest.param("numpyro", marks=pytest.mark.slow), "pyro"])  # JAX compiles long
+def test_images(backend, few_images, tmp_path, capsys, monkeypatch):
+    for package in ("matplotlib", backend):
+        pytest.importorskip(package)
+    if backend == "pyro":
+        importlib.import_module("torch").set_default_dtype(importlib.import_module("torch").float32)
+    example, out = _example("images"), tmp_path / "out"
+    monkeypatch.setattr(example, "NUM_HELD_OUT", 40)
+    how = ["--backend", backend, "--out", str(out), "--no-progress"]
+    train = ["train", "--data", str(few_images), "--fraction", "0.002", *how]
+    example.main(train)
+    model = (out / "gebm.npz").read_bytes()
+    example.main(train)  # goes on from its end
+    assert (out / "gebm.npz").read_bytes() == model
+    sizes = ["--draws", "60", "--betas", "1", "--short", "3", "--short-steps", "2"]
+    example.main(["evaluate", "--model", str(out / "gebm.npz"), *sizes, *how])
+    printed = capsys.readouterr().out
+    assert "GEBM, beta 1" in printed and "2 steps, beta 3" in printed
+    monkeypatch.setattr(example, "film", lambda frames, path: path.touch())
+    example.main(["along-a-chain", *how])
+    expected = {"images.png", "chains.png", "chain_at_modes.gif", "chain_between_modes.gif"}
+    assert expected <= {path.name for path in out.iterdir()}
 
 
 @pytest.mark.parametrize("backend", ["numpyro", "pyro"])

@@ -14,7 +14,19 @@ import pytest
 from numpyro.infer import MCMC
 
 import numpyro_gebm
-from numpyro_gebm import GEBM, KALE, KALEGuide, Pushforward, divergences, flows, infer, nn, particle_flows, training
+from numpyro_gebm import (
+    GEBM,
+    KALE,
+    KALEGuide,
+    Pushforward,
+    divergences,
+    flows,
+    infer,
+    metrics,
+    nn,
+    particle_flows,
+    training,
+)
 from numpyro_gebm.divergences import kernels
 from numpyro_gebm.infer.ladder import partition
 from numpyro_gebm.training.guide import settle_log_partition, weight_sums
@@ -77,6 +89,7 @@ def streamed(key, path):
 CASES = {
     "AffineCoupling": lambda key: flows.AffineCoupling(2, (2,), rng_key=key),
     "AnnealedMALA.__call__": lambda key: COARSE(MODEL.latent, 3, rng_key=key),
+    "ConvEncoder": lambda key: nn.ConvEncoder((1, 4, 4), 2, (2,), rng_key=key),
     "ConvEnergy": lambda key: nn.ConvEnergy((1, 4, 4), (2,), rng_key=key),
     "ConvGenerator": lambda key: nn.ConvGenerator(2, (1, 4, 4), (2,), rng_key=key),
     "EnergyTiltedPrior.sample": lambda key: GEBM(PRIOR, quadratic, sampler=COARSE).latent.sample(key, (3,)),
@@ -104,7 +117,10 @@ CASES = {
     ),
     "SMC.__call__": lambda key: GEBM(PRIOR, quadratic, sampler=PARTICLES).sample(key, (3,)),
     "SMC.run": lambda key: PARTICLES.run(MODEL.latent, rng_key=key).z,
+    "ShortRun.__call__": lambda key: infer.ShortRun(num_steps=2)(MODEL.latent, 3, rng_key=key),
+    "ShortRun.run": lambda key: infer.ShortRun(num_steps=2).run(MODEL.latent, 3, rng_key=key).z,
     "ULA.init": started(infer.ULA),
+    "frechet_ratio": lambda key: metrics.frechet_ratio(*POINTS, X + 1.0, num_resamples=2, rng_key=key).std_error,
     "kale_between": lambda key: (
         training.kale_between(
             *[np.random.default_rng(i).normal(size=(40, 2)) for i in range(2)],
@@ -145,6 +161,7 @@ COMPILE = {name for name in CASES if name.endswith((".init", ".__call__"))} | {
     "GEBM.sample",
     "KALE.refine",
     "KALE.run",
+    "ShortRun.run",
     "log_partition",
     "log_partition_curve",
     "stream_draws",
