@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/image_curves.py --out out/image_curves
 
-Chains start at draws of the prior and have no warm-up: step size 0.1 / sqrt(beta), friction 1. "SMC" are draws of
-`infer.SMC`, "importance" are 50,000 draws of the prior resampled by their weights; both are shown at the right end.
-"descent" is ULA without its noise. Rows that are in the folder already are not computed again.
+Chains start at draws of the prior and have no warm-up: step size 0.1 / sqrt(beta), twice that of overdamped kernels,
+friction 1. "SMC" are draws of `infer.SMC`, "importance" are 50,000 draws of the prior resampled by their weights; both
+are shown at the right end. "descent" is ULA without its noise. Rows that are in the folder already are not computed again.
 """
 
 import argparse
@@ -25,11 +25,11 @@ from pyro_gebm.dynamics.steps import overdamped_move, value_and_grad
 LOOKS = (0, 5, 10, 20, 40, 70, 100, 200, 400, 700, 1000)
 #: Gradients of a draw, and what makes the kernel of a step size.
 KERNELS = {
-    "ULA": (1, lambda h: partial(infer.ULA, step_size=h)),
+    "ULA": (1, lambda h: partial(infer.ULA, step_size=2 * h)),
     "kinetic Langevin": (1, lambda h: partial(infer.KineticLangevin, step_size=h, friction=1.0, num_steps=1)),
     "GHMC": (1, lambda h: partial(infer.GHMC, step_size=h, friction=1.0, num_steps=1)),
     "MALT": (5, lambda h: partial(infer.MALT, step_size=h, friction=1.0, trajectory_length=5 * h)),
-    "Ex2MCMC": (1, lambda h: partial(infer.Ex2MCMC, step_size=h)),
+    "Ex2MCMC": (1, lambda h: partial(infer.Ex2MCMC, step_size=2 * h)),
 }
 METHODS = (*KERNELS, "descent", "SMC", "importance")
 
@@ -39,7 +39,7 @@ def chains(gebm, name, num, looks):
     beta, latent = float(gebm.inverse_temperature), gebm.latent
     h = 0.1 / max(beta, 1.0) ** 0.5
     if name == "descent":
-        return descent(latent, h, num, looks)
+        return descent(latent, 2 * h, num, looks)
     gradients, make = KERNELS[name]
     run = infer.ShortRun(make(h), num_steps=looks[-1] // gradients)
     z, steps = run.run(latent, num, record_every=5 // gradients, progress_bar=False)
