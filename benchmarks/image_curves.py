@@ -4,7 +4,7 @@
 
 Chains start at draws of the prior and have no warm-up: step size 0.1 / sqrt(beta), twice that of overdamped kernels,
 friction 1. "SMC" are draws of `infer.SMC`, "importance" are 50,000 draws of the prior resampled by their weights; both
-are shown at the right end. "descent" is ULA without its noise. Rows that are in the folder already are not computed again.
+are shown at the right end. "descent" is ULA without its noise. Rows that are in the folder are not computed again.
 """
 
 import argparse
@@ -107,8 +107,8 @@ def plot(rows, betas, looks, path):
     axes[0, 0].set_ylabel("Fréchet distance")
     axes[1, 0].set_ylabel("recall")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower center", ncols=len(labels), fontsize=8, frameon=False)
-    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.legend(handles, labels, loc="lower center", ncols=4, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.09, 1, 1))
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
