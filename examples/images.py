@@ -1,7 +1,7 @@
 """Fashion-MNIST: a GEBM on the decoder of a VAE, and how much better its samples are than the generator's alone.
 
     python examples/images.py evaluate                               the shipped model: table, pictures; no data needed
-    python examples/images.py train --data FOLDER --out out/images   train one (15 minutes of one core)
+    python examples/images.py train --data FOLDER --out out/images   train one (7 minutes of one core)
     python examples/images.py evaluate --model out/images/gebm.npz   and look at it
     python examples/images.py along-a-chain                          chains at modes and between them: films, picture
 
