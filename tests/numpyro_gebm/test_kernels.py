@@ -199,3 +199,13 @@ def test_a_short_run_is_compiled_once_for_a_structure():
         counts.append(len(traces))
     assert counts[1:] == [0, 0]
     assert counts[0] <= 8
+
+
+def test_a_short_run_as_sampler_works_under_jit_and_vmap():
+    prior, key = dist.Normal(jnp.zeros(2), 1.0).to_event(1), jax.random.key(0)
+    gebm = GEBM(prior, lambda x: 0.5 * (x**2).sum(), sampler=ShortRun(num_steps=5))
+    expected = gebm.sample(key, (6,))
+    np.testing.assert_allclose(jax.jit(lambda key: gebm.sample(key, (6,)))(key), expected, rtol=1e-12)
+    assert jax.vmap(lambda key: gebm.sample(key, (2,)))(jax.random.split(key, 3)).shape == (3, 2, 2)
+    walled = GEBM(prior, lambda x: 0.0 * x.sum() + jnp.inf, sampler=ShortRun(num_steps=2))
+    assert jnp.isnan(jax.jit(lambda key: walled.sample(key, (2,)))(key)).all()
