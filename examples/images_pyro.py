@@ -5,6 +5,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer import SVI, Trace_ELBO
+from torch.nn.functional import softplus
 from tqdm import trange
 
 import pyro_gebm
@@ -14,14 +15,20 @@ from pyro_gebm import save as save
 from pyro_gebm.infer import ShortRun
 
 
-def train(images, held_out, settings, seed, out, progress_bar=True):
+def train(images, held_out, settings, kind, seed, out, progress_bar=True):
     """A GEBM, and held-out KALE before the refinement and the gap that this closed, as text."""
     pyro.set_rng_seed(seed)
-    latent, hidden = settings["latent"], settings["hidden"]
-    decoder = vae(torch.as_tensor(images), latent, hidden, settings["vae"], out / "decoder.pt", progress_bar)
-    base = Pushforward(dist.Normal(0.0, 1.0).expand([latent]).to_event(1), decoder)
-    energy = nn.MLP((images.shape[1],), (), hidden[::-1], activation="leaky_relu")
-    results = []
+    event, latent = images.shape[1:], settings["latent"]
+    generator = nn.MLP((latent,), event, settings["hidden"], output_activation="tanh")
+    path = out / f"{kind}.pt"
+    if path.exists():
+        generator.load_state_dict(torch.load(path, weights_only=True))
+    else:
+        {"vae": vae, "gan": gan}[kind](generator, torch.as_tensor(images), settings, progress_bar)
+        torch.save(generator.state_dict(), path.with_suffix(".part"))
+        path.with_suffix(".part").rename(path)
+    base = Pushforward(dist.Normal(0.0, 1.0).expand([latent]).to_event(1), generator.eval())
+    energy, results = new_energy(event, settings), []
     for stage in ("energy", "refinement"):
         s = settings[stage]
 
@@ -48,14 +55,17 @@ def train(images, held_out, settings, seed, out, progress_bar=True):
     return results[1].gebm, numbers
 
 
-def vae(images, latent, hidden, settings, path, progress_bar):
-    """The decoder of a VAE with a learned observation scale, by SVI; kept in a file."""
-    dim = images.shape[1]
-    decoder = nn.MLP((latent,), (dim,), hidden, output_activation="tanh")
-    if path.exists():
-        decoder.load_state_dict(torch.load(path, weights_only=True))
-        return decoder.eval()
-    encoder = nn.MLP((dim,), (2 * latent,), hidden[::-1])
+def new_energy(event, settings):
+    """An energy as the recipe wants it."""
+    if settings["channels"] is None:
+        return nn.MLP(event, (), settings["hidden"][::-1], activation="leaky_relu")
+    return nn.ConvEnergy(event, settings["channels"])
+
+
+def vae(decoder, images, settings, progress_bar):
+    """Train the decoder of a VAE with a learned observation scale, by SVI."""
+    event, latent, s = images.shape[1:], settings["latent"], settings["vae"]
+    encoder = nn.MLP(event, (2 * latent,), settings["hidden"][::-1])
     pyro.clear_param_store()
 
     def model(x):
@@ -63,7 +73,7 @@ def vae(images, latent, hidden, settings, path, progress_bar):
         scale = pyro.param("scale", torch.tensor(0.4), constraint=dist.constraints.positive)
         with pyro.plate("images", len(x)):
             z = pyro.sample("z", dist.Normal(x.new_zeros(latent), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(decoder(z), scale).to_event(1), obs=x)
+            pyro.sample("x", dist.Normal(decoder(z), scale).to_event(len(event)), obs=x)
 
     def guide(x):
         pyro.module("encoder", encoder)
@@ -71,30 +81,44 @@ def vae(images, latent, hidden, settings, path, progress_bar):
         with pyro.plate("images", len(x)):
             pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
-    optim = pyro.optim.OneCycleLR(
-        {
-            "optimizer": torch.optim.Adam,
-            "optim_args": {"lr": settings["rate"]},
-            "max_lr": settings["rate"],
-            "total_steps": settings["num_steps"] + 1,
-        }
-    )
+    rate = {"optim_args": {"lr": s["rate"]}, "max_lr": s["rate"], "total_steps": s["num_steps"] + 1}
+    optim = pyro.optim.OneCycleLR({"optimizer": torch.optim.Adam, **rate})
     svi = SVI(model, guide, optim, Trace_ELBO())
-    with trange(settings["num_steps"], desc="VAE", disable=not progress_bar) as bar:
+    with trange(s["num_steps"], desc="VAE", disable=not progress_bar) as bar:
         for i in bar:
-            rows = torch.randint(len(images), (settings["batch_size"],))
+            rows = torch.randint(len(images), (s["batch_size"],))
             loss = svi.step(images[rows])
             optim.step()
             if i % 50 == 0:
                 bar.set_postfix(loss=f"{loss / len(rows):.1f}")
-    torch.save(decoder.state_dict(), path.with_suffix(".part"))
-    path.with_suffix(".part").rename(path)
-    return decoder.eval()
 
 
-def load(path):
+def gan(generator, images, settings, progress_bar):
+    """Train a generator by the non-saturating game with the R1 penalty (arXiv:1801.04406); it is averaged."""
+    s, critic = settings["gan"], new_energy(images.shape[1:], settings)
+    optims = [torch.optim.Adam(m.parameters(), s["rate"], betas=(0.5, 0.999), fused=True) for m in (generator, critic)]
+    average = torch.optim.swa_utils.AveragedModel(
+        generator, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(1 - min(1.0, 8 / s["num_steps"]))
+    )
+    for _ in trange(s["num_steps"], desc="GAN", disable=not progress_bar):
+        x = images[torch.randint(len(images), (s["batch_size"],))].requires_grad_(True)
+        z = torch.randn(2, s["batch_size"], settings["latent"])
+        on_data, on_draws = critic(x), critic(generator(z[0]).detach())
+        (slope,) = torch.autograd.grad(on_data.sum(), x, create_graph=True)
+        loss = softplus(on_data).mean() + softplus(-on_draws).mean() + 0.5 * slope.flatten(1).square().sum(-1).mean()
+        optims[1].zero_grad()
+        loss.backward()
+        optims[1].step()
+        optims[0].zero_grad()
+        softplus(critic(generator(z[1]))).mean().backward()
+        optims[0].step()
+        average.update_parameters(generator)
+    generator.load_state_dict(average.module.state_dict())
+
+
+def load(path, dataset):
     """The GEBM of a file, or the shipped one."""
-    return load_pretrained("fashion_mnist") if path is None else pyro_gebm.load(path)
+    return load_pretrained(dataset) if path is None else pyro_gebm.load(path)
 
 
 def draw(law, num, seed):
@@ -104,15 +128,15 @@ def draw(law, num, seed):
         return law.sample((num,)).numpy()
 
 
-def short_run(gebm: GEBM, num, inverse_temperature, num_steps, seed=0):
+def short_run(gebm: GEBM, num, inverse_temperature, num_steps, kernel, seed):
     """Ends of short runs from the prior."""
     pyro.set_rng_seed(seed)
-    z, _ = ShortRun(num_steps=num_steps).run(gebm.temper(inverse_temperature).latent, num)
+    z, _ = ShortRun(kernel, num_steps=num_steps).run(gebm.temper(inverse_temperature).latent, num)
     return gebm.decode(z[-1]).detach().numpy()
 
 
 def film(gebm: GEBM, kernel, inverse_temperature, num_chains, num_steps, record_every, seed):
-    """Images along chains, shape `(records, num_chains, 784)`."""
+    """Images along chains, shape `(records, num_chains, ...)`."""
     pyro.set_rng_seed(seed)
     latent = gebm.temper(inverse_temperature).latent
     z, _ = ShortRun(kernel, num_steps=num_steps).run(latent, num_chains, record_every=record_every)

@@ -5,7 +5,16 @@ from collections.abc import Iterable, Sequence
 
 from gebm.validation import finite, integer, positive, sequence
 
-__all__ = ["LIPSCHITZ_CONSTANTS", "check_bounds", "check_event", "coarse_size", "name_of", "shape_of"]
+__all__ = [
+    "LIPSCHITZ_CONSTANTS",
+    "check_bounds",
+    "check_event",
+    "check_lipschitz_layers",
+    "coarse_size",
+    "name_of",
+    "num_groups",
+    "shape_of",
+]
 
 #: Lipschitz constants of the activations by name.
 LIPSCHITZ_CONSTANTS = {
@@ -96,6 +105,24 @@ def check_bounds(lipschitz: float | None, lower_bound: float | None, output_shap
         )
 
 
+def check_lipschitz_layers(lipschitz: float | None, residual_blocks: int, normalization: str | None) -> None:
+    """Check that a network of which a Lipschitz constant is asked has only layers that can be scaled.
+
+    Args:
+        lipschitz: Lipschitz constant; None for no bound.
+        residual_blocks: residual blocks at every size.
+        normalization: name of a normalisation, or None.
+
+    Raises:
+        ValueError: if there are others.
+    """
+    if lipschitz is not None and (residual_blocks or normalization is not None):
+        raise ValueError(
+            f"Expected residual_blocks 0 and normalization None for a bound on the Lipschitz constant; got "
+            f"{residual_blocks} and {normalization!r}, of which none is known."
+        )
+
+
 def coarse_size(event_shape: Sequence[int], halvings: int) -> tuple[int, int]:
     """Height and width of an image that is halved several times.
 
@@ -117,3 +144,13 @@ def coarse_size(event_shape: Sequence[int], halvings: int) -> tuple[int, int]:
             f"Expected event_shape (C, H, W) with H and W divisible by {2**halvings}; got {tuple(event_shape)}."
         )
     return event_shape[1] // 2**halvings, event_shape[2] // 2**halvings
+
+
+def num_groups(channels: int) -> int:
+    """Groups of channels that are normalised together: eight, or as many of a divisor of both.
+
+    Example:
+        >>> num_groups(64), num_groups(12), num_groups(3)
+        (8, 4, 1)
+    """
+    return math.gcd(channels, 8)

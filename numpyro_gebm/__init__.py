@@ -16,13 +16,14 @@ from numpyro_gebm.infer.ladder.partition import LogPartitionCurve, log_partition
 from numpyro_gebm.io import load, save
 from numpyro_gebm.pretrained import Features, load_features, load_pretrained
 from numpyro_gebm.reparam import LatentReparam
+from numpyro_gebm.tilt import resample, tilt
 from numpyro_gebm.to_arviz import to_arviz
 from numpyro_gebm.training.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
 from numpyro_gebm.training.kale import KALE
 
 __all__ = [  # noqa: RUF022
     "__version__",
-    "GEBM", "EnergyTiltedPrior", "LatentReparam", "Pushforward", "load", "save",
+    "GEBM", "EnergyTiltedPrior", "LatentReparam", "Pushforward", "load", "resample", "save", "tilt",
     "Features", "load_features", "load_pretrained",
     "KALE", "KALEGuide", "ResultFailed", "TrainingDiverged", "gradient_penalty", "l2_penalty", "sum_of_penalties",
     "energy_bursts", "plot_losses",

@@ -7,12 +7,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax, random
 
+from gebm.inception import inception_features
 from gebm.metrics import MAX_ENTRIES, DensityCoverage, FrechetRatio, KernelDistance, PrecisionRecall, num_blocks
 from gebm.validation import integer
 from numpyro_gebm.divergences.samples import Samples, as_samples, finite_statistic
 from numpyro_gebm.keys import typed
 
-__all__ = ["density_coverage", "frechet_distance", "frechet_ratio", "kernel_distance", "precision_recall"]
+__all__ = [
+    "density_coverage",
+    "frechet_distance",
+    "frechet_ratio",
+    "inception_features",
+    "kernel_distance",
+    "precision_recall",
+]
 
 
 def frechet_distance(x: Samples, y: Samples) -> jax.Array:

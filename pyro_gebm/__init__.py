@@ -15,13 +15,14 @@ from pyro_gebm.infer.ladder.partition import LogPartitionCurve, log_partition, l
 from pyro_gebm.io import load, save
 from pyro_gebm.pretrained import Features, load_features, load_pretrained
 from pyro_gebm.reparam import LatentReparam
+from pyro_gebm.tilt import resample, tilt
 from pyro_gebm.to_arviz import to_arviz
 from pyro_gebm.training.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
 from pyro_gebm.training.kale import KALE
 
 __all__ = [  # noqa: RUF022
     "__version__",
-    "GEBM", "EnergyTiltedPrior", "LatentReparam", "Pushforward", "load", "save",
+    "GEBM", "EnergyTiltedPrior", "LatentReparam", "Pushforward", "load", "resample", "save", "tilt",
     "Features", "load_features", "load_pretrained",
     "KALE", "KALEGuide", "ResultFailed", "TrainingDiverged", "gradient_penalty", "l2_penalty", "sum_of_penalties",
     "energy_bursts", "plot_losses",

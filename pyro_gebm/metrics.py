@@ -4,11 +4,19 @@ import math
 
 import torch
 
+from gebm.inception import inception_features
 from gebm.metrics import MAX_ENTRIES, DensityCoverage, FrechetRatio, KernelDistance, PrecisionRecall, num_blocks
 from gebm.validation import integer
 from pyro_gebm.divergences.samples import Samples, as_samples, finite_statistic
 
-__all__ = ["density_coverage", "frechet_distance", "frechet_ratio", "kernel_distance", "precision_recall"]
+__all__ = [
+    "density_coverage",
+    "frechet_distance",
+    "frechet_ratio",
+    "inception_features",
+    "kernel_distance",
+    "precision_recall",
+]
 
 
 def frechet_distance(x: Samples, y: Samples) -> torch.Tensor:

@@ -29,6 +29,7 @@ WITHOUT_TWIN = {
         "dynamics/keys.py",
         "keys.py",
         "nn/applied.py",
+        "nn/convolution.py",
     },
     "pyro_gebm": {"infer/potential.py", "infer/vectorized.py"},
 }
@@ -118,7 +119,7 @@ LAYERS = [
     ("base", "divergences", "nn", "flows", "metrics"),
     ("particle_flows", "dynamics"),
     ("gebm",),
-    ("reparam", "decode", "observations", "to_arviz", "diagnose", "io", "pretrained"),
+    ("reparam", "tilt", "decode", "observations", "to_arviz", "diagnose", "io", "pretrained"),
     ("infer", "training"),
     ("__init__",),
 ]

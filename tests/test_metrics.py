@@ -1,5 +1,8 @@
 """Metrics of samples, against definitions written out in NumPy and against other implementations."""
 
+import sys
+import types
+
 import numpy as np
 import pytest
 
@@ -132,3 +135,60 @@ def test_a_ratio_of_what_does_not_fit_is_refused(host):
         ratio_of(host, np.zeros((5, 2)), np.zeros((5, 2)), np.zeros((6, 2)))
     with pytest.raises(ValueError, match=r"num_resamples.*got 1"):
         ratio_of(host, X, X, Y, num_resamples=1)
+
+
+@pytest.fixture
+def inception(monkeypatch):
+    """torch-fidelity's network, replaced by one whose features are the mean of each channel, in bytes."""
+    torch = pytest.importorskip("torch")
+
+    class Network:
+        def __init__(self, name, features, feature_extractor_weights_path):
+            self.features = features
+
+        def __call__(self, images):
+            assert images.dtype == torch.uint8 and images.shape[1] == 3 and self.features == ["2048"]
+            return (images.float().mean((2, 3)),)
+
+    module = types.SimpleNamespace(FeatureExtractorInceptionV3=Network)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", types.ModuleType("torch_fidelity"))
+    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", module)
+
+
+def test_inception_gets_bytes_in_three_channels(host, inception, tmp_path):
+    weights, metrics = tmp_path / "weights.pth", host.package.metrics
+    weights.touch()
+    images = np.random.default_rng(0).uniform(-1, 1, (7, 1, 5, 5)).astype(np.float32)
+    found = metrics.inception_features(images, weights, batch_size=3, progress_bar=False)
+    assert found.shape == (7, 3)
+    np.testing.assert_allclose(found, np.repeat(127.5 * images.mean((2, 3)) + 127.5, 3, 1), atol=0.5)
+    np.testing.assert_array_equal(metrics.inception_features(np.full((2, 3, 4, 4), 9, np.uint8), weights), 9.0)
+
+
+@pytest.mark.parametrize(
+    "images, kwargs, error, match",
+    [
+        (np.zeros((2, 784), np.float32), {}, ValueError, r"Expected images of shape .*; got \(2, 784\)"),
+        (np.full((2, 3, 4, 4), 7.0), {}, ValueError, r"Expected images in \[-1, 1\] or uint8"),
+        (np.full((2, 3, 4, 4), np.nan), {}, ValueError, r"Expected images in \[-1, 1\] or uint8"),
+        (np.zeros((2, 3, 4, 4)), {"layer": "512"}, ValueError, "Expected layer in .*; got '512'"),
+        (np.zeros((2, 3, 4, 4)), {}, FileNotFoundError, "Fetch weights-inception-2015-12-05-6726825d.pth"),
+    ],
+)
+def test_what_inception_cannot_take_is_refused(host, tmp_path, images, kwargs, error, match):
+    with pytest.raises(error, match=match):
+        host.package.metrics.inception_features(images, tmp_path / "none.pth", **kwargs)
+
+
+def test_kernel_distance_is_that_of_torch_fidelity(host):
+    """Its estimator, written out: the mean of unbiased MMD² over random subsets, here of the whole of both samples."""
+    rng = np.random.default_rng(3)
+    x, y = rng.normal(size=(900, 6)), 0.3 + rng.normal(size=(900, 6))
+    subsets = []
+    for _ in range(100):
+        a, b = (z[rng.choice(len(z), 300, replace=False)] for z in (x, y))
+        of_a, of_b, of_both = cubic(a, a), cubic(b, b), cubic(a, b)
+        within = sum((k.sum() - np.trace(k)) / (300 * 299) for k in (of_a, of_b))
+        subsets.append(within - 2 * of_both.mean())
+    value, error = (float(v) for v in host.package.metrics.kernel_distance(host.array(x), host.array(y)))
+    assert abs(value - np.mean(subsets)) < 3 * error

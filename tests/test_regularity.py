@@ -136,3 +136,26 @@ def test_the_base_moves_where_the_kl_is_infinite(host):
         if len(distances) < 4:
             result = host.train(kale, 150, data, batch_size=128, after=result)
     assert np.all(np.diff(distances) < 0) and distances[-1] < 0.1 * distances[0]
+
+
+@pytest.mark.parametrize("layers", [{"residual_blocks": 1}, {"normalization": "group"}, {"normalization": "pixel"}])
+def test_a_network_without_a_known_slope_refuses_a_bound(host, layers):
+    with pytest.raises(ValueError, match="Expected residual_blocks 0 and normalization None for a bound on the Lip"):
+        host.call(host.nn.ConvEnergy, (1, 8, 8), (4, 8), lipschitz=1.5, **layers)
+    with pytest.raises(ValueError, match="of which none is known"):
+        host.call(host.nn.ConvEnergy, (1, 8, 8), (4, 8), **layers).lipschitz_constant()
+
+
+def test_an_unknown_normalisation_is_refused(host):
+    with pytest.raises(ValueError, match=r"Expected normalization in \('group', 'pixel'\); got 'batch'"):
+        host.call(host.nn.ConvGenerator, 2, (1, 8, 8), normalization="batch")
+
+
+def test_sngan_size_at_both_sizes_of_images(host):
+    for event_shape, channels in (((1, 28, 28), (16, 8, 8)), ((3, 32, 32), (16, 16, 8, 8))):
+        blocks = {"residual_blocks": 1, "normalization": "group"}
+        generator = host.call(host.nn.ConvGenerator, 8, event_shape, channels, **blocks)
+        energy = host.call(host.nn.ConvEnergy, event_shape, (8, 16), residual_blocks=2, normalization="pixel")
+        z = host.array(np.random.default_rng(0).normal(size=(3, 8)))
+        x = host.apply(generator, z.tolist(), 1)
+        assert tuple(x.shape) == (3, *event_shape) and tuple(host.apply(energy, x.tolist(), 3).shape) == (3,)

@@ -4,8 +4,9 @@ Weights are laid out as PyTorch lays them out, so that a file saved in one packa
 """
 
 from numpyro_gebm.nn.applied import Applied
-from numpyro_gebm.nn.architectures import MLP, ConvEncoder, ConvEnergy, ConvGenerator
 from numpyro_gebm.nn.bounds import spectral_norm_bound
+from numpyro_gebm.nn.convolutional import ConvEncoder, ConvEnergy, ConvGenerator
+from numpyro_gebm.nn.mlp import MLP
 from numpyro_gebm.nn.registry import ARCHITECTURES
 
 __all__ = ["ARCHITECTURES", "MLP", "Applied", "ConvEncoder", "ConvEnergy", "ConvGenerator", "spectral_norm_bound"]

@@ -1,6 +1,7 @@
 """Architectures by the names that files use."""
 
-from numpyro_gebm.nn.architectures import MLP, ConvEncoder, ConvEnergy, ConvGenerator
+from numpyro_gebm.nn.convolutional import ConvEncoder, ConvEnergy, ConvGenerator
+from numpyro_gebm.nn.mlp import MLP
 
 __all__ = ["ARCHITECTURES"]
 

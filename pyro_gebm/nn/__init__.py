@@ -4,8 +4,9 @@ Any `torch.nn.Module` can be a generator or an energy; these are laid out so tha
 in the other.
 """
 
-from pyro_gebm.nn.architectures import MLP, ConvEncoder, ConvEnergy, ConvGenerator
 from pyro_gebm.nn.bounds import spectral_norm_bound
+from pyro_gebm.nn.convolutional import ConvEncoder, ConvEnergy, ConvGenerator
+from pyro_gebm.nn.mlp import MLP
 from pyro_gebm.nn.registry import ARCHITECTURES
 
 __all__ = ["ARCHITECTURES", "MLP", "ConvEncoder", "ConvEnergy", "ConvGenerator", "spectral_norm_bound"]

@@ -1,6 +1,7 @@
 """Architectures by the names that files use."""
 
-from pyro_gebm.nn.architectures import MLP, ConvEncoder, ConvEnergy, ConvGenerator
+from pyro_gebm.nn.convolutional import ConvEncoder, ConvEnergy, ConvGenerator
+from pyro_gebm.nn.mlp import MLP
 
 __all__ = ["ARCHITECTURES"]
 

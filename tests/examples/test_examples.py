@@ -120,13 +120,43 @@ def test_images(backend, few_images, tmp_path, capsys, monkeypatch):
     example.main(train)  # goes on from its end
     assert (out / "gebm.npz").read_bytes() == model
     sizes = ["--draws", "60", "--betas", "1", "--short", "3", "--short-steps", "2"]
-    example.main(["evaluate", "--model", str(out / "gebm.npz"), *sizes, *how])
+    model = ["--model", str(out / "gebm.npz")]
+    example.main(["evaluate", *model, *sizes, "--data", str(few_images), *how])
     printed = capsys.readouterr().out
     assert "GEBM, beta 1" in printed and "2 steps, beta 3" in printed
     monkeypatch.setattr(example, "film", lambda frames, path: path.touch())
     example.main(["along-a-chain", *how])
+    example.main(["sample", *model, *sizes, *how])
+    with np.load(out / "samples.npz") as drawn:
+        assert {name: x.shape for name, x in drawn.items()} == dict.fromkeys(
+            ["base", "beta_1", "2_steps_beta_3"], (60, 784)
+        )
     expected = {"images.png", "chains.png", "chain_at_modes.gif", "chain_between_modes.gif"}
     assert expected <= {path.name for path in out.iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["numpyro", "pyro"])
+def test_a_gan_on_a_folder_of_images(backend, tmp_path, monkeypatch, capsys):
+    for package in ("matplotlib", backend):
+        pytest.importorskip(package)
+    if backend == "pyro":
+        importlib.import_module("torch").set_default_dtype(importlib.import_module("torch").float32)
+    example, image, rng = _example("images"), importlib.import_module("PIL.Image"), np.random.default_rng(0)
+    (tmp_path / "in" / "below").mkdir(parents=True)
+    for i in range(120):  # of any size, gray or in colours
+        pixels = rng.integers(0, 256, (20 + i % 3, 40, 3) if i % 2 else (50, 33), np.uint8)
+        image.fromarray(pixels).save(tmp_path / "in" / ("below" if i % 5 else "") / f"{i}.{('png', 'jpg')[i % 2]}")
+    small = {"latent": 4, "hidden": (8,), "channels": (4, 4)}
+    monkeypatch.setitem(example.RECIPES, "cifar10", example.RECIPES["cifar10"] | small)
+    out = tmp_path / "out"
+    how = ["--images", str(tmp_path / "in"), "--backend", backend, "--out", str(out), "--no-progress"]
+    example.main(["train", "--base", "gan", "--fraction", "0.001", *how])
+    sizes = ["--draws", "11", "--betas", "1", "--short", "1", "--short-steps", "2"]
+    example.main(["evaluate", "--model", str(out / "gebm.npz"), *sizes, *how])
+    assert "against 11 test images" in capsys.readouterr().out and (out / "images.png").exists()
+    with pytest.raises(SystemExit, match="Expected a folder with 20 images or more"):
+        example.main(["train", "--images", str(out), "--no-progress"])
 
 
 @pytest.mark.parametrize("backend", ["numpyro", "pyro"])

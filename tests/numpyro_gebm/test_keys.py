@@ -115,6 +115,7 @@ CASES = {
     "ReplicaExchange.init": lambda key: mcmc(
         infer.ReplicaExchange(MODEL.latent), key, num_chains=2, chain_method="vectorized"
     ),
+    "resample": lambda key: numpyro_gebm.resample({"x": X}, X[:, 0], rng_key=key)["x"],
     "SMC.__call__": lambda key: GEBM(PRIOR, quadratic, sampler=PARTICLES).sample(key, (3,)),
     "SMC.run": lambda key: PARTICLES.run(MODEL.latent, rng_key=key).z,
     "ShortRun.__call__": lambda key: infer.ShortRun(num_steps=2)(MODEL.latent, 3, rng_key=key),

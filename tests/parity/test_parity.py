@@ -25,8 +25,12 @@ NETWORKS = {
         "generator": ("ConvGenerator", (2, (2, 4, 4), (4, 3), "silu", "tanh")),
         "energy": ("ConvEnergy", ((2, 4, 4), (3, 2), "softplus")),
     },
+    "residual": {
+        "generator": ("ConvGenerator", (2, (2, 4, 4), (16, 3), "silu", "tanh", 1, "group")),
+        "energy": ("ConvEnergy", ((2, 4, 4), (3, 2), "softplus", None, None, 2, "pixel")),
+    },
 }
-ENCODER = ((2, 4, 4), 3, (5, 2), "silu", "tanh")
+ENCODER = ((2, 4, 4), 3, (5, 2), "silu", "tanh", 1, "group")
 PRIOR = {"loc": np.array([0.3, -0.2]), "scale": np.array([1.0, 0.5])}
 MODEL = {"inverse_temperature": 1.7, "log_partition": 0.4}
 RANDOM = np.random.default_rng(0)
@@ -301,6 +305,7 @@ NUMPYRO_ARGUMENTS = {
     "infer.ShortRun.run": {"rng_key"},
     "infer.ShortRun.__call__": {"rng_key"},
     "KALE.refine": {"rng_key"},
+    "resample": {"rng_key"},
 }
 PYRO_ARGUMENTS = {
     f"infer.{name}": {"transforms"}

@@ -1,4 +1,4 @@
-"""The architectures that exist in both packages: perceptrons, and convolutional networks of images."""
+"""Convolutional networks of images that exist in both packages."""
 
 import itertools
 import math
@@ -9,90 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gebm.networks import LIPSCHITZ_CONSTANTS, check_bounds, coarse_size, shape_of
+from gebm.networks import LIPSCHITZ_CONSTANTS, check_bounds, check_lipschitz_layers, coarse_size, shape_of
 from gebm.validation import integer, one_of
 from pyro_gebm.nn.bounds import bounded_below, scaled_down, spectral_norm_bound
-from pyro_gebm.nn.layers import ACTIVATIONS, check_shape, conv3x3
+from pyro_gebm.nn.layers import (
+    ACTIVATIONS,
+    NORMALIZATIONS,
+    Residual,
+    check_shape,
+    conv3x3,
+    normalized_activation,
+    through,
+)
 
-__all__ = ["MLP", "ConvEncoder", "ConvEnergy", "ConvGenerator"]
-
-
-class MLP(nn.Module):
-    """Multilayer perceptron between any two shapes: a generator, or with `output_shape=()` an energy.
-
-    Args:
-        input_shape: shape of one example.
-        output_shape: shape of one output; `()` for an energy.
-        hidden: widths of the hidden layers.
-        activation: "relu", "leaky_relu" (slope 0.2), "tanh", "silu", "softplus", "sigmoid" or "identity".
-        output_activation: the same names.
-        lipschitz: L; the weights of every layer are then scaled down (spectral normalisation, see
-            `spectral_norm_bound`) so that the network is L-Lipschitz in the Euclidean norm; None for no bound.
-        lower_bound: b; an energy only. The output e becomes `b + softplus(e - b) >= b`; None for no bound.
-
-    Raises:
-        ValueError: for an unknown activation, a Lipschitz constant that is not positive, or a lower bound on
-            something that is not an energy.
-
-    Example:
-        >>> energy = MLP((8, 8), (), hidden=(32,), activation="leaky_relu")
-        >>> tuple(energy(torch.zeros(5, 8, 8)).shape)
-        (5,)
-    """
-
-    def __init__(
-        self,
-        input_shape: Sequence[int],
-        output_shape: Sequence[int],
-        hidden: Sequence[int] = (256, 256),
-        activation: str = "relu",
-        output_activation: str = "identity",
-        lipschitz: float | None = None,
-        lower_bound: float | None = None,
-    ):
-        super().__init__()
-        self.input_shape = shape_of("input_shape", input_shape)
-        self.output_shape = shape_of("output_shape", output_shape)
-        self.hidden = shape_of("hidden", hidden)
-        self.activation = one_of("activation", activation, ACTIVATIONS)
-        self.output_activation = one_of("output_activation", output_activation, ACTIVATIONS)
-        self.lipschitz, self.lower_bound = lipschitz, lower_bound
-        check_bounds(lipschitz, lower_bound, self.output_shape)
-        sizes = (math.prod(self.input_shape), *self.hidden, math.prod(self.output_shape))
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Arguments that build the same architecture again."""
-        names = ("input_shape", "output_shape", "hidden", "activation", "output_activation", "lipschitz", "lower_bound")
-        return {name: getattr(self, name) for name in names}
-
-    @torch.no_grad()
-    def lipschitz_constant(self) -> torch.Tensor:
-        """An upper bound of the network's Lipschitz constant, in the Euclidean norm."""
-        return self._steepness() * torch.stack([spectral_norm_bound(weight) for weight in self._weights()]).prod()
-
-    def _steepness(self) -> float:
-        return LIPSCHITZ_CONSTANTS[self.activation] ** len(self.hidden) * LIPSCHITZ_CONSTANTS[self.output_activation]
-
-    def _layers(self) -> list[nn.Linear]:
-        return cast("list[nn.Linear]", list(self.layers))
-
-    def _weights(self) -> list[torch.Tensor]:
-        bound = None
-        if self.lipschitz is not None:
-            bound = (self.lipschitz / self._steepness()) ** (1 / len(self.layers))
-        return [scaled_down(layer.weight, bound) for layer in self._layers()]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x, activation = check_shape(x, self.input_shape).reshape(len(x), -1), ACTIVATIONS[self.activation]
-        layers = self._layers()
-        weights = self._weights() if self.lipschitz is not None else [layer.weight for layer in layers]
-        for layer, weight in zip(layers[:-1], weights):
-            x = activation(F.linear(x, weight, layer.bias))
-        out = ACTIVATIONS[self.output_activation](F.linear(x, weights[-1], layers[-1].bias))
-        out = out.squeeze(1) if self.output_shape == () else out.unflatten(1, self.output_shape)
-        return bounded_below(out, self.lower_bound)
+__all__ = ["ConvEncoder", "ConvEnergy", "ConvGenerator"]
 
 
 class ConvGenerator(nn.Module):
@@ -107,9 +37,12 @@ class ConvGenerator(nn.Module):
         channels: channels from the coarsest map to the finest.
         activation: see `MLP`.
         output_activation: see `MLP`.
+        residual_blocks: residual blocks (arXiv:1512.03385), of two convolutions each, at every size.
+        normalization: before activations, of each image alone and without weights: "group" (eight groups of channels,
+            arXiv:1803.08494), "pixel" (channels of a pixel, to mean square 1, arXiv:1710.10196), or None.
 
     Raises:
-        ValueError: for an unknown activation, or sizes that do not divide.
+        ValueError: for an unknown activation or normalisation, or sizes that do not divide.
 
     Example:
         >>> generator = ConvGenerator(16, (1, 8, 8), channels=(32, 16))
@@ -124,6 +57,8 @@ class ConvGenerator(nn.Module):
         channels: Sequence[int] = (64, 32),
         activation: str = "relu",
         output_activation: str = "identity",
+        residual_blocks: int = 0,
+        normalization: str | None = None,
     ):
         super().__init__()
         self.latent_dim = integer("latent_dim", latent_dim)
@@ -131,23 +66,28 @@ class ConvGenerator(nn.Module):
         self.channels = shape_of("channels", channels)
         self.activation = one_of("activation", activation, ACTIVATIONS)
         self.output_activation = one_of("output_activation", output_activation, ACTIVATIONS)
+        self.residual_blocks = integer("residual_blocks", residual_blocks, minimum=0)
+        self.normalization = None if normalization is None else one_of("normalization", normalization, NORMALIZATIONS)
         height, width = coarse_size(self.event_shape, len(self.channels) - 1)
         self.project = nn.Linear(self.latent_dim, self.channels[0] * height * width)
         self.convs = nn.ModuleList(conv3x3(a, 4 * b) for a, b in zip(self.channels, self.channels[1:]))
         self.last = conv3x3(self.channels[-1], self.event_shape[0])
+        self.blocks = nn.ModuleList(Residual(c) for c in self.channels for _ in range(self.residual_blocks))
 
     @property
     def config(self) -> dict[str, Any]:
         """Arguments that build the same architecture again."""
-        names = ("latent_dim", "event_shape", "channels", "activation", "output_activation")
-        return {name: getattr(self, name) for name in names}
+        names = "latent_dim event_shape channels activation output_activation residual_blocks normalization"
+        return {name: getattr(self, name) for name in names.split()}
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
-        activation = ACTIVATIONS[self.activation]
+        activation, blocks = normalized_activation(self.normalization, self.activation), iter(self.blocks)
         size = coarse_size(self.event_shape, len(self.channels) - 1)
-        x = activation(self.project(check_shape(z, (self.latent_dim,)))).reshape(len(z), self.channels[0], *size)
+        x = activation(self.project(check_shape(z, (self.latent_dim,))).reshape(len(z), self.channels[0], *size))
+        x = through(itertools.islice(blocks, self.residual_blocks), x, activation)
         for conv in self.convs:
             x = activation(F.pixel_shuffle(conv(x), 2))
+            x = through(itertools.islice(blocks, self.residual_blocks), x, activation)
         return ACTIVATIONS[self.output_activation](self.last(x))
 
 
@@ -158,11 +98,15 @@ class ConvEnergy(nn.Module):
         event_shape: `(C, H, W)`, with H and W divisible by `2**len(channels)`.
         channels: channels from the finest map to the coarsest; each entry halves the size.
         activation: see `MLP`.
-        lipschitz: see `MLP`; a 3x3 convolution counts as 3 times the spectral norm of its weight as a matrix.
+        lipschitz: see `MLP`; a 3x3 convolution counts as 3 times the spectral norm of its weight as a matrix. Without
+            residual blocks and normalisation only.
         lower_bound: see `MLP`.
+        residual_blocks: see `ConvGenerator`.
+        normalization: see `ConvGenerator`.
 
     Raises:
-        ValueError: for an unknown activation, or sizes that do not divide.
+        ValueError: for an unknown activation or normalisation, sizes that do not divide, or a Lipschitz constant of a
+            network with residual blocks or normalisation.
 
     Example:
         >>> energy = ConvEnergy((1, 8, 8), channels=(16, 32))
@@ -177,6 +121,8 @@ class ConvEnergy(nn.Module):
         activation: str = "leaky_relu",
         lipschitz: float | None = None,
         lower_bound: float | None = None,
+        residual_blocks: int = 0,
+        normalization: str | None = None,
     ):
         super().__init__()
         self.event_shape = shape_of("event_shape", event_shape)
@@ -184,20 +130,25 @@ class ConvEnergy(nn.Module):
         self.activation = one_of("activation", activation, ACTIVATIONS)
         self.lipschitz, self.lower_bound = lipschitz, lower_bound
         check_bounds(lipschitz, lower_bound, ())
+        self.residual_blocks = integer("residual_blocks", residual_blocks, minimum=0)
+        self.normalization = None if normalization is None else one_of("normalization", normalization, NORMALIZATIONS)
+        check_lipschitz_layers(lipschitz, self.residual_blocks, self.normalization)
         height, width = coarse_size(self.event_shape, len(self.channels))
         sizes = (self.event_shape[0], *self.channels)
         self.convs = nn.ModuleList(conv3x3(4 * a, b) for a, b in itertools.pairwise(sizes))
         self.last = nn.Linear(sizes[-1] * height * width, 1)
+        self.blocks = nn.ModuleList(Residual(c) for c in self.channels for _ in range(self.residual_blocks))
 
     @property
     def config(self) -> dict[str, Any]:
         """Arguments that build the same architecture again."""
-        names = ("event_shape", "channels", "activation", "lipschitz", "lower_bound")
-        return {name: getattr(self, name) for name in names}
+        names = "event_shape channels activation lipschitz lower_bound residual_blocks normalization"
+        return {name: getattr(self, name) for name in names.split()}
 
     @torch.no_grad()
     def lipschitz_constant(self) -> torch.Tensor:
         """An upper bound of the network's Lipschitz constant, in the Euclidean norm."""
+        check_lipschitz_layers(1.0, self.residual_blocks, self.normalization)
         return self._steepness() * torch.stack([spectral_norm_bound(weight) for weight in self._weights()]).prod()
 
     def _steepness(self) -> float:
@@ -215,8 +166,10 @@ class ConvEnergy(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = check_shape(x, self.event_shape)
         *weights, last = self._weights()
+        activation, blocks = normalized_activation(self.normalization, self.activation), iter(self.blocks)
         for weight, conv in zip(weights, self._convs()):
-            x = ACTIVATIONS[self.activation](F.conv2d(F.pixel_unshuffle(x, 2), weight, conv.bias, padding=1))
+            x = activation(F.conv2d(F.pixel_unshuffle(x, 2), weight, conv.bias, padding=1))
+            x = through(itertools.islice(blocks, self.residual_blocks), x, activation)
         return bounded_below(F.linear(x.flatten(1), last, self.last.bias).squeeze(-1), self.lower_bound)
 
 
@@ -229,9 +182,11 @@ class ConvEncoder(nn.Module):
         channels: channels from the finest map to the coarsest; each entry halves the size.
         activation: see `MLP`.
         output_activation: see `MLP`.
+        residual_blocks: see `ConvGenerator`.
+        normalization: see `ConvGenerator`.
 
     Raises:
-        ValueError: for an unknown activation, or sizes that do not divide.
+        ValueError: for an unknown activation or normalisation, or sizes that do not divide.
 
     Example:
         >>> encoder = ConvEncoder((1, 8, 8), 5, channels=(16, 32))
@@ -246,6 +201,8 @@ class ConvEncoder(nn.Module):
         channels: Sequence[int] = (32, 64),
         activation: str = "relu",
         output_activation: str = "identity",
+        residual_blocks: int = 0,
+        normalization: str | None = None,
     ):
         super().__init__()
         self.event_shape = shape_of("event_shape", event_shape)
@@ -253,20 +210,25 @@ class ConvEncoder(nn.Module):
         self.channels = shape_of("channels", channels)
         self.activation = one_of("activation", activation, ACTIVATIONS)
         self.output_activation = one_of("output_activation", output_activation, ACTIVATIONS)
+        self.residual_blocks = integer("residual_blocks", residual_blocks, minimum=0)
+        self.normalization = None if normalization is None else one_of("normalization", normalization, NORMALIZATIONS)
         height, width = coarse_size(self.event_shape, len(self.channels))
         sizes = (self.event_shape[0], *self.channels)
         self.convs = nn.ModuleList(conv3x3(4 * a, b) for a, b in itertools.pairwise(sizes))
         self.last = nn.Linear(sizes[-1] * height * width, self.output_dim)
+        self.blocks = nn.ModuleList(Residual(c) for c in self.channels for _ in range(self.residual_blocks))
 
     @property
     def config(self) -> dict[str, Any]:
         """Arguments that build the same architecture again."""
-        names = ("event_shape", "output_dim", "channels", "activation", "output_activation")
-        return {name: getattr(self, name) for name in names}
+        names = "event_shape output_dim channels activation output_activation residual_blocks normalization"
+        return {name: getattr(self, name) for name in names.split()}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x if x.dim() == 4 else check_shape(x, (math.prod(self.event_shape),)).unflatten(1, self.event_shape)
         x = check_shape(x, self.event_shape)
+        activation, blocks = normalized_activation(self.normalization, self.activation), iter(self.blocks)
         for conv in self.convs:
-            x = ACTIVATIONS[self.activation](conv(F.pixel_unshuffle(x, 2)))
+            x = activation(conv(F.pixel_unshuffle(x, 2)))
+            x = through(itertools.islice(blocks, self.residual_blocks), x, activation)
         return ACTIVATIONS[self.output_activation](self.last(x.flatten(1)))
