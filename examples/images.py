@@ -31,7 +31,7 @@ RECIPES = {
         "vae": {"num_steps": 4000, "batch_size": 128, "rate": 2e-3},
         "gan": {"num_steps": 8000, "batch_size": 64, "rate": 2e-4},
         "energy": {"num_steps": 5000, "batch_size": 64, "rate": 2e-4, "penalty": 0.1},
-        "refinement": {"num_steps": 2500, "batch_size": 96, "rate": 3e-4, "penalty": 0.1},
+        "refinement": {"num_steps": 2500, "batch_size": 96, "rate": 3e-4, "penalty": 0.1, "num_chains": 2048},
     },
     "cifar10": {
         "latent": 64,
@@ -39,8 +39,8 @@ RECIPES = {
         "channels": (32, 64, 128),
         "vae": {"num_steps": 6000, "batch_size": 128, "rate": 1e-3},
         "gan": {"num_steps": 8000, "batch_size": 64, "rate": 2e-4},
-        "energy": {"num_steps": 3000, "batch_size": 64, "rate": 2e-4, "penalty": 1.0},
-        "refinement": {"num_steps": 1500, "batch_size": 64, "rate": 2e-4, "penalty": 1.0},
+        "energy": {"num_steps": 2000, "batch_size": 64, "rate": 2e-4, "penalty": 1.0},
+        "refinement": {"num_steps": 600, "batch_size": 64, "rate": 2e-4, "penalty": 1.0, "num_chains": 512},
     },
 }
 #: Training images, at most a tenth, that nothing is trained on: held-out KALE is of these, and what is chosen.

@@ -1,5 +1,7 @@
 """The images example in NumPyro: the VAE by SVI, training, draws, metrics."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,7 +32,7 @@ def train(images, held_out, settings, kind, seed, out, progress_bar=True):
         s, folder = settings[stage], out / f"numpyro_{stage}"
         adam = optax.adam(optax.cosine_decay_schedule(s["rate"], s["num_steps"]), b1=0.5)
         kale = KALE(base, KALEGuide(energy, penalty=gradient_penalty(s["penalty"])), None, adam)
-        method = kale.run if stage == "energy" else kale.refine
+        method = kale.run if stage == "energy" else partial(kale.refine, num_chains=s["num_chains"])
         result = method(
             keys[stage],
             s["num_steps"],

@@ -1,5 +1,7 @@
 """The images example in Pyro: the VAE by SVI, training, draws, metrics."""
 
+from functools import partial
+
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -37,7 +39,8 @@ def train(images, held_out, settings, kind, seed, out, progress_bar=True):
             return optim, torch.optim.lr_scheduler.CosineAnnealingLR(optim, s["num_steps"])
 
         kale = KALE(base, KALEGuide(energy, penalty=gradient_penalty(s["penalty"])), None, adam)
-        method, folder = (kale.run if stage == "energy" else kale.refine), out / f"pyro_{stage}"
+        folder = out / f"pyro_{stage}"
+        method = kale.run if stage == "energy" else partial(kale.refine, num_chains=s["num_chains"])
         result = method(
             s["num_steps"],
             images,

@@ -3,6 +3,7 @@
 from gebm import __version__
 from gebm.draw_file import DrawFile, read_draws
 from gebm.errors import ResultFailed, TrainingDiverged
+from gebm.kale_testing import KALETest
 from gebm.plotting import plot_losses
 from gebm.training import energy_bursts
 from gebm.weights import LogPartition
@@ -20,6 +21,7 @@ from numpyro_gebm.tilt import resample, tilt
 from numpyro_gebm.to_arviz import to_arviz
 from numpyro_gebm.training.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
 from numpyro_gebm.training.kale import KALE
+from numpyro_gebm.training.kale_test import kale_test
 
 __all__ = [  # noqa: RUF022
     "__version__",
@@ -28,7 +30,7 @@ __all__ = [  # noqa: RUF022
     "KALE", "KALEGuide", "ResultFailed", "TrainingDiverged", "gradient_penalty", "l2_penalty", "sum_of_penalties",
     "energy_bursts", "plot_losses",
     "LogPartition", "LogPartitionCurve", "log_partition", "log_partition_curve",
-    "Diagnosis", "DrawFile", "decode", "diagnose", "read_draws", "to_arviz",
+    "Diagnosis", "DrawFile", "KALETest", "decode", "diagnose", "kale_test", "read_draws", "to_arviz",
     "enable_compilation_cache",
     "divergences", "flows", "infer", "metrics", "nn", "particle_flows", "training",
 ]  # fmt: skip

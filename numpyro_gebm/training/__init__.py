@@ -3,12 +3,14 @@
 from gebm.errors import ResultFailed, TrainingDiverged
 from gebm.evaluation import Evaluation
 from gebm.held_out import ValidationCurve
+from gebm.kale_testing import Importance, KALETest
 from gebm.objectives import BaseObjective, Energies, EnergyObjective, Objective
 from gebm.refinement import Control
 from gebm.training import energy_bursts
 from numpyro_gebm.training.checkpoints import delete_checkpoints
 from numpyro_gebm.training.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
 from numpyro_gebm.training.kale import KALE
+from numpyro_gebm.training.kale_test import kale_test
 from numpyro_gebm.training.objectives import (
     ContrastiveDivergence,
     DonskerVaradhan,
@@ -29,11 +31,13 @@ __all__ = [
     "Energies",
     "EnergyObjective",
     "Evaluation",
+    "Importance",
     "KALEGuide",
     "KALELosses",
     "KALEObjective",
     "KALEResult",
     "KALEState",
+    "KALETest",
     "MaximumLikelihood",
     "Objective",
     "PlainKALE",
@@ -46,6 +50,7 @@ __all__ = [
     "energy_bursts",
     "gradient_penalty",
     "kale_between",
+    "kale_test",
     "l2_penalty",
     "sum_of_penalties",
 ]

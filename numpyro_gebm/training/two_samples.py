@@ -1,5 +1,6 @@
 """KALE between two laws of which there are draws: of a model against data, it is the gap that is left."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -12,14 +13,14 @@ from numpyro.distributions import constraints
 
 from gebm.evaluation import Evaluation, WeightSums, evaluation_of
 from gebm.two_samples import parts_of
-from numpyro_gebm.callables import over_batch
+from numpyro_gebm.callables import Energy, over_batch
 from numpyro_gebm.distribution import Distribution, sample_stack
 from numpyro_gebm.keys import typed
 from numpyro_gebm.training.batches import finite_array
 from numpyro_gebm.training.guide import KALEGuide
 from numpyro_gebm.training.kale import KALE
 
-__all__ = ["kale_between"]
+__all__ = ["kale_between", "shuffled_parts", "trained_energy"]
 
 
 class _Rows(Distribution):
@@ -88,15 +89,51 @@ def kale_between(
         >>> 0.1 < found.value < 0.25 + 4 * found.std_error  # the exact value is 0.25
         True
     """
+    key_parts, key_run = random.split(typed(rng_key))
+    x_parts, y_parts = shuffled_parts(data, draws, rng_key=key_parts)
+    how = {"batch_size": batch_size, "patience": patience, "progress_bar": progress_bar}
+    energy = trained_energy(x_parts, y_parts, guide, energy_optim, num_steps, how, rng_key=key_run)
+    energies = eqx.filter_jit(lambda energy, x: over_batch(energy, x, x.ndim - 1))
+    of_data, of_draws = (np.asarray(energies(energy, rows)) for rows in (x_parts[2], y_parts[2]))
+    return evaluation_of(of_data, WeightSums.of(of_draws))
+
+
+def shuffled_parts(data: Any, draws: Any, *, rng_key: jax.Array) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Both samples, checked, in random order, and each in three parts: for training, for the choice, for the verdict.
+
+    Args:
+        data: draws of one law, shape `(N,) + event_shape`.
+        draws: draws of another, shape `(M,) + event_shape`.
+        rng_key: a JAX random key.
+    """
     shape = np.shape(draws)[1:]
     draws = finite_array("draws", draws, shape, None, None)
     data = finite_array("data", data, shape, draws.dtype, None)
-    key_data, key_draws, key_run = random.split(typed(rng_key), 3)
-    x, y = (random.permutation(key, jnp.asarray(rows)) for key, rows in ((key_data, data), (key_draws, draws)))
-    x_parts, y_parts = parts_of("data", x), parts_of("draws", y)
+    keys = random.split(typed(rng_key))
+    x, y = (random.permutation(key, jnp.asarray(rows)) for key, rows in zip(keys, (data, draws)))
+    return parts_of("data", x), parts_of("draws", y)
+
+
+def trained_energy(
+    x_parts: Sequence[jax.Array],
+    y_parts: Sequence[jax.Array],
+    guide: KALEGuide,
+    energy_optim: optax.GradientTransformation,
+    num_steps: int,
+    how: dict[str, Any],
+    *,
+    rng_key: jax.Array,
+) -> Energy:
+    """An energy that is low on the rows x, high on the rows y, in its best state on their second parts.
+
+    Args:
+        x_parts: rows for training, and for the choice of the state.
+        y_parts: rows for training.
+        guide: a fresh energy and its penalty.
+        energy_optim: an Optax optimiser.
+        num_steps: steps.
+        how: arguments of `KALE.run`.
+        rng_key: a JAX random key.
+    """
     kale = KALE(_Rows(y_parts[0]), guide, None, energy_optim)
-    how = {"batch_size": batch_size, "patience": patience, "progress_bar": progress_bar, "settle_draws": 0}
-    energy = kale.run(key_run, num_steps, x_parts[0], validation=x_parts[1], **how).gebm.energy
-    energies = eqx.filter_jit(lambda energy, x: over_batch(energy, x, len(shape)))
-    of_data, of_draws = (np.asarray(energies(energy, rows)) for rows in (x_parts[2], y_parts[2]))
-    return evaluation_of(of_data, WeightSums.of(of_draws))
+    return kale.run(rng_key, num_steps, x_parts[0], validation=x_parts[1], settle_draws=0, **how).gebm.energy

@@ -3,12 +3,14 @@
 from gebm.errors import ResultFailed, TrainingDiverged
 from gebm.evaluation import Evaluation
 from gebm.held_out import ValidationCurve
+from gebm.kale_testing import Importance, KALETest
 from gebm.objectives import BaseObjective, Energies, EnergyObjective, Objective
 from gebm.refinement import Control
 from gebm.training import energy_bursts
 from pyro_gebm.training.checkpoints import delete_checkpoints
 from pyro_gebm.training.guide import KALEGuide, gradient_penalty, l2_penalty, sum_of_penalties
 from pyro_gebm.training.kale import KALE
+from pyro_gebm.training.kale_test import kale_test
 from pyro_gebm.training.objectives import (
     ContrastiveDivergence,
     DonskerVaradhan,
@@ -29,10 +31,12 @@ __all__ = [
     "Energies",
     "EnergyObjective",
     "Evaluation",
+    "Importance",
     "KALEGuide",
     "KALELosses",
     "KALEObjective",
     "KALEResult",
+    "KALETest",
     "MaximumLikelihood",
     "Objective",
     "PlainKALE",
@@ -45,6 +49,7 @@ __all__ = [
     "energy_bursts",
     "gradient_penalty",
     "kale_between",
+    "kale_test",
     "l2_penalty",
     "sum_of_penalties",
 ]

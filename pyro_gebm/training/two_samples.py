@@ -1,6 +1,6 @@
 """KALE between two laws of which there are draws: of a model against data, it is the gap that is left."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,11 +10,12 @@ from pyro.distributions import constraints
 
 from gebm.evaluation import Evaluation, WeightSums, evaluation_of
 from gebm.two_samples import parts_of
+from pyro_gebm.callables import Energy
 from pyro_gebm.training.batches import finite_tensor
 from pyro_gebm.training.guide import KALEGuide
 from pyro_gebm.training.kale import KALE
 
-__all__ = ["kale_between"]
+__all__ = ["kale_between", "shuffled_parts", "trained_energy"]
 
 
 class _Rows(dist.TorchDistribution):
@@ -81,14 +82,45 @@ def kale_between(
         >>> 0.1 < found.value < 0.25 + 4 * found.std_error  # the exact value is 0.25
         True
     """
+    x_parts, y_parts = shuffled_parts(data, draws)
+    how = {"batch_size": batch_size, "patience": patience, "progress_bar": progress_bar}
+    energy = trained_energy(x_parts, y_parts, guide, energy_optim, num_steps, how)
+    with torch.no_grad():
+        of_data, of_draws = (energy(rows).cpu().numpy() for rows in (x_parts[2], y_parts[2]))
+    return evaluation_of(of_data, WeightSums.of(of_draws))
+
+
+def shuffled_parts(data: Any, draws: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """Both samples, checked, in random order, and each in three parts: for training, for the choice, for the verdict.
+
+    Args:
+        data: draws of one law, shape `(N,) + event_shape`.
+        draws: draws of another, shape `(M,) + event_shape`.
+    """
     shape = tuple(np.shape(draws)[1:])
     like = draws if isinstance(draws, torch.Tensor) and draws.is_floating_point() else torch.zeros(())
     x, y = (finite_tensor(name, rows, shape, like, None) for name, rows in (("data", data), ("draws", draws)))
     x, y = (rows[torch.randperm(len(rows), device=rows.device)] for rows in (x, y))
-    x_parts, y_parts = parts_of("data", x), parts_of("draws", y)
+    return parts_of("data", x), parts_of("draws", y)
+
+
+def trained_energy(
+    x_parts: Sequence[torch.Tensor],
+    y_parts: Sequence[torch.Tensor],
+    guide: KALEGuide,
+    energy_optim: Callable[[list], Any],
+    num_steps: int,
+    how: dict[str, Any],
+) -> Energy:
+    """An energy that is low on the rows x, high on the rows y, in its best state on their second parts.
+
+    Args:
+        x_parts: rows for training, and for the choice of the state.
+        y_parts: rows for training.
+        guide: a fresh energy, trained in place, and its penalty.
+        energy_optim: factory of an optimiser.
+        num_steps: steps.
+        how: arguments of `KALE.run`.
+    """
     kale = KALE(_Rows(y_parts[0]), guide, None, energy_optim)
-    how: Any = {"batch_size": batch_size, "patience": patience, "progress_bar": progress_bar, "settle_draws": 0}
-    energy = kale.run(num_steps, x_parts[0], validation=x_parts[1], **how).gebm.energy
-    with torch.no_grad():
-        of_data, of_draws = (energy(rows).cpu().numpy() for rows in (x_parts[2], y_parts[2]))
-    return evaluation_of(of_data, WeightSums.of(of_draws))
+    return kale.run(num_steps, x_parts[0], validation=x_parts[1], settle_draws=0, **how).gebm.energy

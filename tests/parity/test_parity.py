@@ -306,6 +306,11 @@ NUMPYRO_ARGUMENTS = {
     "infer.ShortRun.__call__": {"rng_key"},
     "KALE.refine": {"rng_key"},
     "resample": {"rng_key"},
+    "tilt": {"self"},  # a class there, a function in Pyro, as the handlers of the hosts are
+    "kale_test": {"rng_key"},
+    "training.kale_test": {"rng_key"},
+    "training.two_samples.shuffled_parts": {"rng_key"},
+    "training.two_samples.trained_energy": {"rng_key"},
 }
 PYRO_ARGUMENTS = {
     f"infer.{name}": {"transforms"}

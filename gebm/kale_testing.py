@@ -1,0 +1,348 @@
+"""Criticism of a model by an energy that tells its draws from data: p-value, what carries it, report and picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gebm.evaluation import Evaluation, WeightSums, evaluation_of
+from gebm.extras import extra
+from gebm.two_samples import MIN_ROWS
+from gebm.validation import integer, names
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = [
+    "HIDDEN",
+    "PENALTY",
+    "RATE",
+    "Importance",
+    "KALETest",
+    "check_permutations",
+    "clip",
+    "feature_names",
+    "importances",
+    "most_nats",
+    "num_draws_of",
+    "permutation_p_value",
+    "verdict_of",
+]
+
+#: The energy that is trained unless another is given: widths, weight of its gradient penalty, rate of Adam.
+HIDDEN, PENALTY, RATE = (64, 64), 0.01, 3e-3
+#: Draws of a model for every row of data, and at most.
+DRAWS_PER_ROW, MAX_DRAWS = 4, 100_000
+#: Held-out draws of the model behind the largest weight that is let count.
+DRAWS_PER_WEIGHT = 20
+#: Evaluations of the energy that the importance of features may take, in rows.
+MAX_ROWS = 2_000_000
+#: Columns that the report and the picture show.
+SHOWN = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Importance:
+    """By how many nats held-out KALE falls if the values of a feature are shuffled among all rows.
+
+    Args:
+        value: the mean over shuffles.
+        std_error: its standard error, from the rows and from the shuffles.
+    """
+
+    value: float
+    std_error: float
+
+
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
+class KALETest:
+    """Verdict on a model: by how much, how surely and where its draws differ from data. `repr` is the report.
+
+    Args:
+        kale: KALE(data || model) on held-out rows, in nats a row, and its standard error: a lower bound, up to this
+            error, of the Kullback-Leibler divergence, which is what the model loses in log-likelihood at least.
+        p_value: of the exact permutation test on the held-out rows.
+        importance: of every feature, an `Importance`.
+        energy: what tells them apart; with it, `tilt(model, energy, site)` or `GEBM(base, energy)` is the model
+            repaired.
+        num_training: rows of data that it was trained on.
+        num_held_out: rows of data in the verdict.
+        data: held-out data, shape `(N,) + event_shape`.
+        draws: held-out draws of the model.
+        energy_of_data: energies of the data, of which `kale` and `p_value` are: clipped, see `clip`.
+        energy_of_draws: energies of the draws.
+    """
+
+    kale: Evaluation
+    p_value: float
+    importance: dict[str, Importance]
+    energy: Any
+    num_training: int
+    num_held_out: int
+    data: np.ndarray
+    draws: np.ndarray
+    energy_of_data: np.ndarray
+    energy_of_draws: np.ndarray
+
+    def __repr__(self) -> str:
+        value, error = self.kale.value, self.kale.std_error
+        lines = [
+            f"KALE(data || model) on {self.num_held_out} held-out rows: {value:.3f} ± {error:.3f} nats a row "
+            f"(permutation test: p = {self.p_value:.3g})."
+        ]
+        if self.p_value > 0.05:
+            lines.append(f"No difference was found by an energy trained on {self.num_training} rows.")
+        else:
+            lines.append(f"The model loses {max(value - 2 * error, 0.0):.3f} nats a row at least. What carries it:")
+            for name in self._ranked()[:SHOWN]:
+                found = self.importance[name]
+                lines.append(f"    {name}: {found.value:.3f} ± {found.std_error:.3f}")
+        most = most_nats(len(self.draws))
+        if value > most - 1.0 and self.p_value <= 0.05:
+            lines.append(
+                f"{len(self.draws)} held-out draws of the model can show {most:.1f} nats at most: it may lose more. "
+                "Give more draws."
+            )
+        return "\n".join(lines)
+
+    def plot(self, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
+        """Marginals of data, of the model and of the tilted model, and the two features that matter most by energy.
+
+        Args:
+            axes: Matplotlib axes, one for each feature that is shown and a last one for the energy; None makes them.
+
+        Returns:
+            The axes.
+
+        Raises:
+            ImportError: without Matplotlib, naming the extra to install.
+            ValueError: for fewer than two axes.
+        """
+        axes = self._new_axes() if axes is None else axes
+        shown = self._ranked()[: len(axes) - 1]
+        if len(axes) < 2:
+            raise ValueError(f"Expected at least 2 axes, one for a feature and one for the energy; got {len(axes)}.")
+        columns = list(self.importance)
+        data, draws = (rows.reshape(len(rows), -1) for rows in (self.data, self.draws))
+        weight = np.exp(self.energy_of_draws.min() - self.energy_of_draws)
+        for axis, name in zip(axes, shown):
+            x, y = data[:, columns.index(name)], draws[:, columns.index(name)]
+            bins = np.histogram_bin_edges(np.concatenate([x, y]), 30)
+            axis.hist(x, bins, density=True, color="0.8", label="data")
+            axis.hist(y, bins, density=True, histtype="step", label="model")
+            axis.hist(y, bins, weights=weight, density=True, histtype="step", label="tilted model")
+            axis.set(xlabel=name, yticks=[])
+        axes[0].legend(fontsize=8)
+        self._scatter(axes[len(shown)], shown, columns, data, draws)
+        return axes
+
+    def _new_axes(self) -> Sequence[Axes]:
+        figure, columns = extra("matplotlib.figure", "examples", "KALETest.plot"), min(SHOWN, len(self.importance) + 1)
+        return figure.Figure(figsize=(3.1 * columns, 3), layout="constrained").subplots(1, columns)
+
+    def _scatter(self, axis, shown, columns, data, draws):
+        x, energy = np.concatenate([data, draws]), np.concatenate([self.energy_of_data, self.energy_of_draws])
+        first = x[:, columns.index(shown[0])]
+        second = x[:, columns.index(shown[1])] if len(shown) > 1 else energy
+        order = np.random.default_rng(0).permutation(len(x))[:2000]
+        low, high = np.quantile(energy, [0.02, 0.98])
+        points = axis.scatter(first[order], second[order], c=energy[order], s=4, cmap="coolwarm", vmin=low, vmax=high)
+        axis.set(xlabel=shown[0], ylabel=shown[1] if len(shown) > 1 else "energy", title="data and draws")
+        axis.figure.colorbar(points, ax=axis, label="energy")
+
+    def _ranked(self):
+        return sorted(self.importance, key=lambda name: -self.importance[name].value)
+
+
+def permutation_p_value(of_data: np.ndarray, of_draws: np.ndarray, num_permutations: int, seed: int) -> float:
+    r"""P-value of held-out KALE under shuffles of the labels: exact, as the energy did not see these rows.
+
+    .. math:: p = \frac{1 + \#\{\text{KALE of a shuffle} \ge \text{KALE}\}}{1 + \text{shuffles}}
+
+    Args:
+        of_data: energies of held-out data, shape `(N,)`.
+        of_draws: energies of held-out draws, shape `(M,)`.
+        num_permutations: shuffles.
+        seed: of the shuffles.
+
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=200)
+        >>> permutation_p_value(x - 3.0, x, 99, 0)
+        0.01
+    """
+    rng, energies = np.random.default_rng(seed), np.concatenate([of_data, of_draws]).astype(np.float64)
+    weight, num = np.exp(energies.min() - energies), len(of_data)
+    total = weight.sum()
+
+    def statistic(rows):  # KALE, but for what all shuffles have in common
+        return -energies[rows].mean() - np.log(total - weight[rows].sum())
+
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = statistic(np.arange(num))
+        shuffled = [statistic(rng.permutation(len(energies))[:num]) for _ in range(num_permutations)]
+    return (1 + int(np.sum(np.asarray(shuffled) >= found))) / (1 + num_permutations)
+
+
+def importances(
+    energy: Callable[[np.ndarray], np.ndarray], data: np.ndarray, draws: np.ndarray, labels: Sequence[str], seed: int
+) -> dict[str, Importance]:
+    """What every feature adds to held-out KALE: how far it falls if its column is shuffled among all rows.
+
+    Args:
+        energy: from rows `(N,) + event_shape` to energies `(N,)`.
+        data: held-out data.
+        draws: held-out draws.
+        labels: a name for every feature.
+        seed: of the shuffles.
+
+    Returns:
+        An `Importance` for every name.
+    """
+    rng, num, shape = np.random.default_rng(seed), len(data), data.shape[1:]
+    pooled = np.concatenate([data, draws]).reshape(len(data) + len(draws), -1)
+    of_data, of_draws = np.split(energy(pooled.reshape(-1, *shape)), [num])
+    whole = _contributions(of_data, of_draws)
+    repeats = int(np.clip(MAX_ROWS // (len(labels) * len(pooled)), 2, 20))
+    found = {}
+    for column, label in enumerate(labels):
+        falls, errors = [], []
+        for _ in range(repeats):
+            changed = pooled.copy()
+            changed[:, column] = rng.permutation(changed[:, column])
+            parts = _contributions(*np.split(energy(changed.reshape(-1, *shape)), [num]))
+            differences = [a - b for a, b in zip(whole, parts)]
+            falls.append(sum(float(d.mean()) for d in differences))
+            errors.append(sum(float(d.var(ddof=1)) / len(d) for d in differences))
+        spread = np.var(falls, ddof=1) / repeats
+        found[label] = Importance(float(np.mean(falls)), math.sqrt(float(np.mean(errors)) + float(spread)))
+    return found
+
+
+def _contributions(of_data, of_draws):
+    """Values of rows whose means add up to KALE, to first order in the deviations of log Z."""
+    log_partition = WeightSums.of(of_draws).log_partition
+    return -of_data - log_partition, 1.0 - np.exp(-np.asarray(of_draws, np.float64) - log_partition)
+
+
+def feature_names(labels: Sequence[str] | None, event_shape: tuple[int, ...]) -> tuple[str, ...]:
+    """Names of the features of an event, as given or by their place.
+
+    Raises:
+        ValueError: if there are not as many as features.
+
+    Example:
+        >>> feature_names(None, (2,)), feature_names(None, ())
+        (('x[0]', 'x[1]'), ('x',))
+    """
+    if labels is None:
+        places = np.ndindex(*event_shape)
+        return tuple("x" + (f"[{', '.join(map(str, place))}]" if place else "") for place in places)
+    labels = names("names", labels)
+    if len(labels) != math.prod(event_shape) or len(set(labels)) != len(labels):
+        raise ValueError(f"Expected names, one for each of {math.prod(event_shape)} features; got {labels}.")
+    return labels
+
+
+def check_permutations(num_permutations: int) -> int:
+    """The number of shuffles of a test, of which a p-value of 0.05 needs 19.
+
+    Raises:
+        ValueError: for fewer.
+    """
+    return integer("num_permutations", num_permutations, minimum=19)
+
+
+def num_draws_of(num_draws: int | None, num_data: int) -> int:
+    """Draws to take of a model that is a distribution.
+
+    Example:
+        >>> num_draws_of(None, 500), num_draws_of(30, 500)
+        (2000, 30)
+    """
+    if num_draws is not None:
+        return integer("num_draws", num_draws, minimum=MIN_ROWS)
+    return max(MIN_ROWS, num_data, min(DRAWS_PER_ROW * num_data, MAX_DRAWS))
+
+
+def most_nats(num_draws: int) -> float:
+    """The largest log-density ratio of which draws of a model can tell how often it occurs: on the average of 20.
+
+    Example:
+        >>> round(most_nats(2000), 2)
+        4.61
+    """
+    return max(math.log(num_draws / DRAWS_PER_WEIGHT), 1.0)
+
+
+def clip(energies: np.ndarray, of_training: np.ndarray, num_draws: int) -> np.ndarray:
+    r"""Energies whose log-density ratio is within what held-out draws can show.
+
+    .. math:: -c \le -(E + A) \le c, \qquad A = \log \mathbb{E} \exp(-\max(E, -A - c))
+
+    with c of `most_nats`. KALE of any energy is a lower bound; without this its estimate is none, as the largest
+    weights are those that no draw has met (arXiv:1811.04251).
+
+    Args:
+        energies: of any shape.
+        of_training: energies of draws of the model that are not held out, shape `(N,)`.
+        num_draws: held-out draws.
+
+    Example:
+        >>> clip(np.array([-100.0, 0.5]), np.zeros(50), 2000).round(2)
+        array([-4.61,  0.5 ])
+    """
+    most, weights = most_nats(num_draws), -np.asarray(of_training, np.float64)
+    low, high = weights.min(), weights.max()
+    for _ in range(60):
+        middle = 0.5 * (low + high)
+        inner = np.logaddexp.reduce(np.minimum(weights, middle + most)) - math.log(len(weights))
+        low, high = (middle, high) if inner > middle else (low, middle)
+    return np.clip(energies, -high - most, -high + most)
+
+
+def verdict_of(
+    energy: Any,
+    energies: Callable[[np.ndarray], np.ndarray],
+    training_draws: np.ndarray,
+    num_training: int,
+    data: np.ndarray,
+    draws: np.ndarray,
+    labels: Sequence[str],
+    num_permutations: int,
+    seed: int,
+) -> KALETest:
+    """The verdict of a trained energy on held-out rows.
+
+    Args:
+        energy: the energy, as the host has it.
+        energies: from rows to energies, in NumPy.
+        training_draws: draws of the model that it was trained on.
+        num_training: rows that it was trained on.
+        data: held-out data.
+        draws: held-out draws.
+        labels: names of the features.
+        num_permutations: shuffles of the test.
+        seed: of the shuffles.
+    """
+    of_training = energies(training_draws)
+
+    def clipped(rows):
+        return clip(energies(rows), of_training, len(draws))
+
+    of_data, of_draws = np.split(clipped(np.concatenate([data, draws])), [len(data)])
+    return KALETest(
+        kale=evaluation_of(of_data, WeightSums.of(of_draws)),
+        p_value=permutation_p_value(of_data, of_draws, num_permutations, seed),
+        importance=importances(clipped, data, draws, labels, seed + 1),
+        energy=energy,
+        num_training=num_training,
+        num_held_out=len(data),
+        data=data,
+        draws=draws,
+        energy_of_data=of_data,
+        energy_of_draws=of_draws,
+    )
