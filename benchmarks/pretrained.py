@@ -100,7 +100,7 @@ def write_model(args, kind):
     gebm = pyro_gebm.load(args.model)
     rounded(gebm.base.generator), rounded(gebm.energy)
     pyro.set_rng_seed(0)
-    log_partition = SMC(4096).run(gebm.temper(1.0).latent).log_partition
+    log_partition = SMC(args.particles).run(gebm.temper(1.0).latent).log_partition
     file = ModelFile.read(args.model)
     arrays = {name: value.astype(np.float16) for name, value in file.arrays.items()}
     dataclasses.replace(file, arrays=arrays, log_partition=log_partition.value).write(FOLDER / f"{args.name}.npz")
@@ -114,6 +114,7 @@ def main(argv=None):
     parser.add_argument("--data", help="folder of the data; GEBM_DATA where it is not given")
     parser.add_argument("--model", help="file of the trained GEBM")
     parser.add_argument("--name", default="fashion_mnist", choices=tuple(KINDS))
+    parser.add_argument("--particles", type=int, default=4096, help="for log Z")
     args = parser.parse_args(argv)
     kind, path = KINDS[args.name], FOLDER / f"{args.name}.json"
     FOLDER.mkdir(exist_ok=True)

@@ -23,8 +23,8 @@ __all__ = [
     "RATE",
     "Importance",
     "KALETest",
+    "bounds_of",
     "check_permutations",
-    "clip",
     "feature_names",
     "importances",
     "most_nats",
@@ -67,13 +67,13 @@ class KALETest:
             error, of the Kullback-Leibler divergence, which is what the model loses in log-likelihood at least.
         p_value: of the exact permutation test on the held-out rows.
         importance: of every feature, an `Importance`.
-        energy: what tells them apart; with it, `tilt(model, energy, site)` or `GEBM(base, energy)` is the model
-            repaired.
+        energy: what tells them apart, within the bounds of what held-out draws can show (`bounds_of`): with it,
+            `tilt(model, energy, site)` or `GEBM(base, energy)` is the model repaired.
         num_training: rows of data that it was trained on.
         num_held_out: rows of data in the verdict.
         data: held-out data, shape `(N,) + event_shape`.
         draws: held-out draws of the model.
-        energy_of_data: energies of the data, of which `kale` and `p_value` are: clipped, see `clip`.
+        energy_of_data: energies of the data.
         energy_of_draws: energies of the draws.
     """
 
@@ -131,7 +131,7 @@ class KALETest:
         weight = np.exp(self.energy_of_draws.min() - self.energy_of_draws)
         for axis, name in zip(axes, shown):
             x, y = data[:, columns.index(name)], draws[:, columns.index(name)]
-            bins = np.histogram_bin_edges(np.concatenate([x, y]), 30)
+            bins = np.histogram_bin_edges(np.concatenate([x, y]), 30).tolist()
             axis.hist(x, bins, density=True, color="0.8", label="data")
             axis.hist(y, bins, density=True, histtype="step", label="model")
             axis.hist(y, bins, weights=weight, density=True, histtype="step", label="tilted model")
@@ -278,8 +278,8 @@ def most_nats(num_draws: int) -> float:
     return max(math.log(num_draws / DRAWS_PER_WEIGHT), 1.0)
 
 
-def clip(energies: np.ndarray, of_training: np.ndarray, num_draws: int) -> np.ndarray:
-    r"""Energies whose log-density ratio is within what held-out draws can show.
+def bounds_of(of_training: np.ndarray, num_draws: int) -> tuple[float, float]:
+    r"""Bounds of energies whose log-density ratio is within what held-out draws can show.
 
     .. math:: -c \le -(E + A) \le c, \qquad A = \log \mathbb{E} \exp(-\max(E, -A - c))
 
@@ -287,13 +287,16 @@ def clip(energies: np.ndarray, of_training: np.ndarray, num_draws: int) -> np.nd
     weights are those that no draw has met (arXiv:1811.04251).
 
     Args:
-        energies: of any shape.
         of_training: energies of draws of the model that are not held out, shape `(N,)`.
         num_draws: held-out draws.
 
+    Returns:
+        The lowest and the highest energy.
+
     Example:
-        >>> clip(np.array([-100.0, 0.5]), np.zeros(50), 2000).round(2)
-        array([-4.61,  0.5 ])
+        >>> low, high = bounds_of(np.zeros(50), 2000)
+        >>> round(low, 2), round(high, 2)
+        (-4.61, 4.61)
     """
     most, weights = most_nats(num_draws), -np.asarray(of_training, np.float64)
     low, high = weights.min(), weights.max()
@@ -301,11 +304,11 @@ def clip(energies: np.ndarray, of_training: np.ndarray, num_draws: int) -> np.nd
         middle = 0.5 * (low + high)
         inner = np.logaddexp.reduce(np.minimum(weights, middle + most)) - math.log(len(weights))
         low, high = (middle, high) if inner > middle else (low, middle)
-    return np.clip(energies, -high - most, -high + most)
+    return float(-high - most), float(-high + most)
 
 
 def verdict_of(
-    energy: Any,
+    energy_within: Callable[[float, float], Any],
     energies: Callable[[np.ndarray], np.ndarray],
     training_draws: np.ndarray,
     num_training: int,
@@ -318,8 +321,8 @@ def verdict_of(
     """The verdict of a trained energy on held-out rows.
 
     Args:
-        energy: the energy, as the host has it.
-        energies: from rows to energies, in NumPy.
+        energy_within: from bounds to the energy within them, as the host has it.
+        energies: from rows to energies without bounds, in NumPy.
         training_draws: draws of the model that it was trained on.
         num_training: rows that it was trained on.
         data: held-out data.
@@ -328,17 +331,17 @@ def verdict_of(
         num_permutations: shuffles of the test.
         seed: of the shuffles.
     """
-    of_training = energies(training_draws)
+    low, high = bounds_of(energies(training_draws), len(draws))
 
     def clipped(rows):
-        return clip(energies(rows), of_training, len(draws))
+        return np.clip(energies(rows), low, high)
 
     of_data, of_draws = np.split(clipped(np.concatenate([data, draws])), [len(data)])
     return KALETest(
         kale=evaluation_of(of_data, WeightSums.of(of_draws)),
         p_value=permutation_p_value(of_data, of_draws, num_permutations, seed),
         importance=importances(clipped, data, draws, labels, seed + 1),
-        energy=energy,
+        energy=energy_within(low, high),
         num_training=num_training,
         num_held_out=len(data),
         data=data,

@@ -11,6 +11,9 @@ from gebm.pareto import pareto_k
 from gebm.validation import function, integer, mapping, real_numbers, text
 from gebm.weights import MAX_PARETO_K, MIN_WEIGHTS, LogPartition
 
+#: Effective share of heavy-tailed weights below which draws that are resampled by them are not to be relied on.
+MIN_SHARE = 0.1
+
 __all__ = ["check_tilt", "log_partition_at", "plate_depth", "site_missing", "systematic_rows"]
 
 
@@ -101,7 +104,7 @@ def systematic_rows(
             differ.
 
     Warns:
-        RuntimeWarning: if the weights are too uneven to rely on.
+        RuntimeWarning: if the weights are too uneven to rely on: a Pareto k above 0.7, and an effective size below a tenth.
 
     Example:
         >>> systematic_rows({}, np.log([0.5, 0.25, 0.25, 1e-9]), None, 0.5)
@@ -119,8 +122,8 @@ def systematic_rows(
     num = len(log_weight) if num_draws is None else integer("num_draws", num_draws)
     weight = np.exp(log_weight - log_weight.max())
     k = pareto_k(log_weight) if len(log_weight) >= MIN_WEIGHTS else -math.inf
-    if k > MAX_PARETO_K:
-        ess = weight.sum() ** 2 / (weight**2).sum()
+    ess = weight.sum() ** 2 / (weight**2).sum()
+    if k > MAX_PARETO_K and ess < MIN_SHARE * len(weight):
         warnings.warn(
             f"The weights of {len(weight)} draws have a Pareto shape of {k:.2f} (above {MAX_PARETO_K}) and an "
             f"effective size of {ess:.0f}: do not rely on draws that are resampled by them. Sample the tilted program "

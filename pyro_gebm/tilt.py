@@ -138,7 +138,7 @@ def resample(
             differ.
 
     Warns:
-        RuntimeWarning: if the weights are too uneven to rely on (Pareto k above 0.7).
+        RuntimeWarning: if the weights are too uneven to rely on (Pareto k above 0.7, an effective size below a tenth).
 
     Example:
         >>> import pyro.distributions as dist

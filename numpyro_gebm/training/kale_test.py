@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import equinox as eqx
@@ -24,12 +25,12 @@ from gebm.kale_testing import (
 )
 from gebm.validation import instance
 from numpyro_gebm import nn
-from numpyro_gebm.callables import over_batch
+from numpyro_gebm.callables import Energy, over_batch
 from numpyro_gebm.keys import typed
 from numpyro_gebm.training.guide import KALEGuide, gradient_penalty
 from numpyro_gebm.training.two_samples import shuffled_parts, trained_energy
 
-__all__ = ["kale_test"]
+__all__ = ["Bounded", "kale_test"]
 
 
 def kale_test(
@@ -115,7 +116,7 @@ def kale_test(
         energy = _unscaled(cast(nn.MLP, energy), loc.reshape(-1), scale.reshape(-1))
     compiled = eqx.filter_jit(lambda energy, x: over_batch(energy, x, len(shape)))
     return verdict_of(
-        energy,
+        partial(Bounded, energy),
         lambda rows: np.asarray(compiled(energy, rows), np.float64),
         np.asarray(y_parts[0]),
         len(x_parts[0]),
@@ -125,6 +126,23 @@ def kale_test(
         num_permutations,
         int(random.randint(key_test, (), 0, 2**31 - 1)),
     )
+
+
+class Bounded(eqx.Module):
+    """An energy, clipped to an interval.
+
+    Args:
+        energy: callable from one event to a scalar.
+        low: lowest value.
+        high: highest value.
+    """
+
+    energy: Energy
+    low: float
+    high: float
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return jnp.clip(self.energy(x), self.low, self.high)
 
 
 def _unscaled(energy: nn.MLP, loc: jax.Array, scale: jax.Array) -> nn.MLP:

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -18,10 +19,11 @@ from gebm.kale_testing import (
 )
 from gebm.validation import instance
 from pyro_gebm import nn
+from pyro_gebm.callables import Energy
 from pyro_gebm.training.guide import KALEGuide, gradient_penalty
 from pyro_gebm.training.two_samples import shuffled_parts, trained_energy
 
-__all__ = ["kale_test"]
+__all__ = ["Bounded", "kale_test"]
 
 
 def kale_test(
@@ -108,7 +110,7 @@ def kale_test(
         return energy(torch.as_tensor(rows).to(x_parts[0])).double().cpu().numpy()
 
     return verdict_of(
-        energy,
+        partial(Bounded, energy),
         energies,
         y_parts[0].cpu().numpy(),
         len(x_parts[0]),
@@ -118,6 +120,23 @@ def kale_test(
         num_permutations,
         int(torch.randint(2**31 - 1, ())),
     )
+
+
+class Bounded(torch.nn.Module):
+    """An energy, clipped to an interval.
+
+    Args:
+        energy: callable from events `(N, ...)` to `(N,)`.
+        low: lowest value.
+        high: highest value.
+    """
+
+    def __init__(self, energy: Energy, low: float, high: float):
+        super().__init__()
+        self.energy, self.low, self.high = energy, low, high
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.energy(x).clamp(self.low, self.high)
 
 
 @torch.no_grad()

@@ -159,6 +159,18 @@ def test_a_gan_on_a_folder_of_images(backend, tmp_path, monkeypatch, capsys):
         example.main(["train", "--images", str(out), "--no-progress"])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["numpyro", "pyro"])
+def test_repair_a_model(backend, tmp_path, capsys):
+    for package in ("matplotlib", backend):
+        pytest.importorskip(package)
+    _example("repair_a_model").main(["--backend", backend, "--no-progress", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    gain, error = map(float, re.findall(r"gains (\S+) ± (\S+) nats", printed)[0])
+    assert gain > 2 * error and "(permutation test: p = 0.001)" in printed
+    assert {path.name for path in tmp_path.iterdir()} == {"repair.png", "criticism.png"}
+
+
 @pytest.mark.parametrize("backend", ["numpyro", "pyro"])
 def test_witnesses(backend, tmp_path, capsys):
     for package in ("matplotlib", backend):

@@ -1,9 +1,18 @@
 """Criticism of a model: its p-value is exact, its estimate clipped, its features ranked."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 
-from gebm.kale_testing import clip, feature_names, importances, most_nats, permutation_p_value, verdict_of
+from gebm.kale_testing import bounds_of, feature_names, importances, most_nats, permutation_p_value, verdict_of
+
+
+class Bounds(NamedTuple):
+    """What the host makes of the bounds of the energy."""
+
+    low: float
+    high: float
 
 
 def test_the_permutation_test_has_its_level():
@@ -20,15 +29,18 @@ def test_the_permutation_test_has_its_level():
 def test_weights_beyond_what_draws_can_show_are_clipped():
     rng = np.random.default_rng(0)
     usual = rng.normal(0.0, 0.5, 3000)
-    np.testing.assert_allclose(clip(usual, usual, 2000), usual)  # none is that large
-    apart = clip(np.array([-900.0, 900.0]), rng.normal(0.0, 1.0, 3000), 2000)
-    np.testing.assert_allclose(np.diff(apart), 2 * most_nats(2000))
+    low, high = bounds_of(usual, 2000)
+    assert low < usual.min() < usual.max() < high and high - low == pytest.approx(2 * most_nats(2000))
+    heavy = np.append(usual, -900.0)  # the weight of one draw, that of infinitely many others
+    low, _ = bounds_of(heavy, 2000)
+    share = np.exp(-np.maximum(heavy, low))
+    assert share.max() / share.mean() == pytest.approx(2000 / 20)
 
 
 def test_draws_that_are_nowhere_near_the_data_do_not_show_more_than_they_can():
     rng = np.random.default_rng(0)
     data, draws = 50.0 + rng.normal(size=(300, 1)), rng.normal(size=(3000, 1))
-    found = verdict_of(None, lambda x: -40.0 * x[:, 0], draws[:1500], 700, data, draws[1500:], ("x",), 99, 0)
+    found = verdict_of(Bounds, lambda x: -40.0 * x[:, 0], draws[:1500], 700, data, draws[1500:], ("x",), 99, 0)
     most = most_nats(1500)
     assert found.p_value == 0.01 and most - 1.5 < found.kale.value < most + 1.0
     assert f"1500 held-out draws of the model can show {most:.1f} nats at most" in repr(found)
@@ -48,7 +60,7 @@ def test_the_report_names_what_carries_it_or_says_that_nothing_was_found(tmp_pat
     draws = rng.normal(size=(2000, 2))
     for shift, words in ((0.0, "No difference was found"), (1.0, "The model loses")):
         data = rng.normal(size=(400, 2)) + np.array([shift, 0.0])
-        args = (None, lambda x: 0.5 - x[:, 0], draws[:1000], 800, data, draws[1000:], ("one", "two"), 99, 0)
+        args = (Bounds, lambda x: 0.5 - x[:, 0], draws[:1000], 800, data, draws[1000:], ("one", "two"), 99, 0)
         found = verdict_of(*args)
         assert words in repr(found) and ("    one: " in repr(found)) == (shift > 0)
         pytest.importorskip("matplotlib")
