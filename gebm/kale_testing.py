@@ -131,7 +131,7 @@ class KALETest:
         weight = np.exp(self.energy_of_draws.min() - self.energy_of_draws)
         for axis, name in zip(axes, shown):
             x, y = data[:, columns.index(name)], draws[:, columns.index(name)]
-            bins = np.histogram_bin_edges(np.concatenate([x, y]), 30).tolist()
+            bins = np.linspace(*_limits(np.concatenate([x, y])), 31).tolist()
             axis.hist(x, bins, density=True, color="0.8", label="data")
             axis.hist(y, bins, density=True, histtype="step", label="model")
             axis.hist(y, bins, weights=weight, density=True, histtype="step", label="tilted model")
@@ -152,10 +152,18 @@ class KALETest:
         low, high = np.quantile(energy, [0.02, 0.98])
         points = axis.scatter(first[order], second[order], c=energy[order], s=4, cmap="coolwarm", vmin=low, vmax=high)
         axis.set(xlabel=shown[0], ylabel=shown[1] if len(shown) > 1 else "energy", title="data and draws")
+        axis.set(xlim=_limits(first), ylim=_limits(second))
         axis.figure.colorbar(points, ax=axis, label="energy")
 
     def _ranked(self):
         return sorted(self.importance, key=lambda name: -self.importance[name].value)
+
+
+def _limits(values):
+    """Where most values are, without a few that are far out, and a margin."""
+    low, high = np.quantile(values, [0.005, 0.995])
+    margin = 0.05 * (high - low) or 0.5
+    return low - margin, high + margin
 
 
 def permutation_p_value(of_data: np.ndarray, of_draws: np.ndarray, num_permutations: int, seed: int) -> float:

@@ -14,7 +14,7 @@ from gebm.validation import one_of
 __all__ = ["PRETRAINED", "FeatureFile", "feature_file", "model_card", "model_file"]
 
 #: Names of the models.
-PRETRAINED = ("fashion_mnist",)
+PRETRAINED = ("fashion_mnist", "cifar10")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -104,7 +104,7 @@ def systematic_rows(
             differ.
 
     Warns:
-        RuntimeWarning: if the weights are too uneven to rely on: a Pareto k above 0.7, and an effective size below a tenth.
+        RuntimeWarning: if the weights are too uneven to rely on (Pareto k above 0.7, an effective size below a tenth).
 
     Example:
         >>> systematic_rows({}, np.log([0.5, 0.25, 0.25, 1e-9]), None, 0.5)

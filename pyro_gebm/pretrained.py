@@ -26,11 +26,12 @@ def load_pretrained(name: str) -> GEBM:
     r"""A trained GEBM from the package itself; nothing is fetched.
 
     "fashion_mnist": images of shape `(784,)` in [-1, 1], latent N(0, I_32); the decoder of a VAE as generator, an MLP
-    as energy, $\beta = 1$ with its $A$. `gebm.pretrained.model_card(name)` says how it was made, how good it is, and
-    the license of its data (MIT).
+    as energy, $\beta = 1$ with its $A$. "cifar10": images of shape `(3, 32, 32)`, latent N(0, I_64), a convolutional
+    energy. `gebm.pretrained.model_card(name)` says how it was made, how good its features are, and the license of its
+    data.
 
     Args:
-        name: "fashion_mnist".
+        name: "fashion_mnist" or "cifar10".
 
     Returns:
         A `GEBM` in evaluation mode, in single precision, on PyTorch's default device.
