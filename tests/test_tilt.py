@@ -160,7 +160,7 @@ H, Y, NOISE, BETA = np.array([[1.0, -0.4, 0.3]]), np.array([1.2]), 0.7, 1.4
     "kernel, way",
     [
         ("GHMC", "tilt"),
-        ("GHMC", "GEBM"),
+        pytest.param("GHMC", "GEBM", marks=pytest.mark.slow),
         pytest.param("NUTS", "tilt", marks=pytest.mark.slow),
         pytest.param("NUTS", "GEBM", marks=pytest.mark.slow),
     ],
@@ -279,7 +279,7 @@ def test_an_error_of_the_model_stays_as_it_is(host):
         host.tilt(model, energy, "x")()
 
 
-@pytest.mark.slow_in("numpyro")
+@pytest.mark.slow
 def test_beside_a_discrete_site_that_is_summed_over(host):
     """A mixture's component is summed over; the tilted site beside it is not touched by that."""
 

@@ -38,7 +38,8 @@ def conv3x3(x: jax.Array, weight: jax.Array) -> jax.Array:
         >>> conv3x3(jnp.ones((1, 4, 4)), jnp.ones((1, 1, 3, 3)))[0, :2, :2].tolist()
         [[4.0, 6.0], [6.0, 9.0]]
     """
-    images, kernel = jnp.moveaxis(x, 0, -1)[None], jnp.transpose(weight, (2, 3, 1, 0))
+    dtype = jnp.result_type(x, weight)
+    images, kernel = jnp.moveaxis(x, 0, -1)[None].astype(dtype), jnp.transpose(weight, (2, 3, 1, 0)).astype(dtype)
     return jnp.moveaxis(_convolution.bind(images, kernel)[0], -1, 0)
 
 

@@ -61,3 +61,10 @@ def test_convolution_without_jit_and_in_low_precision(arrays):
     half = conv3x3(x[0].astype(jnp.bfloat16), weight.astype(jnp.bfloat16))
     assert half.dtype == jnp.bfloat16
     np.testing.assert_allclose(half.astype(float), reference(x[0], weight), atol=0.1)
+
+
+def test_arrays_of_two_precisions(arrays):
+    x, weight = arrays
+    mixed = conv3x3(x[0], weight.astype(jnp.float32))
+    assert mixed.dtype == jnp.float64
+    np.testing.assert_allclose(mixed, reference(x[0], weight), atol=1e-5)

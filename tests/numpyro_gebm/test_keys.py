@@ -122,6 +122,16 @@ CASES = {
     "ShortRun.run": lambda key: infer.ShortRun(num_steps=2).run(MODEL.latent, 3, rng_key=key).z,
     "ULA.init": started(infer.ULA),
     "frechet_ratio": lambda key: metrics.frechet_ratio(*POINTS, X + 1.0, num_resamples=2, rng_key=key).std_error,
+    "kale_test": lambda key: (
+        numpyro_gebm.kale_test(
+            *[np.random.default_rng(i).normal(size=(40, 2)) for i in range(2)],
+            KALEGuide(nn.MLP((2,), (), (2,), rng_key=jax.random.key(0))),
+            num_steps=2,
+            num_permutations=19,
+            progress_bar=False,
+            rng_key=key,
+        ).energy_of_data
+    ),
     "kale_between": lambda key: (
         training.kale_between(
             *[np.random.default_rng(i).normal(size=(40, 2)) for i in range(2)],
