@@ -11,6 +11,7 @@ import numpy as np
 
 from gebm.evaluation import Evaluation, WeightSums, evaluation_of
 from gebm.extras import extra
+from gebm.networks import name_of
 from gebm.two_samples import MIN_ROWS
 from gebm.validation import integer, names
 
@@ -19,22 +20,24 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HIDDEN",
-    "PENALTY",
     "RATE",
     "Importance",
     "KALETest",
     "bounds_of",
+    "check_draws",
     "check_permutations",
     "feature_names",
     "importances",
     "most_nats",
     "num_draws_of",
+    "penalty_weight",
     "permutation_p_value",
     "verdict_of",
 ]
 
-#: The energy that is trained unless another is given: widths, weight of its gradient penalty, rate of Adam.
-HIDDEN, PENALTY, RATE = (64, 64), 0.01, 3e-3
+#: The energy that is trained unless another is given: widths, rate of Adam, and the rows of data for which the weight
+#: of its gradient penalty is 1; with more it is less, in proportion.
+HIDDEN, RATE, PENALTY_ROWS = (64, 64), 1e-3, 60
 #: Draws of a model for every row of data, and at most.
 DRAWS_PER_ROW, MAX_DRAWS = 4, 100_000
 #: Held-out draws of the model behind the largest weight that is let count.
@@ -262,6 +265,39 @@ def check_permutations(num_permutations: int) -> int:
         ValueError: for fewer.
     """
     return integer("num_permutations", num_permutations, minimum=19)
+
+
+def penalty_weight(num_rows: int) -> float:
+    """Weight of the gradient penalty for so many rows of standardised data.
+
+    Example:
+        >>> penalty_weight(100), penalty_weight(2400)
+        (0.6, 0.025)
+    """
+    return min(1.0, PENALTY_ROWS / num_rows)
+
+
+def check_draws(model: Any) -> None:
+    """Refuse what is neither a distribution nor an array of draws, and say what to give.
+
+    Args:
+        model: what was passed as model and is no distribution.
+
+    Raises:
+        TypeError: if it is a function, a string or None.
+
+    Example:
+        >>> check_draws(len)  # doctest: +ELLIPSIS
+        Traceback (most recent call last):
+        ...
+        TypeError: Expected model to be a distribution or draws of one; got len. Of a program give what ... returns.
+    """
+    if model is None or isinstance(model, str) or (callable(model) and not hasattr(model, "shape")):
+        shown = name_of(model) if callable(model) else repr(model)
+        raise TypeError(
+            f"Expected model to be a distribution or draws of one; got {shown}. Of a program give what Predictive "
+            "returns."
+        )
 
 
 def num_draws_of(num_draws: int | None, num_data: int) -> int:

@@ -77,6 +77,12 @@ def test_what_cannot_be_tested_is_refused(host, data, draws, kwargs, match):
         )
 
 
+@pytest.mark.parametrize("model, shown", [(len, "len"), ("model", "'model'"), (None, "None")])
+def test_what_is_no_model_is_refused(host, model, shown):
+    with pytest.raises(TypeError, match=f"Expected model to be a distribution or draws of one; got {shown}"):
+        host.call(host.kale_test, host.array(normal((100, 2))), model, **QUICK)
+
+
 @pytest.mark.slow
 def test_a_copula_change_is_found(host):
     """Standard normal marginals, a correlation of 0.6 between two of five that the model lacks."""
