@@ -165,6 +165,7 @@ def tiled(images, columns):
 
 def grid(rows, path, columns=20, lines=3):
     """A few lines of images of each kind."""
+    columns = min(columns, *map(len, rows.values()))
     figure, axes = plt.subplots(len(rows), 1, figsize=(columns * 0.4, len(rows) * lines * 0.45), squeeze=False)
     for axis, (name, images) in zip(axes[:, 0], rows.items()):
         axis.imshow(tiled(images[: columns * lines], columns))

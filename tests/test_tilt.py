@@ -182,7 +182,7 @@ def test_the_posterior_of_an_inverse_problem_is_exact(host, kernel, way):
     else:
         model = host.handlers.reparam(of_gebm, config={"x": host.LatentReparam()})
     if kernel == "NUTS":
-        draws = host.run(host.nuts(model), 500, 4000)
+        draws = host.run(host.nuts(model), 500, 6000)
     else:
         draws = host.run(host.infer.GHMC(model, adapt_mass_matrix=True, num_steps=5), 500, 1000, 8)
     case = cases.linear_gaussian()

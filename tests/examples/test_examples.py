@@ -155,7 +155,7 @@ def test_a_gan_on_a_folder_of_images(backend, tmp_path, monkeypatch, capsys):
     sizes = ["--draws", "11", "--betas", "1", "--short", "1", "--short-steps", "2"]
     example.main(["evaluate", "--model", str(out / "gebm.npz"), *sizes, *how])
     assert "against 11 test images" in capsys.readouterr().out and (out / "images.png").exists()
-    with pytest.raises(SystemExit, match="Expected a folder with 20 images or more"):
+    with pytest.raises(SystemExit, match="Expected a folder with at least 20 images"):
         example.main(["train", "--images", str(out), "--no-progress"])
 
 
