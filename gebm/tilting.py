@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from gebm.pareto import pareto_k
 from gebm.validation import function, integer, mapping, real_numbers, text
-from gebm.weights import MAX_PARETO_K, MIN_WEIGHTS, LogPartition
+from gebm.weights import MAX_PARETO_K, MIN_WEIGHTS, LogPartition, from_log_weights
 
 #: Effective share of heavy-tailed weights below which draws that are resampled by them are not to be relied on.
 MIN_SHARE = 0.1
@@ -120,16 +119,16 @@ def systematic_rows(
     if wrong:
         raise ValueError(f"Expected arrays with {len(log_weight)} draws as their first axis; got shapes {wrong}.")
     num = len(log_weight) if num_draws is None else integer("num_draws", num_draws)
+    if len(log_weight) >= MIN_WEIGHTS:
+        found = from_log_weights(log_weight)
+        if found.pareto_k > MAX_PARETO_K and found.ess < MIN_SHARE * len(log_weight):
+            warnings.warn(
+                f"The weights of {len(log_weight)} draws have a Pareto shape of {found.pareto_k:.2f} (above "
+                f"{MAX_PARETO_K}) and an effective size of {found.ess:.0f}: do not rely on draws that are resampled by "
+                "them. Sample the tilted program by MCMC.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
     weight = np.exp(log_weight - log_weight.max())
-    k = pareto_k(log_weight) if len(log_weight) >= MIN_WEIGHTS else -math.inf
-    ess = weight.sum() ** 2 / (weight**2).sum()
-    if k > MAX_PARETO_K and ess < MIN_SHARE * len(weight):
-        warnings.warn(
-            f"The weights of {len(weight)} draws have a Pareto shape of {k:.2f} (above {MAX_PARETO_K}) and an "
-            f"effective size of {ess:.0f}: do not rely on draws that are resampled by them. Sample the tilted program "
-            "by MCMC.",
-            RuntimeWarning,
-            stacklevel=3,
-        )
     ends = np.cumsum(weight) / weight.sum()
     return np.searchsorted(ends, (uniform + np.arange(num)) / num, side="right").clip(max=len(weight) - 1)

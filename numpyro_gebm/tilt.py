@@ -92,10 +92,8 @@ class tilt(Messenger):
             return
         x = jnp.asarray(msg["value"])
         fn: Any = msg.get("fn")
-        if msg["type"] == "sample":
-            event_dim = fn.event_dim
-        else:
-            event_dim = x.ndim - plate_depth(msg.get("cond_indep_stack") or _plates())
+        deterministic = msg["type"] == "deterministic"
+        event_dim = x.ndim - plate_depth(msg["cond_indep_stack"]) if deterministic else fn.event_dim
         log_weight = self._log_weight(x, event_dim)
         while isinstance(fn, dist.MaskedDistribution):
             if not isinstance(fn._mask, bool):  # those that are come from handlers, such as that of `Predictive`
@@ -122,13 +120,6 @@ class tilt(Messenger):
         return neg_beta_energy(beta, over_batch(self.energy, x, event_dim)) - log_partition_at(
             self._log_partition, beta
         )
-
-
-def _plates():
-    """Plates that are open, of a deterministic site, which does not know them."""
-    with numpyro.handlers.block(), numpyro.handlers.trace() as found:
-        numpyro.factor("_", 0.0)
-    return found["_"]["cond_indep_stack"]
 
 
 def resample(

@@ -60,7 +60,8 @@ def kale_between(
     r"""Held-out KALE(P || Q) from independent draws of both: by how many nats a point Q loses against P, at least.
 
     A fresh energy is trained on 60 % of both samples, its best state chosen on 10 %, and KALE taken on the rest. With
-    draws of a GEBM it is the gap between data and model that is left, whatever A is. Source: arXiv:2003.05033.
+    draws of a GEBM it is the gap between data and model that is left, whatever A is. Where its `ess` is small, the
+    value can exceed the divergence: `kale_test` clips what draws cannot show. Source: arXiv:2003.05033.
 
     Args:
         data: draws of P, shape `(N,) + event_shape`, N at least 20.
