@@ -16,6 +16,7 @@ from numpyro_gebm.gebm import GEBM, EnergyTiltedPrior
 from numpyro_gebm.infer.ladder.partition import LogPartitionCurve, log_partition, log_partition_curve
 from numpyro_gebm.io import load, save
 from numpyro_gebm.pretrained import Features, load_features, load_pretrained
+from numpyro_gebm.program import Program
 from numpyro_gebm.reparam import LatentReparam
 from numpyro_gebm.tilt import resample, tilt
 from numpyro_gebm.to_arviz import to_arviz
@@ -25,7 +26,7 @@ from numpyro_gebm.training.kale_test import kale_test
 
 __all__ = [  # noqa: RUF022
     "__version__",
-    "GEBM", "EnergyTiltedPrior", "LatentReparam", "Pushforward", "load", "resample", "save", "tilt",
+    "GEBM", "EnergyTiltedPrior", "LatentReparam", "Program", "Pushforward", "load", "resample", "save", "tilt",
     "Features", "load_features", "load_pretrained",
     "KALE", "KALEGuide", "ResultFailed", "TrainingDiverged", "gradient_penalty", "l2_penalty", "sum_of_penalties",
     "energy_bursts", "plot_losses",

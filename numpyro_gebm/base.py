@@ -17,8 +17,10 @@ from numpyro_gebm.distribution import Distribution, sample_stack
 from numpyro_gebm.keys import typed
 
 __all__ = [
+    "Decomposable",
     "Pushforward",
     "check_support",
+    "check_trainable",
     "decompose",
     "has_costly_draws",
     "has_density",
@@ -105,6 +107,26 @@ def _vmap_over_pushforward(base: Pushforward, latent_prior=None, generator=None)
     return vmap_over.dispatch(dist.Distribution)(base, latent_prior=latent_prior, _generator=generator)
 
 
+class Decomposable:
+    """A base that says itself what its latent prior, its generator and its trained part are."""
+
+    def decomposed(self) -> tuple[dist.Distribution, Generator] | None:
+        """`(latent_prior, generator)`; None for itself and the identity."""
+        raise NotImplementedError
+
+    def trained_part(self) -> Any:
+        """What KALE trains."""
+        raise NotImplementedError
+
+    def with_trained_part(self, part: Any) -> Any:
+        """The same base with another trained part."""
+        raise NotImplementedError
+
+    def check_trainable(self) -> None:
+        """Raise a `ValueError` if draws have no gradient in the trained part."""
+        raise NotImplementedError
+
+
 class _Transforms(eqx.Module):
     """The transforms of a `TransformedDistribution` as a generator."""
 
@@ -165,6 +187,8 @@ def decompose(base: dist.Distribution) -> tuple[dist.Distribution, Generator]:
     """
     if isinstance(base, Pushforward):
         return base.latent_prior, base.generator
+    if isinstance(base, Decomposable):
+        return base.decomposed() or (base, _Transforms([]))
     if _is_gebm(base):
         gebm: Any = base
         return gebm.latent, gebm.generator
@@ -205,15 +229,30 @@ def trained_part(base: dist.Distribution) -> Any:
     inner = _unwrap(base)
     if isinstance(inner, Pushforward):
         return inner.generator
+    if isinstance(inner, Decomposable):
+        return inner.trained_part()
     if isinstance(inner, dist.TransformedDistribution):
         return inner.transforms
     return None
+
+
+def check_trainable(base: dist.Distribution) -> None:
+    """Refuse to train a base whose draws have no gradient in its parameters.
+
+    Raises:
+        ValueError: for a `Program` with such sites.
+    """
+    inner = _unwrap(base)
+    if isinstance(inner, Decomposable):
+        inner.check_trainable()
 
 
 def with_trained_part(base: dist.Distribution, part: Any) -> dist.Distribution:
     """The same base with another generator or other transforms (the inverse of `trained_part`)."""
     if isinstance(base, Pushforward):
         return base.replaced(_generator=Partitioned(part))
+    if isinstance(base, Decomposable):
+        return base.with_trained_part(part)
     if isinstance(base, dist.TransformedDistribution):
         new = copy.copy(base)
         new.transforms = list(part)

@@ -59,7 +59,7 @@ class Distribution(_Host):
     @property
     def stack_shape(self) -> tuple[int, ...]:
         """Axes in front of those that the arrays were made with; () for a distribution that is no stack."""
-        return lax.broadcast_shapes(*_stack_shapes(self))
+        return lax.broadcast_shapes((), *_stack_shapes(self))
 
     def replaced(self, **fields: Any) -> Self:
         """A copy with other fields, which are not those of a stack."""

@@ -15,6 +15,7 @@ from pyro_gebm.gebm import GEBM, EnergyTiltedPrior
 from pyro_gebm.infer.ladder.partition import LogPartitionCurve, log_partition, log_partition_curve
 from pyro_gebm.io import load, save
 from pyro_gebm.pretrained import Features, load_features, load_pretrained
+from pyro_gebm.program import Program
 from pyro_gebm.reparam import LatentReparam
 from pyro_gebm.tilt import resample, tilt
 from pyro_gebm.to_arviz import to_arviz
@@ -24,7 +25,7 @@ from pyro_gebm.training.kale_test import kale_test
 
 __all__ = [  # noqa: RUF022
     "__version__",
-    "GEBM", "EnergyTiltedPrior", "LatentReparam", "Pushforward", "load", "resample", "save", "tilt",
+    "GEBM", "EnergyTiltedPrior", "LatentReparam", "Program", "Pushforward", "load", "resample", "save", "tilt",
     "Features", "load_features", "load_pretrained",
     "KALE", "KALEGuide", "ResultFailed", "TrainingDiverged", "gradient_penalty", "l2_penalty", "sum_of_penalties",
     "energy_bursts", "plot_losses",

@@ -25,8 +25,10 @@ from pyro_gebm.callables import (
 
 __all__ = [
     "NO_DENSITY",
+    "Decomposable",
     "Pushforward",
     "check_support",
+    "check_trainable",
     "decompose",
     "has_costly_draws",
     "has_density",
@@ -128,6 +130,22 @@ class Pushforward(dist.TorchDistribution):
         )
 
 
+class Decomposable:
+    """A base that says itself what its latent prior, its generator and its trained part are."""
+
+    def decomposed(self) -> tuple[torch.distributions.Distribution, Generator] | None:
+        """`(latent_prior, generator)`; None for itself and the identity."""
+        raise NotImplementedError
+
+    def trained_part(self) -> torch.nn.Module | None:
+        """What KALE trains."""
+        raise NotImplementedError
+
+    def check_trainable(self) -> None:
+        """Raise a `ValueError` if draws have no gradient in the trained part."""
+        raise NotImplementedError
+
+
 class _Transforms:
     """The transforms of a `TransformedDistribution` as a generator; their caches never see a tensor twice."""
 
@@ -209,6 +227,8 @@ def decompose(base: torch.distributions.Distribution) -> tuple[torch.distributio
     """
     if isinstance(base, Pushforward):
         return base.latent_prior, base.generator
+    if isinstance(base, Decomposable):
+        return base.decomposed() or (base, _identity)
     if _is_gebm(base):
         gebm: Any = base
         return gebm.latent, gebm.generator
@@ -250,10 +270,23 @@ def trained_part(base: torch.distributions.Distribution) -> torch.nn.Module | No
     inner = _unwrap(base)
     if isinstance(inner, Pushforward):
         return inner.generator if isinstance(inner.generator, torch.nn.Module) else None
+    if isinstance(inner, Decomposable):
+        return inner.trained_part()
     if isinstance(inner, torch.distributions.TransformedDistribution):
         modules = {str(i): t for i, t in enumerate(inner.transforms) if isinstance(t, torch.nn.Module)}
         return torch.nn.ModuleDict(modules) if modules else None
     return None
+
+
+def check_trainable(base: torch.distributions.Distribution) -> None:
+    """Refuse to train a base whose draws have no gradient in its parameters.
+
+    Raises:
+        ValueError: for a `Program` with such sites.
+    """
+    inner = _unwrap(base)
+    if isinstance(inner, Decomposable):
+        inner.check_trainable()
 
 
 def without_validation(law: Law) -> Law:

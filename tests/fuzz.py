@@ -64,6 +64,11 @@ def gebm(host, **kwargs):
     return host.GEBM(host.normal(2), half_square, **kwargs)
 
 
+def program(host):
+    """A small program as a base."""
+    return host.Program(lambda: host.ppl.sample("x", host.normal(2)), "x")
+
+
 def targets(host, folder):
     """Maps a name to a callable and to arguments with which it works."""
     key = {"rng_key": host.key(0)[0]} if host.name == "numpyro" else {}
@@ -83,6 +88,7 @@ def targets(host, folder):
             host.GEBM,
             {"base": host.normal(2), "energy": half_square, "inverse_temperature": 1.0, "log_partition": 0.1},
         ),
+        "Program": (host.Program, {"model": lambda: host.ppl.sample("x", host.normal(2)), "site": "x"}),
         "Pushforward": (host.Pushforward, {"latent_prior": host.normal(2), "generator": lambda z: 2.0 * z}),
         "KALEGuide": (host.KALEGuide, {"energy": energy, "log_partition": 0.0, "penalty": None}),
         "KALE": (
@@ -202,6 +208,7 @@ def methods(host, model, x, folder):
         "EnergyTiltedPrior": (host.package.EnergyTiltedPrior, {"gebm": model, "validate_args": True}),
         "GEBM.sample": (model.sample, {"sample_shape": (2,)} | key),
         "latent.sample": (model.latent.sample, {"sample_shape": (2,)} | key),
+        "Program.sample": (program(host).sample, {"sample_shape": (2,)} | key),
         "Pushforward.sample": (base.sample, {"sample_shape": (2,)} | key),
         "GEBM.log_prob": (model.log_prob, {"value": x}),
         "latent.log_prob": (model.latent.log_prob, {"value": x}),

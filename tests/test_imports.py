@@ -116,7 +116,7 @@ def files(package):
 #: Modules from the lowest layer to the highest; those of one line may import each other. `gebm` is below all of them.
 LAYERS = [
     ("callables", "distribution", "keys", "effects", "compilation"),
-    ("base", "divergences", "nn", "flows", "metrics"),
+    ("base", "program", "divergences", "nn", "flows", "metrics"),
     ("particle_flows", "dynamics"),
     ("gebm",),
     ("reparam", "tilt", "decode", "observations", "to_arviz", "diagnose", "io", "pretrained"),

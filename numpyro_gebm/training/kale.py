@@ -35,7 +35,7 @@ from gebm.objectives import BaseObjective, Energies, EnergyObjective
 from gebm.refinement import Control
 from gebm.training import ObjectiveName, check_energy_steps, drive, find_objective, number_of_energy_steps, progress
 from gebm.validation import callable_or_none, instance, integer, optional, probability
-from numpyro_gebm.base import has_density, trained_part, with_trained_part
+from numpyro_gebm.base import check_trainable, has_density, trained_part, with_trained_part
 from numpyro_gebm.callables import over_batch
 from numpyro_gebm.divergences import batch_log_partition, kale
 from numpyro_gebm.gebm import GEBM, check_energy
@@ -138,6 +138,8 @@ class KALE:
         self.ema_decay = None if ema_decay is None else probability("ema_decay", ema_decay, zero=True)
         self.max_grad_norm = check_max_grad_norm(max_grad_norm)
         check_energy_steps(energy_steps)
+        if base_optim is not None:
+            check_trainable(base)
         self.energy_steps = 1 if energy_optim is None or base_optim is None else energy_steps
         callable_or_none("trainable", trainable)
         energy, part = guide.energy, trained_part(base)

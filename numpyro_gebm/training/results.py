@@ -6,7 +6,10 @@ import jax
 import numpy as np
 
 from gebm.held_out import ValidationCurve
+from gebm.validation import instance
 from numpyro_gebm.gebm import GEBM
+from numpyro_gebm.program import Program
+from numpyro_gebm.tilt import tilt
 from numpyro_gebm.training.guide import KALEGuide
 
 __all__ = ["KALELosses", "KALEResult", "KALEState"]
@@ -64,3 +67,15 @@ class KALEResult(NamedTuple):
     losses: KALELosses
     guide: KALEGuide
     validation: ValidationCurve | None = None
+
+    @property
+    def program(self) -> Any:
+        """The tilted program, where the base is a `Program`: all of it, at its trained parameters, without arguments.
+
+        It is tilted at `base.event_site`.
+
+        Raises:
+            TypeError: for another base.
+        """
+        base: Program = instance("the base", self.gebm.base, Program)  # pyright: ignore[reportAssignmentType]
+        return tilt(base.program, self.gebm.energy, base.event_site, log_partition=self.gebm.log_partition)

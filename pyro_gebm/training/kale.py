@@ -30,7 +30,7 @@ from gebm.objectives import BaseObjective, Energies, EnergyObjective
 from gebm.refinement import Control
 from gebm.training import ObjectiveName, check_energy_steps, drive, find_objective, number_of_energy_steps, progress
 from gebm.validation import callable_or_none, instance, integer, optional, probability
-from pyro_gebm.base import has_density, snapshot, trained_part, without_validation
+from pyro_gebm.base import check_trainable, has_density, snapshot, trained_part, without_validation
 from pyro_gebm.callables import PrivateRandomness, check_fixed, copy_of_values, evaluation_mode
 from pyro_gebm.divergences import batch_log_partition, kale
 from pyro_gebm.gebm import GEBM, check_energy, check_generator
@@ -131,6 +131,8 @@ class KALE:
         self.ema_decay = None if ema_decay is None else probability("ema_decay", ema_decay, zero=True)
         self.max_grad_norm = check_max_grad_norm(max_grad_norm)
         check_energy_steps(energy_steps)
+        if base_optim is not None:
+            check_trainable(base)
         self.energy_steps = 1 if energy_optim is None or base_optim is None else energy_steps
         callable_or_none("trainable", trainable)
         with evaluation_mode(trained_part(base), guide.energy):

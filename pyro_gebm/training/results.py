@@ -1,11 +1,14 @@
 """What training returns."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from gebm.held_out import ValidationCurve
+from gebm.validation import instance
 from pyro_gebm.gebm import GEBM
+from pyro_gebm.program import Program
+from pyro_gebm.tilt import tilt
 from pyro_gebm.training.guide import KALEGuide
 
 __all__ = ["KALELosses", "KALEResult"]
@@ -37,3 +40,15 @@ class KALEResult(NamedTuple):
     losses: KALELosses
     guide: KALEGuide
     validation: ValidationCurve | None = None
+
+    @property
+    def program(self) -> Any:
+        """The tilted program, where the base is a `Program`: all of it, at its trained parameters, without arguments.
+
+        It is tilted at `base.event_site`.
+
+        Raises:
+            TypeError: for another base.
+        """
+        base: Program = instance("the base", self.gebm.base, Program)
+        return tilt(base.program, self.gebm.energy, base.event_site, log_partition=self.gebm.log_partition)

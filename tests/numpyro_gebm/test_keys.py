@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+import numpyro.distributions as dist
 import optax
 import pytest
 from numpyro.infer import MCMC
@@ -29,6 +30,7 @@ from numpyro_gebm import (
 )
 from numpyro_gebm.divergences import kernels
 from numpyro_gebm.infer.ladder import partition
+from numpyro_gebm.program import ProgramLatents
 from numpyro_gebm.training.guide import settle_log_partition, weight_sums
 
 #: Modules that users do not import from: what the package is made of.
@@ -86,6 +88,12 @@ def streamed(key, path):
     return draws["posterior"]["z"].values
 
 
+def keyed():
+    numpyro.sample("x", dist.Normal(numpyro.param("loc", lambda key: jax.random.normal(key)), 1.0))
+
+
+PROGRAM = numpyro_gebm.Program(keyed, "x")
+
 CASES = {
     "AffineCoupling": lambda key: flows.AffineCoupling(2, (2,), rng_key=key),
     "AnnealedMALA.__call__": lambda key: COARSE(MODEL.latent, 3, rng_key=key),
@@ -111,6 +119,9 @@ CASES = {
     "MALT.init": started(infer.MALT),
     "MLP": lambda key: nn.MLP((2,), (), (2,), rng_key=key),
     "Mixture.frequencies": lambda key: kernels.Mixture([kernels.Gaussian(1.0)]).frequencies(3, 2, rng_key=key),
+    "Program": lambda key: numpyro_gebm.Program(keyed, "x", rng_key=key).params,
+    "Program.sample": lambda key: PROGRAM.sample(key, (3,)),
+    "ProgramLatents.sample": lambda key: ProgramLatents(PROGRAM).sample(key, (3,)),
     "Pushforward.sample": lambda key: MODEL.base.sample(key, (3,)),
     "ReplicaExchange.init": lambda key: mcmc(
         infer.ReplicaExchange(MODEL.latent), key, num_chains=2, chain_method="vectorized"

@@ -282,6 +282,9 @@ NUMPYRO_ARGUMENTS = {
     "GEBM.log_prob": {"intermediates"},
     "EnergyTiltedPrior.sample": {"key"},
     "EnergyTiltedPrior.log_prob": {"intermediates"},
+    "Program": {"rng_key"},
+    "Program.sample": {"key"},
+    "Program.log_prob": {"intermediates"},
     "Pushforward.sample": {"key"},
     "Pushforward.log_prob": {"intermediates"},
     "KALE.run": {"rng_key", "init_state"},
@@ -319,14 +322,18 @@ PYRO_ARGUMENTS = {
 #: Methods that twins have in common, beyond their constructors.
 METHODS = [
     *(f"GEBM.{name}" for name in ("decode", "log_prob", "sample", "temper", "log_weight")),
-    *(f"{name}.{method}" for name in ("EnergyTiltedPrior", "Pushforward") for method in ("log_prob", "sample")),
+    *(
+        f"{name}.{method}"
+        for name in ("EnergyTiltedPrior", "Program", "Pushforward")
+        for method in ("log_prob", "sample")
+    ),
     *("DrawFile.append", "DrawFile.create", "DrawFile.open"),
     *(
         f"divergences.{name}"
         for name in ("FDivergence.bound", "kernels.Gaussian.fit", "kernels.RandomFeatures.features")
     ),
     *("KALE.evaluate", "KALE.refine", "KALE.run", "KALEGuide.__call__", "infer.AnnealedMALA.__call__"),
-    *("LogPartitionCurve.__init__", "infer.SMC.__call__", "infer.SMC.run"),
+    *("LogPartitionCurve.__init__", "Program.constrain", "infer.SMC.__call__", "infer.SMC.run"),
     *("infer.ShortRun.__call__", "infer.ShortRun.run"),
 ]
 #: Functions that are not in an `__all__` of a package but that its files share.

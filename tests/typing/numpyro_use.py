@@ -21,6 +21,7 @@ from numpyro_gebm import (
     KALEGuide,
     LatentReparam,
     LogPartition,
+    Program,
     Pushforward,
     decode,
     diagnose,
@@ -80,6 +81,15 @@ def log_partitions(gebm: GEBM) -> None:
     curve = log_partition_curve(gebm, rng_key=KEY)
     GEBM(gebm.base, gebm.energy, log_partition=curve)
     assert_type(curve(0.5), jax.Array)
+
+
+def programs(data: jax.Array) -> jax.Array:
+    base = Program(lambda num: numpyro.sample("x", dist.Normal(num, 1.0)), "x", (3.0,))
+    assert_type(base.sample(KEY, (5,)), jax.Array)
+    assert_type(base.constrain(jnp.zeros(1))["x"], jax.Array)
+    result = KALE(base, KALEGuide(lambda x: x), None, optax.adam(1e-3)).run(KEY, 5, data)
+    result.program()
+    return GEBM(base, lambda x: x**2).sample(KEY)
 
 
 class Hinge:

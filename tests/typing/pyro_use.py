@@ -18,6 +18,7 @@ from pyro_gebm import (
     KALEGuide,
     LatentReparam,
     LogPartition,
+    Program,
     Pushforward,
     decode,
     diagnose,
@@ -83,6 +84,15 @@ def log_partitions(gebm: GEBM) -> None:
 
 def adam(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.Adam(parameters, 1e-4, betas=(0.5, 0.999))
+
+
+def programs(data: torch.Tensor) -> torch.Tensor:
+    base = Program(lambda num: pyro.sample("x", dist.Normal(num, 1.0)), "x", (3.0,))
+    assert_type(base.sample((5,)), torch.Tensor)
+    assert_type(base.constrain(torch.zeros(1))["x"], torch.Tensor)
+    result = KALE(base, KALEGuide(lambda x: x), None, adam).run(5, data)
+    result.program()
+    return GEBM(base, lambda x: x**2).sample()
 
 
 class Hinge:
