@@ -6,7 +6,24 @@ from typing import Any, NamedTuple
 from gebm.tilting import site_missing
 from gebm.validation import function, text
 
-__all__ = ["Site", "check_arguments", "check_differentiable", "check_sites", "no_density", "slow_draws"]
+__all__ = [
+    "NOT_NORMALIZED",
+    "Site",
+    "check_arguments",
+    "check_differentiable",
+    "check_sites",
+    "no_density",
+    "slow_draws",
+]
+
+
+#: The error for a density whose gradient would lack that of its log-partition.
+NOT_NORMALIZED = (
+    "The energy depends on something that is being learned or inferred, and so does its log-partition; with "
+    "log_partition=None the gradient would leave that out. Use `normalized(gebm)` in the model, whose "
+    "log-partition has the right gradient. If the density without it is meant, pass log_partition=0.0; freeze networks "
+    "that are not to be learned."
+)
 
 
 class Site(NamedTuple):

@@ -13,7 +13,7 @@ from numpyro_gebm.compilation import enable_compilation_cache
 from numpyro_gebm.decode import decode
 from numpyro_gebm.diagnose import Diagnosis, diagnose
 from numpyro_gebm.gebm import GEBM, EnergyTiltedPrior
-from numpyro_gebm.infer.ladder.partition import LogPartitionCurve, log_partition, log_partition_curve
+from numpyro_gebm.infer.ladder.partition import LogPartitionCurve, log_partition, log_partition_curve, normalized
 from numpyro_gebm.io import load, save
 from numpyro_gebm.pretrained import Features, load_features, load_pretrained
 from numpyro_gebm.program import Program
@@ -30,7 +30,7 @@ __all__ = [  # noqa: RUF022
     "Features", "load_features", "load_pretrained",
     "KALE", "KALEGuide", "ResultFailed", "TrainingDiverged", "gradient_penalty", "l2_penalty", "sum_of_penalties",
     "energy_bursts", "plot_losses",
-    "LogPartition", "LogPartitionCurve", "log_partition", "log_partition_curve",
+    "LogPartition", "LogPartitionCurve", "log_partition", "log_partition_curve", "normalized",
     "Diagnosis", "DrawFile", "KALETest", "decode", "diagnose", "kale_test", "read_draws", "to_arviz",
     "enable_compilation_cache",
     "divergences", "flows", "infer", "metrics", "nn", "particle_flows", "training",

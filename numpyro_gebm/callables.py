@@ -18,6 +18,7 @@ __all__ = [
     "array_name",
     "check_evaluation_mode",
     "check_fixed",
+    "is_learned",
     "output_of",
     "over_batch",
 ]
@@ -132,6 +133,12 @@ def _in_training_mode(fn):
         for name, attribute in attributes or ():
             if name in _SWITCHES and getattr(attribute, "value", None) is False:
                 yield f"a module of Flax NNX with {name}=False"
+
+
+def is_learned(fn: Callable) -> bool:
+    """Whether a derivative is being taken by an array of a network, or by one that a function encloses."""
+    leaves = jax.tree.leaves([fn, *_enclosed(getattr(fn, "fn", fn))])
+    return any(type(leaf).__name__ in ("JVPTracer", "LinearizeTracer") for leaf in leaves)
 
 
 def _enclosed(fn):

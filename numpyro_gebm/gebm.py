@@ -16,6 +16,7 @@ from numpyro.distributions.batch_util import vmap_over
 from numpyro.distributions.util import validate_sample
 from numpyro.util import not_jax_tracer
 
+from gebm.programs import NOT_NORMALIZED
 from gebm.validation import flag, instance, optional, real_numbers
 from gebm.weights import LogPartition
 from numpyro_gebm.base import check_support, decompose
@@ -25,6 +26,7 @@ from numpyro_gebm.callables import (
     Partitioned,
     check_evaluation_mode,
     check_fixed,
+    is_learned,
     output_of,
     over_batch,
 )
@@ -251,6 +253,15 @@ class GEBM(Distribution):
         latent_prior, generator = decompose(self.base)
         return over_batch(generator, z, latent_prior.event_dim)
 
+    def check_normalized(self) -> None:
+        """Refuse an unknown log-partition of an energy that is being learned.
+
+        Raises:
+            ValueError: for such.
+        """
+        if self.log_partition is None and is_learned(self.energy):
+            raise ValueError(NOT_NORMALIZED)
+
     def temper(self, inverse_temperature: ArrayLike) -> "GEBM":
         """The same model at another inverse temperature; a scalar log-partition is then unknown (None).
 
@@ -307,6 +318,7 @@ class GEBM(Distribution):
         Raises:
             NotImplementedError: if the base has no density: a `Pushforward`, or a flow without an inverse.
         """
+        self.check_normalized()
         try:
             log_density = self.base.log_prob(value)
         except NotImplementedError as error:
@@ -419,4 +431,5 @@ class EnergyTiltedPrior(Distribution):
         Returns:
             Array of shape `sample_shape + batch_shape`.
         """
+        self.gebm.check_normalized()
         return self.gebm.log_weight(self.gebm.decode(value)) + self.gebm.latent_prior.log_prob(value)

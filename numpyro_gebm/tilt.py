@@ -13,9 +13,10 @@ from jax.typing import ArrayLike
 from numpyro.primitives import Messenger
 from numpyro.util import not_jax_tracer
 
+from gebm.programs import NOT_NORMALIZED
 from gebm.tilting import check_tilt, log_partition_at, plate_depth, site_missing, systematic_rows
 from gebm.weights import LogPartition
-from numpyro_gebm.callables import Energy, over_batch
+from numpyro_gebm.callables import Energy, is_learned, over_batch
 from numpyro_gebm.gebm import neg_beta_energy
 from numpyro_gebm.keys import typed
 
@@ -116,6 +117,8 @@ class tilt(Messenger):
                 f"The energy must return a scalar, shape (), for one value of site '{self.site}' of shape "
                 f"{event_shape}; got {getattr(out, 'shape', type(out).__name__)}."
             )
+        if self._log_partition is None and is_learned(self.energy):
+            raise ValueError(NOT_NORMALIZED)
         beta = self.inverse_temperature
         return neg_beta_energy(beta, over_batch(self.energy, x, event_dim)) - log_partition_at(
             self._log_partition, beta

@@ -12,7 +12,7 @@ from pyro_gebm.base import Pushforward
 from pyro_gebm.decode import decode
 from pyro_gebm.diagnose import Diagnosis, diagnose
 from pyro_gebm.gebm import GEBM, EnergyTiltedPrior
-from pyro_gebm.infer.ladder.partition import LogPartitionCurve, log_partition, log_partition_curve
+from pyro_gebm.infer.ladder.partition import LogPartitionCurve, log_partition, log_partition_curve, normalized
 from pyro_gebm.io import load, save
 from pyro_gebm.pretrained import Features, load_features, load_pretrained
 from pyro_gebm.program import Program
@@ -29,7 +29,7 @@ __all__ = [  # noqa: RUF022
     "Features", "load_features", "load_pretrained",
     "KALE", "KALEGuide", "ResultFailed", "TrainingDiverged", "gradient_penalty", "l2_penalty", "sum_of_penalties",
     "energy_bursts", "plot_losses",
-    "LogPartition", "LogPartitionCurve", "log_partition", "log_partition_curve",
+    "LogPartition", "LogPartitionCurve", "log_partition", "log_partition_curve", "normalized",
     "Diagnosis", "DrawFile", "KALETest", "decode", "diagnose", "kale_test", "read_draws", "to_arviz",
     "divergences", "flows", "infer", "metrics", "nn", "particle_flows", "training",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ import copy
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
+import pyro
 import torch
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
@@ -23,6 +24,7 @@ __all__ = [
     "copy_of_values",
     "draw_quietly",
     "evaluation_mode",
+    "is_learned",
     "output_of",
     "over_batch",
     "quietly",
@@ -200,6 +202,22 @@ def output_of(fn: Callable[[torch.Tensor], torch.Tensor], value: torch.Tensor, n
             f"got {got}."
         )
     return out
+
+
+def is_learned(fn: object) -> bool:
+    """Whether a network is in Pyro's store of parameters, or a function encloses tensors that derivatives go to."""
+    if not torch.is_grad_enabled():
+        return False
+    cells = [cell for cell in getattr(fn, "__closure__", None) or () if cell != type(cell)()]
+    parts = [fn, *(cell.cell_contents for cell in cells)]
+    tensors = [x for x in parts if isinstance(x, torch.Tensor)]
+    tensors += [p for part in parts if isinstance(part, torch.nn.Module) for p in part.parameters()]
+    store = pyro.get_param_store()
+    return any(
+        x.requires_grad and (not isinstance(x, torch.nn.Parameter) or store.param_name(x) is not None)
+        for x in tensors
+        if not is_functorch_wrapped_tensor(x)
+    )
 
 
 def check_evaluation_mode(fn: object, name: str) -> None:

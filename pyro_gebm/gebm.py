@@ -13,6 +13,7 @@ from pyro.distributions.util import broadcast_shape
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from gebm.networks import shape_of
+from gebm.programs import NOT_NORMALIZED
 from gebm.validation import flag, instance, optional, real_numbers
 from gebm.weights import LogPartition
 from pyro_gebm.base import NO_DENSITY, check_support, decompose, is_discrete, support_of
@@ -24,6 +25,7 @@ from pyro_gebm.callables import (
     check_evaluation_mode,
     check_fixed,
     draw_quietly,
+    is_learned,
     output_of,
     over_batch,
 )
@@ -251,6 +253,15 @@ class GEBM(dist.TorchDistribution):
         z = as_events("z", z, latent_prior.event_shape)
         return over_batch(generator, z, len(latent_prior.event_shape))
 
+    def check_normalized(self) -> None:
+        """Refuse an unknown log-partition of an energy that is being learned.
+
+        Raises:
+            ValueError: for such.
+        """
+        if self.log_partition is None and is_learned(self.energy):
+            raise ValueError(NOT_NORMALIZED)
+
     def temper(self, inverse_temperature: torch.Tensor | float) -> "GEBM":
         """The same model at another inverse temperature; a scalar log-partition is then unknown (None).
 
@@ -302,6 +313,7 @@ class GEBM(dist.TorchDistribution):
         """
         if self._validate_args:
             self._validate_sample(value)
+        self.check_normalized()
         try:
             log_density = self.base.log_prob(value.clone())  # a fresh tensor: flows cache by identity
         except NO_DENSITY as error:
@@ -383,4 +395,5 @@ class EnergyTiltedPrior(dist.TorchDistribution):
         """
         if self._validate_args:
             self._validate_sample(value)
+        self.gebm.check_normalized()
         return self.gebm.latent_prior.log_prob(value) + self.gebm.log_weight(self.gebm.decode(value))

@@ -9,9 +9,10 @@ from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from torch._C._functorch import is_functorch_wrapped_tensor
 
+from gebm.programs import NOT_NORMALIZED
 from gebm.tilting import check_tilt, log_partition_at, plate_depth, site_missing, systematic_rows
 from gebm.weights import LogPartition
-from pyro_gebm.callables import Energy, over_batch
+from pyro_gebm.callables import Energy, is_learned, over_batch
 from pyro_gebm.gebm import neg_beta_energy
 
 __all__ = ["resample", "tilt"]
@@ -66,6 +67,8 @@ class _Tilt(Messenger):
                 f"The energy must return shape (N,) for N values of site '{self.site}' of shape {event_shape}; got "
                 f"{got} for {tuple(batch or (1,))}."
             )
+        if self._log_partition is None and is_learned(self.energy):
+            raise ValueError(NOT_NORMALIZED)
         beta = self.inverse_temperature.to(energy)
         return neg_beta_energy(beta, energy.reshape(batch)) - log_partition_at(self._log_partition, beta)
 

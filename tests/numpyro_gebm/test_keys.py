@@ -163,6 +163,7 @@ CASES = {
         for method, draws in (("smc", None), ("ais", None), ("importance", None), ("bridge", POINTS))
     ],
     "log_partition_curve": lambda key: partition.log_partition_curve(MODEL, PARTICLES, rng_key=key).values,
+    "normalized": lambda key: numpyro_gebm.normalized(MODEL, PARTICLES, rng_key=key).log_partition,
     "mmd_flow": lambda key: (
         particle_flows.mmd_flow(
             *POINTS, kernels.Gaussian(1.0), num_steps=2, step_size=0.1, noise=0.1, rng_key=key
@@ -178,16 +179,20 @@ CASES = {
 
 
 #: Those that compile for long; `make test` leaves them out.
-COMPILE = {name for name in CASES if name.endswith((".init", ".__call__"))} | {
-    "EnergyTiltedPrior.sample",
-    "GEBM.sample",
-    "KALE.refine",
-    "KALE.run",
-    "ShortRun.run",
-    "log_partition",
-    "log_partition_curve",
-    "stream_draws",
-}
+COMPILE = (
+    {"normalized"}
+    | {name for name in CASES if name.endswith((".init", ".__call__"))}
+    | {
+        "EnergyTiltedPrior.sample",
+        "GEBM.sample",
+        "KALE.refine",
+        "KALE.run",
+        "ShortRun.run",
+        "log_partition",
+        "log_partition_curve",
+        "stream_draws",
+    }
+)
 SLOW = pytest.mark.slow
 
 

@@ -301,6 +301,7 @@ NUMPYRO_ARGUMENTS = {
     "infer.SMC.run": {"rng_key"},
     "log_partition": {"rng_key"},
     "log_partition_curve": {"rng_key"},
+    "normalized": {"rng_key"},
     "training.guide.settle_log_partition": {"rng_key"},
     "training.guide.weight_sums": {"rng_key"},
     "training.kale_between": {"rng_key"},

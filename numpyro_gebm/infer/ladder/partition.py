@@ -6,19 +6,24 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import random
+import numpyro
+from jax import lax, random
 from numpyro.diagnostics import effective_sample_size
 from tqdm import tqdm
 
 from gebm.ladder import BATCH_SIZE, DELAY, slopes
-from gebm.validation import flag, instance, optional
+from gebm.validation import flag, instance, latent_law, optional
 from gebm.weights import LogPartition, Method, estimate
+from numpyro_gebm.base import Pushforward, decompose
+from numpyro_gebm.callables import Partitioned
 from numpyro_gebm.gebm import GEBM
 from numpyro_gebm.infer.ladder.smc import SMC
-from numpyro_gebm.infer.ladder.tempering import Ladder
+from numpyro_gebm.infer.ladder.smc import draw as smc_draw
+from numpyro_gebm.infer.ladder.tempering import Ladder, raise_failures
 from numpyro_gebm.keys import typed
+from numpyro_gebm.nn import Applied
 
-__all__ = ["LogPartitionCurve", "log_partition", "log_partition_curve"]
+__all__ = ["LogPartitionCurve", "log_partition", "log_partition_curve", "normalized"]
 
 
 def log_partition(
@@ -80,6 +85,68 @@ def log_partition(
         of_particles=of_particles,
         effective_sample_size=effective_sample_size,
     )
+
+
+def normalized(gebm: GEBM, smc: SMC | None = None, *, rng_key: jax.Array | None = None) -> GEBM:
+    r"""The same model with a log-partition whose gradient is right, for programs in which energy or base are learned.
+
+    A fresh run of SMC estimates A, and its particles the gradient by the parameters, in base and energy:
+
+    .. math:: \nabla A = \mathbb{E}_{\nu}[\nabla (\log \eta - \beta E \circ B)(z)]
+
+    `SVI` with `x ~ normalized(GEBM(...))` in the model then follows the gradient of the ELBO, without bias from the
+    log-partition as the number of particles grows. Source: arXiv:2003.05033, equation 9 (the gradient).
+
+    Args:
+        gebm: a `GEBM` with batch shape ().
+        smc: an `SMC`; None is one of 1,024 particles in 16 groups.
+        rng_key: a JAX random key; None takes one from the program around it, `numpyro.prng_key()`.
+
+    Returns:
+        A `GEBM`.
+
+    Raises:
+        ValueError: for a GEBM with a batch shape.
+        TypeError: without a key outside of a program.
+
+    Example:
+        >>> import jax, numpyro.distributions as dist
+        >>> def log_partition(precision):
+        ...     gebm = GEBM(dist.Normal(0.0, 1.0), lambda x: 0.5 * precision * x**2)
+        ...     return normalized(gebm, rng_key=jax.random.key(0)).log_partition
+        >>> value, slope = jax.value_and_grad(log_partition)(3.0)  # -log(1 + precision) / 2
+        >>> bool(abs(value + jax.numpy.log(4.0) / 2) < 0.1), bool(abs(slope + 1 / 8) < 0.05)
+        (True, True)
+    """
+    instance("gebm", gebm, GEBM)
+    rng_key = numpyro.prng_key() if rng_key is None else rng_key
+    latent_prior, generator = decompose(gebm.base)
+    latent_law("latent", gebm.latent)
+    z = jax.eval_shape(latent_prior.sample, random.key(0))
+    x = jax.eval_shape(generator, z)
+    fixed = GEBM(
+        Pushforward(_fixed(latent_prior), _fixed_fn(generator, z)),
+        _fixed_fn(gebm.energy, x),
+        inverse_temperature=lax.stop_gradient(gebm.inverse_temperature),
+        validate_args=False,
+    )
+    config = SMC(1024, 16) if smc is None else instance("smc", smc, SMC)
+    draws, value, failures = smc_draw(fixed.latent, typed(rng_key), config)
+    raise_failures(failures)
+    unnormalized = gebm.replaced(_log_partition=Partitioned(0.0))
+    score = jnp.mean(unnormalized.latent.log_prob(lax.stop_gradient(draws)))
+    log_partition = lax.stop_gradient(value) + score - lax.stop_gradient(score)
+    return gebm.replaced(_log_partition=Partitioned(log_partition))
+
+
+def _fixed(tree):
+    return jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)
+
+
+def _fixed_fn(fn, example):
+    """A network without derivatives by its arrays, also by those that it encloses."""
+    pure, enclosed = jax.closure_convert(lambda x: fn(x), example)  # a function can be hashed, a network need not be
+    return Applied(lambda arrays, x: pure(x, *arrays), tuple(map(lax.stop_gradient, enclosed)))
 
 
 class LogPartitionCurve(eqx.Module):

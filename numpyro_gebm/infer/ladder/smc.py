@@ -27,7 +27,7 @@ from numpyro_gebm.infer.ladder.tempering import (
     systematic_resample,
 )
 
-__all__ = ["SMC", "SMCResult"]
+__all__ = ["SMC", "SMCResult", "draw"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +134,7 @@ class SMC:
         num_particles = self.num_particles if num_samples <= self.num_particles else bucket(num_samples)
         num_each = -(-num_particles // self.num_groups)
         config = dataclasses.replace(self, num_particles=num_each * self.num_groups)
-        z, failures = _draw(latent, typed(rng_key), config)
+        z, _, failures = draw(latent, typed(rng_key), config)
         raise_failures(failures)
         return first_rows(z, num_samples)
 
@@ -199,11 +199,26 @@ def _particles(state, latent, rng_key):
 
 
 @partial(jax.jit, static_argnums=2)
-def _draw(latent, rng_key, config):
+def draw(
+    latent: EnergyTiltedPrior, rng_key: jax.Array, config: SMC
+) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    """Latents, log Z and what failed, in one compiled program.
+
+    Args:
+        latent: an `EnergyTiltedPrior` with batch shape ().
+        rng_key: a JAX random key.
+        config: the `SMC`.
+
+    Returns:
+        `(z, log_partition, failures)`; with a failure both are NaN.
+    """
     rungs, state, failures = _start(latent, rng_key, config)
     climb = partial(_climb, latent=latent, rungs=rungs, rng_key=rng_key, config=config)
-    z = _particles(lax.fori_loop(1, rungs.num + 1, climb, state), latent, rng_key)
-    return jnp.where(jnp.stack(list(failures.values())).any(), jnp.nan, z), failures
+    state = lax.fori_loop(1, rungs.num + 1, climb, state)
+    log_partition = jax.nn.logsumexp(state.log_weight) - jnp.log(config.num_groups)
+    failed = jnp.stack(list(failures.values())).any()
+    z = _particles(state, latent, rng_key)
+    return jnp.where(failed, jnp.nan, z), jnp.where(failed, jnp.nan, log_partition), failures
 
 
 def _resample_groups(rng_key, log_weights):

@@ -1,5 +1,6 @@
 """Estimates of the log-partition of a GEBM."""
 
+import copy
 from functools import partial
 
 import numpy as np
@@ -8,14 +9,14 @@ from pyro.ops.stats import effective_sample_size
 from tqdm import tqdm
 
 from gebm.ladder import BATCH_SIZE, DELAY, slopes
-from gebm.validation import flag, instance, optional
+from gebm.validation import flag, instance, latent_law, optional
 from gebm.weights import LogPartition, Method, estimate
 from pyro_gebm.callables import draw_quietly
 from pyro_gebm.gebm import GEBM
-from pyro_gebm.infer.ladder.smc import SMC
+from pyro_gebm.infer.ladder.smc import SMC, draw
 from pyro_gebm.infer.ladder.tempering import Ladder
 
-__all__ = ["LogPartitionCurve", "log_partition", "log_partition_curve"]
+__all__ = ["LogPartitionCurve", "log_partition", "log_partition_curve", "normalized"]
 
 
 def log_partition(
@@ -76,6 +77,46 @@ def log_partition(
         of_particles=of_particles,
         effective_sample_size=lambda values: effective_sample_size(torch.as_tensor(values)),
     )
+
+
+def normalized(gebm: GEBM, smc: SMC | None = None) -> GEBM:
+    r"""The same model with a log-partition whose gradient is right, for programs in which energy or base are learned.
+
+    A fresh run of SMC estimates A, and its particles the gradient by the parameters, in base and energy:
+
+    .. math:: \nabla A = \mathbb{E}_{\nu}[\nabla (\log \eta - \beta E \circ B)(z)]
+
+    `SVI` with `x ~ normalized(GEBM(...))` in the model then follows the gradient of the ELBO, without bias from the
+    log-partition as the number of particles grows. Source: arXiv:2003.05033, equation 9 (the gradient).
+
+    Args:
+        gebm: a `GEBM` with batch shape ().
+        smc: an `SMC`; None is one of 1,024 particles in 16 groups.
+
+    Returns:
+        A `GEBM`.
+
+    Raises:
+        ValueError: for a GEBM with a batch shape.
+
+    Example:
+        >>> import math, pyro, pyro.distributions as dist
+        >>> pyro.set_rng_seed(0)
+        >>> precision = torch.tensor(3.0, requires_grad=True)
+        >>> gebm = GEBM(dist.Normal(0.0, 1.0), lambda x: 0.5 * precision * x**2)
+        >>> value = normalized(gebm).log_partition  # -log(1 + precision) / 2
+        >>> (slope,) = torch.autograd.grad(value, precision)
+        >>> abs(float(value) + math.log(4.0) / 2) < 0.1, abs(float(slope) + 1 / 8) < 0.05
+        (True, True)
+    """
+    instance("gebm", gebm, GEBM)
+    latent_law("latent", gebm.latent)
+    new = copy.copy(gebm)
+    new.log_partition = gebm.inverse_temperature.new_zeros(())
+    z, value = draw(new.latent, SMC(1024, 16) if smc is None else instance("smc", smc, SMC))
+    score = new.latent.log_prob(z).mean()
+    new.log_partition = value + score - score.detach()
+    return new
 
 
 class LogPartitionCurve(torch.nn.Module):

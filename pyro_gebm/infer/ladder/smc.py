@@ -16,7 +16,7 @@ from pyro_gebm.gebm import EnergyTiltedPrior
 from pyro_gebm.infer.ladder.pilot import pilot
 from pyro_gebm.infer.ladder.tempering import Ladder, log_increment, mean_of_groups, move, systematic_resample
 
-__all__ = ["SMC", "SMCResult"]
+__all__ = ["SMC", "SMCResult", "draw"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +112,20 @@ class SMC:
         num_each = -(-max(integer("num_samples", num_samples, minimum=0), self.num_particles) // self.num_groups)
         z, *_ = _run(latent, dataclasses.replace(self, num_particles=num_each * self.num_groups), False)
         return z[:num_samples]
+
+
+def draw(latent: EnergyTiltedPrior, config: SMC) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents and log Z, detached.
+
+    Args:
+        latent: an `EnergyTiltedPrior` with batch shape ().
+        config: the `SMC`.
+
+    Returns:
+        `(z, log_partition)`.
+    """
+    z, _, _, _, log_partitions, *_ = _run(latent, config, False)
+    return z.detach(), log_partitions[-1].detach()
 
 
 def _run(latent, config, progress_bar):
