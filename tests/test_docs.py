@@ -30,6 +30,7 @@ SIZES = {
         r"SMC\(\)": "SMC(num_particles=256)",
     },
     "docs/particle_flows.md": {r"5000": "20", r"100": "10"},
+    "docs/programs.md": {r"=1000": "=50"},
     "docs/real_nvp.md": {r"\b1000\b": "5", r"real_nvp\(11": "real_nvp(11, 2, (8,)"},
     "docs/sampling.md": {r"=2000": "=200", r"=500": "=20", r"num_chains=64": "num_chains=4"},
     "docs/training.md": {r"20_000": "20", r"every=1000": "every=10"},

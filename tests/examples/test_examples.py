@@ -171,6 +171,41 @@ def test_repair_a_model(backend, tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"repair.png", "criticism.png"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["numpyro", "pyro"])
+def test_inverse_problem(backend, tmp_path, capsys, monkeypatch):
+    for package in ("matplotlib", "arviz", "skimage", backend):
+        pytest.importorskip(package)
+    digits = importlib.import_module(f"digits_{backend}")
+    monkeypatch.setattr(digits, "STEPS", 300)
+    monkeypatch.setattr(digits, "FINAL_STEPS", 300)
+    example = _example("inverse_problem")
+    sizes = f"--backend {backend} --out {tmp_path} --no-progress --particles 128 --chains 4 --warmup 200 --samples 20"
+    example.main([*sizes.split(), "--problems", "denoising", "--no-nuts", "--brief"])
+    printed = capsys.readouterr().out
+    assert "ess_bulk" in printed and "what the generator cannot say it takes for noise" in printed
+    assert {path.name for path in tmp_path.iterdir()} == {"digits.npz", "denoising.png", "outside.png"}
+    example.main([*sizes.split(), "--problems", "sensing", "--table", "--images", "3", "--betas", "0", "1"])
+    printed = capsys.readouterr().out
+    assert "MAP (CSGM)" in printed and "PSNR of beta 1 minus that of the generator" in printed
+    assert all(0.0 <= float(x) <= 1.0 for x in re.findall(r"intervals cover? ?([\d.]+)", printed))
+
+
+def test_scores_of_the_inverse_problem():
+    pytest.importorskip("skimage")
+    example, rng = _example("inverse_problem"), np.random.default_rng(0)
+    truth, draws = rng.normal(size=(4, 100)), rng.normal(size=(4000, 4, 100))
+    exact = 2 / np.sqrt(np.pi) - 1 / np.sqrt(np.pi)  # of a standard normal forecast, E|X - X'| - E|X - X'| / 2
+    assert abs(example.crps(draws, truth).mean() - exact) < 4 * 0.55 / np.sqrt(truth.size)
+    inside = example.intervals(draws, truth, 1.0)
+    assert abs(inside[0.9] - 0.9) < 4 * 0.3 / np.sqrt(truth.size)
+    assert abs(inside[0.5] - 0.5) < 4 * 0.5 / np.sqrt(truth.size)
+    psnr, ssim = example.likeness(np.zeros((1, 8, 8)), np.full((1, 8, 8), 0.1), 1.0)
+    assert psnr[0] == pytest.approx(20.0) and 0.0 < ssim[0] < 1.0
+    A = example.operator("inpainting", (8, 8), rng)
+    assert A.shape == (48, 64) and (A.sum(1) == 1).all()
+
+
 @pytest.mark.parametrize("backend", ["numpyro", "pyro"])
 def test_witnesses(backend, tmp_path, capsys):
     for package in ("matplotlib", backend):
