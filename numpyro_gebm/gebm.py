@@ -33,6 +33,7 @@ from numpyro_gebm.callables import (
 from numpyro_gebm.distribution import Distribution, over_stack, sample_stack, support_of
 from numpyro_gebm.dynamics.annealed_mala import AnnealedMALA
 from numpyro_gebm.dynamics.buckets import in_bucket
+from numpyro_gebm.effects import is_in_program
 
 __all__ = ["GEBM", "EnergyTiltedPrior", "Sampler", "check_energy"]
 
@@ -136,6 +137,7 @@ class GEBM(Distribution):
 
     arg_constraints = {"inverse_temperature": _FiniteNonnegative(), "log_partition": _FiniteOrUnknown()}
     pytree_data_fields = ("base", "_energy", "inverse_temperature", "_log_partition", "_sampler")
+    pytree_aux_fields = ("_is_of_program",)
 
     base: dist.Distribution
     inverse_temperature: jax.Array
@@ -166,6 +168,7 @@ class GEBM(Distribution):
             log_partition = real_numbers("log_partition", log_partition, as_energies)
         self._log_partition: Partitioned[Any] = Partitioned(log_partition)
         self._sampler = Partitioned(sampler)
+        self._is_of_program = is_in_program()
         super().__init__(self._compute_batch_shape(), base.event_shape, validate_args=validate_args)
         if self._validate_args:
             self._check_energy_on_draws()
@@ -254,12 +257,12 @@ class GEBM(Distribution):
         return over_batch(generator, z, latent_prior.event_dim)
 
     def check_normalized(self) -> None:
-        """Refuse an unknown log-partition of an energy that is being learned.
+        """Refuse an unknown log-partition of an energy that the program around it learns.
 
         Raises:
             ValueError: for such.
         """
-        if self.log_partition is None and is_learned(self.energy):
+        if self._is_of_program and self.log_partition is None and is_learned(self.energy):
             raise ValueError(NOT_NORMALIZED)
 
     def temper(self, inverse_temperature: ArrayLike) -> "GEBM":

@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from pyro.distributions.util import broadcast_shape
+from pyro.poutine.runtime import am_i_wrapped
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from gebm.networks import shape_of
@@ -184,6 +185,7 @@ class GEBM(dist.TorchDistribution):
         self._may_be_zero = may_be_zero(self.inverse_temperature)
         self.log_partition = log_partition
         self._sampler = sampler
+        self._is_of_program = am_i_wrapped()
         super().__init__(self._compute_batch_shape(), base.event_shape, validate_args=validate_args)
         if self._validate_args and torch.isnan(energies).any():
             raise ValueError(
@@ -254,12 +256,12 @@ class GEBM(dist.TorchDistribution):
         return over_batch(generator, z, len(latent_prior.event_shape))
 
     def check_normalized(self) -> None:
-        """Refuse an unknown log-partition of an energy that is being learned.
+        """Refuse an unknown log-partition of an energy that the program around it learns.
 
         Raises:
             ValueError: for such.
         """
-        if self.log_partition is None and is_learned(self.energy):
+        if self._is_of_program and self.log_partition is None and is_learned(self.energy):
             raise ValueError(NOT_NORMALIZED)
 
     def temper(self, inverse_temperature: torch.Tensor | float) -> "GEBM":

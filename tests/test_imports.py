@@ -31,7 +31,7 @@ WITHOUT_TWIN = {
         "nn/applied.py",
         "nn/convolution.py",
     },
-    "pyro_gebm": {"infer/potential.py", "infer/vectorized.py"},
+    "pyro_gebm": {"infer/potential.py", "infer/vectorized.py", "training/processes.py"},
 }
 
 STATES = {

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax, random
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from numpyro.distributions import Distribution
 
 from gebm.batches import check_shape, is_array, values_of
@@ -96,6 +97,9 @@ class KALE:
             running 90 % quantile of each. A gradient of 100 times that quantile, and an energy step whose batch puts
             log Z more than log 1000 above A, are not applied, unless three before it were not (and after 100 steps).
             KALE beyond a million nats counts as not finite. inf for none of this.
+        mesh: devices to share every batch and its base draws between, parameters on each of them: the objective is that
+            of the whole batch, and the result that of one device up to rounding.
+        axis: that axis of the mesh.
         trainable: callable from the name of an array (`base.layers.0.weight`, `energy.layers.1.bias`, as in a saved
             file) to whether it is trained; None trains every floating-point array.
 
@@ -127,6 +131,8 @@ class KALE:
         ema_decay: float | None = None,
         max_grad_norm: float | None = None,
         trainable: Callable[[str], bool] | None = None,
+        mesh: Mesh | None = None,
+        axis: str = "data",
     ) -> None:
         self.base = instance("base", base, Distribution)
         self.guide = instance("guide", guide, KALEGuide)
@@ -142,6 +148,12 @@ class KALE:
             check_trainable(base)
         self.energy_steps = 1 if energy_optim is None or base_optim is None else energy_steps
         callable_or_none("trainable", trainable)
+        optional(partial(instance, types=Mesh))("mesh", mesh)
+        self._axis = axis
+        if mesh is not None and axis not in mesh.axis_names:
+            raise ValueError(f"Expected axis to be one of the mesh's, {mesh.axis_names}; got {axis!r}.")
+        auto = (AxisType.Auto,) * (0 if mesh is None else len(mesh.axis_names))  # the compiler divides the work
+        self._mesh = None if mesh is None else Mesh(mesh.devices, mesh.axis_names, axis_types=auto)
         energy, part = guide.energy, trained_part(base)
         if energy_optim is None:
             energy = eqx.nn.inference_mode(energy)
@@ -190,7 +202,7 @@ class KALE:
         if log_partition is None:
             log_partition = settle_log_partition(self.base, self.guide.energy, max_draws=START_DRAWS, rng_key=key_start)
         zero = jnp.zeros((), jnp.int32)
-        return KALEState(
+        state = KALEState(
             step=zero,
             base_step=zero,
             in_cycle=zero,
@@ -206,6 +218,7 @@ class KALE:
             chains=self._start_chains(stream_key(rng_key, "chains")),
             grad_norms=jnp.zeros((2, 2), self._dtype),
         )
+        return self._everywhere(state)
 
     def update(self, state: KALEState, batch: Any) -> tuple[KALEState, KALELosses]:
         """One energy step on a batch and, after `energy_steps` of them, one base step; compiled once.
@@ -326,6 +339,8 @@ class KALE:
         num_steps = integer("num_steps", num_steps, minimum=0)
         settle_draws = optional(partial(integer, minimum=0))("settle_draws", settle_draws)
         every = find_every(validate_every, validation is not None, num_steps)
+        if self._mesh is not None and jax.process_index() > 0:  # the first process writes
+            checkpoint_dir, checkpoint_every, progress_bar = None, None, False
         refuse_used(checkpoint_dir, resume_from=resume_from)
         batches = self._batches(data, batch_size, key)
         state = self._init(rng_key) if init_state is None else init_state
@@ -454,8 +469,40 @@ class KALE:
             return self._as_data(name, item, key)
 
         if is_array(data, self.base.event_shape):
-            return InMemory(as_batch("data", data), batch_size)
+            batches = InMemory(self._everywhere(as_batch("data", data)), batch_size)
+            self._check_divides("batch_size", batches.batch_size)
+            return batches
         return Stream(data, as_batch)
+
+    def _check_divides(self, name, num):
+        if self._mesh is not None and num % self._mesh.shape[self._axis]:
+            raise ValueError(
+                f"Expected {name} to be a multiple of the {self._mesh.shape[self._axis]} devices of the mesh's axis "
+                f"'{self._axis}'; got {num}."
+            )
+
+    def _everywhere(self, values):
+        """Values on every device of the mesh."""
+        if self._mesh is None:
+            return values
+        sharding = NamedSharding(self._mesh, PartitionSpec())
+        if sharding.is_fully_addressable:
+            return jax.device_put(values, sharding)
+
+        def place(x):  # among several processes, from the host of each
+            if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+                return random.wrap_key_data(place(random.key_data(x)), impl=random.key_impl(x))
+            x = np.asarray(x)
+            return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+        return jax.tree.map(place, values)
+
+    def _shared(self, rows):
+        """Rows that the devices of the mesh divide between them."""
+        if self._mesh is None:
+            return rows
+        self._check_divides("the batch", len(rows))
+        return lax.with_sharding_constraint(rows, NamedSharding(self._mesh, PartitionSpec(self._axis)))
 
     def _as_data(self, name, data, key=None):
         return finite_array(name, data, self.base.event_shape, self._dtype, key)
@@ -532,7 +579,8 @@ class KALE:
 
     def _energy_step(self, state, batch):
         key_base, key_penalty, _ = step_keys(state, state.step)
-        draws = jnp.asarray(self._base_of(state.base).sample(key_base, (self.noise_factor * len(batch),)))
+        batch, num = self._shared(batch), self.noise_factor * len(batch)
+        draws = self._shared(jnp.asarray(self._base_of(state.base).sample(key_base, (num,))))
         chains = chain_draws = None
         if state.chains is not None:
             gebm = GEBM(self._base_of(state.base), self._energy_of(state.energy), validate_args=False)
@@ -608,7 +656,9 @@ class KALE:
 
         def loss(arrays):
             base = self._base_of(arrays)
-            return self.objective.base_loss(base, batch, lambda: self._energies(state.energy, base.sample(key, (num,))))
+            return self.objective.base_loss(
+                base, self._shared(batch), lambda: self._energies(state.energy, self._shared(base.sample(key, (num,))))
+            )
 
         value, grads = jax.value_and_grad(loss)(state.base)
         ok, fine, norm, base, optim, usual = apply_if_usual(

@@ -8,6 +8,7 @@ import torch
 
 from gebm.batches import as_array, check_finite, check_same_shape, check_shape, find_batch_size, values_of
 from gebm.fingerprint import describe_stream
+from pyro_gebm.training.processes import Processes
 
 __all__ = ["InMemory", "Stream", "finite_tensor"]
 
@@ -48,15 +49,17 @@ class InMemory:
     Args:
         data: from `finite_tensor`.
         batch_size: data points a step; None takes `min(128, N)`.
+        processes: that share a batch.
 
     Raises:
         TypeError: if the batch size is not an integer.
-        ValueError: if the batch is larger than the data.
+        ValueError: if the batch is larger than the data, or the processes cannot share it evenly.
     """
 
-    def __init__(self, data: torch.Tensor, batch_size: int | None) -> None:
-        self.data = data
+    def __init__(self, data: torch.Tensor, batch_size: int | None, processes: Processes) -> None:
+        self.data, self.processes = data, processes
         self.batch_size = find_batch_size(batch_size, len(self.data))
+        processes.check_divides("batch_size", self.batch_size)
         self.order, self.position = None, 0
 
     @property
@@ -65,12 +68,12 @@ class InMemory:
         return {"data": self.data, "batch_size": self.batch_size}
 
     def next(self) -> torch.Tensor:
-        """The next batch."""
+        """The next batch, or this process's part of it."""
         if self.order is None or self.position + self.batch_size > len(self.data):
             self.order, self.position = torch.randperm(len(self.data), device=self.data.device), 0
         rows = self.order[self.position : self.position + self.batch_size]
         self.position += self.batch_size
-        return self.data[rows]
+        return self.data[self.processes.rows(rows)]
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the data."""
@@ -88,10 +91,13 @@ class Stream:
     Args:
         iterable: yields what `as_batch` takes, all of one shape.
         as_batch: callable from a name, for messages, and an item to a tensor.
+        processes: that each have an iterable, of their parts of the batches.
     """
 
-    def __init__(self, iterable: Iterable[Any], as_batch: Callable[[str, Any], torch.Tensor]) -> None:
-        self.iterable, self.as_batch = iterable, as_batch
+    def __init__(
+        self, iterable: Iterable[Any], as_batch: Callable[[str, Any], torch.Tensor], processes: Processes
+    ) -> None:
+        self.iterable, self.as_batch, self.processes = iterable, as_batch, processes
         self.iterator: Iterator[Any] | None = None
         self.rng_state, self.shape = None, None
         self.count = self.in_epoch = 0
@@ -104,7 +110,7 @@ class Stream:
     @property
     def batch_size(self) -> int:
         """Data points a step; 0 before the first."""
-        return 0 if self.shape is None else self.shape[0]
+        return 0 if self.shape is None else self.shape[0] * self.processes.size
 
     def next(self) -> torch.Tensor:
         """The next batch.
@@ -124,7 +130,9 @@ class Stream:
                     "that is not empty and can be iterated again, or a longer generator."
                 ) from None
         batch = self.as_batch(f"data in batch {self.count}", batch)
-        self.shape = batch.shape if self.shape is None else self.shape
+        if self.shape is None:
+            self.processes.check_same("the first batch's shape", tuple(batch.shape))
+            self.shape = batch.shape
         check_same_shape(batch.shape, self.shape)
         self.count, self.in_epoch = self.count + 1, self.in_epoch + 1
         return batch

@@ -1,5 +1,6 @@
 """Training of base and energy together by KALE."""
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Collection, Iterable
@@ -30,12 +31,18 @@ from gebm.objectives import BaseObjective, Energies, EnergyObjective
 from gebm.refinement import Control
 from gebm.training import ObjectiveName, check_energy_steps, drive, find_objective, number_of_energy_steps, progress
 from gebm.validation import callable_or_none, instance, integer, optional, probability
-from pyro_gebm.base import check_trainable, has_density, snapshot, trained_part, without_validation
-from pyro_gebm.callables import PrivateRandomness, check_fixed, copy_of_values, evaluation_mode
+from pyro_gebm.base import check_trainable, decompose, has_density, snapshot, trained_part, without_validation
+from pyro_gebm.callables import PrivateRandomness, check_fixed, copy_of_values, evaluation_mode, over_batch
 from pyro_gebm.divergences import batch_log_partition, kale
 from pyro_gebm.gebm import GEBM, check_energy, check_generator
 from pyro_gebm.training.batches import InMemory, Stream, finite_tensor
-from pyro_gebm.training.checkpoints import read_latest_checkpoint, refuse_used, write_checkpoint
+from pyro_gebm.training.checkpoints import (
+    get_rng_state,
+    read_latest_checkpoint,
+    refuse_used,
+    set_rng_state,
+    write_checkpoint,
+)
 from pyro_gebm.training.guide import (
     KALEGuide,
     decayed_rate,
@@ -46,6 +53,7 @@ from pyro_gebm.training.guide import (
 )
 from pyro_gebm.training.loop import Optimizer, Run, is_frozen, random_stream, trained_parameters
 from pyro_gebm.training.objectives import OBJECTIVES, KALEObjective
+from pyro_gebm.training.processes import Processes
 from pyro_gebm.training.refinement import Looks, Refinement, RefinementResult, refine
 from pyro_gebm.training.results import KALELosses, KALEResult
 
@@ -85,6 +93,10 @@ class KALE:
             running 90 % quantile of each. A gradient of 100 times that quantile, and an energy step whose batch puts
             log Z more than log 1000 above A, are not applied, unless three before it were not (and after 100 steps).
             KALE beyond a million nats counts as not finite. inf for none of this.
+        process_group: of `torch.distributed`, to share every batch between its processes: the objective is that of the
+            whole batch, energies of all processes in one log-sum-exp. Every process calls `run` with the same array, or
+            with an iterable of its own parts of the batches; the first one writes checkpoints, and a run can be resumed
+            with another number of processes. Objectives of the KALE family only.
         trainable: callable from the name of a parameter (`base.layers.0.weight`, `energy.layers.1.bias`, as in a
             saved file) to whether it is trained; None trains every one that requires a gradient.
 
@@ -116,6 +128,7 @@ class KALE:
         ema_decay: float | None = None,
         max_grad_norm: float | None = None,
         trainable: Callable[[str], bool] | None = None,
+        process_group: Any = None,
     ) -> None:
         instance("base", base, Distribution)
         instance("guide", guide, KALEGuide)
@@ -134,6 +147,11 @@ class KALE:
         if base_optim is not None:
             check_trainable(base)
         self.energy_steps = 1 if energy_optim is None or base_optim is None else energy_steps
+        self._processes = Processes(process_group)
+        if self._processes.size > 1 and not isinstance(self.objective, KALEObjective):
+            raise ValueError(
+                f"Expected an objective of the KALE family over several processes; got {type(self.objective).__name__}."
+            )
         callable_or_none("trainable", trainable)
         with evaluation_mode(trained_part(base), guide.energy):
             events, energies = check_energy(base, guide.energy)
@@ -149,11 +167,15 @@ class KALE:
         if energy_optim is not None and not energy_parameters:
             raise ValueError("The energy has no parameters to train: pass energy_optim=None, or a torch.nn.Module.")
         self.base_optim = (
-            None if base_optim is None else Optimizer("base_optim", base_optim, base_parameters, max_grad_norm)
+            None
+            if base_optim is None
+            else Optimizer("base_optim", base_optim, base_parameters, max_grad_norm, self._processes)
         )
         self._energy_factory = energy_optim
         self.energy_optim = (
-            None if energy_optim is None else Optimizer("energy_optim", energy_optim, energy_parameters, max_grad_norm)
+            None
+            if energy_optim is None
+            else Optimizer("energy_optim", energy_optim, energy_parameters, max_grad_norm, self._processes)
         )
         self._frozen = [
             part
@@ -163,12 +185,14 @@ class KALE:
         self.num_steps_taken = self.base_steps_taken = self.in_cycle = self.num_skipped = 0
         start_chains = getattr(self.objective, "start_chains", None)
         self._chains = None if start_chains is None else start_chains(GEBM(base, guide.energy, validate_args=False))
+        self._processes.take_over([*_parameters(base), *_energy_parameters(guide.energy)])
         self._base_average = None if ema_decay is None else [p.detach().clone() for p in base_parameters]
         log_partition = guide.log_partition
         if log_partition is None:
             with evaluation_mode(trained_part(base), guide.energy), PrivateRandomness():
                 log_partition = settle_log_partition(base, guide.energy, max_draws=START_DRAWS)
         self.log_partition = torch.as_tensor(log_partition, dtype=energies.dtype, device=energies.device)
+        self._processes.take_over([self.log_partition])
 
     def __repr__(self) -> str:
         base, objective = type(self.base).__name__, type(self.objective).__name__
@@ -292,7 +316,10 @@ class KALE:
         num_steps = integer("num_steps", num_steps, minimum=0)
         settle_draws = optional(partial(integer, minimum=0))("settle_draws", settle_draws)
         every = find_every(validate_every, validation is not None, num_steps)
+        if self._processes.rank > 0:  # the first process writes
+            checkpoint_dir, checkpoint_every, progress_bar = None, None, False
         refuse_used(checkpoint_dir, resume_from=resume_from)
+        self._share_randomness()
         run = Run(self, self._take_step, self._batches(data, batch_size, key), KALELosses, self.log_partition.device)
         held_out = self._held_out(run, validation, every, keep_best, patience)
         fingerprint = self._fingerprint(run.batches)
@@ -381,6 +408,8 @@ class KALE:
         """
         num_steps = integer("num_steps", num_steps, minimum=0)
         control = Control(num_chains, look_every, resample_below, step_back_below, num_moves)
+        if self._processes.size > 1:
+            raise ValueError("Expected one process to refine; got a process_group. Refine the result in one of them.")
         if self._energy_factory is None or self.energy_optim is None:
             raise ValueError("Nothing to refine: expected energy_optim; got None for it.")
         every = find_every(validate_every, validation is not None, num_steps)
@@ -415,8 +444,25 @@ class KALE:
             return self._as_data(name, item, key)
 
         if is_array(data, self.base.event_shape):
-            return InMemory(as_batch("data", data), batch_size)
-        return Stream(data, as_batch)
+            data = as_batch("data", data)
+            self._processes.check_same("the data's shape", tuple(data.shape))
+            return InMemory(data, batch_size, self._processes)
+        return Stream(data, as_batch, self._processes)
+
+    def _share_randomness(self):
+        """The first process's random numbers in all of them: each takes its own rows of what is drawn."""
+        if self._processes.size > 1:
+            device = self.log_partition.device
+            set_rng_state(self._processes.of_first(get_rng_state(device)), device)
+            self._processes.check_same("the seed of PyTorch", torch.initial_seed())
+
+    def _draws(self, num, method):
+        """Base draws of this process, `num` of those of all processes."""
+        if self._processes.size == 1:
+            return getattr(self.base, method)((num,))
+        latent_prior, generator = decompose(self.base)
+        z = self._processes.rows(getattr(latent_prior, method)((num * self._processes.size,)))
+        return over_batch(generator, z, len(latent_prior.event_shape))
 
     def _as_data(self, name, data, key=None):
         return finite_tensor(name, data, self.base.event_shape, self.log_partition, key)
@@ -548,9 +594,10 @@ class KALE:
     def _energy_step(self, batch):
         energy = self.guide.energy
         with torch.no_grad():
-            draws = self.base.sample((self.noise_factor * len(batch),))
+            draws = self._draws(self.noise_factor * len(batch), "sample")
         with torch.set_grad_enabled(self.energy_optim is not None):
-            energy_data, energy_base = energy(torch.cat([batch, draws])).split([len(batch), len(draws)])
+            own = energy(torch.cat([batch, draws])).split([len(batch), len(draws)])
+            energy_data, energy_base = map(self._processes.gather, own)
             value = kale(energy_data.detach(), energy_base.detach(), self.log_partition)
             estimate = batch_log_partition(energy_base.detach())
             penalty, norm, outlier = torch.zeros_like(value), torch.zeros_like(value), False
@@ -558,7 +605,8 @@ class KALE:
                 ok = bool(torch.isfinite(value))
             else:
                 if self.guide.penalty is not None:
-                    penalty = self.guide.penalty(energy, batch, draws)
+                    with self._own_randomness():
+                        penalty = self.guide.penalty(energy, batch, draws) / self._processes.size
                 of_chains = None if self._chains is None else energy(self._chains.move())
                 energies = Energies(energy_data, energy_base, of_chains, self.log_partition)
                 run_away, outlier = self._watched(energy_data.detach().mean(), estimate)
@@ -575,7 +623,16 @@ class KALE:
         self.num_skipped += not ok
         self.num_steps_taken += 1
         self.in_cycle += 1
-        return KALELosses(value, penalty.detach(), self.log_partition, norm, torch.zeros_like(norm))
+        (penalty,) = self._processes.sum([penalty.detach()])
+        return KALELosses(value, penalty, self.log_partition, norm, torch.zeros_like(norm))
+
+    def _own_randomness(self):
+        """Random numbers of this process and this step; one process alone takes those that there are."""
+        if self._processes.size == 1:
+            return contextlib.nullcontext()
+        return random_stream(
+            -1 - self.num_steps_taken * self._processes.size - self._processes.rank, self.log_partition.device
+        )
 
     def _watched(self, of_data, estimate):
         """Whether the energy has run away, and whether a batch puts log Z far above A; of objectives like KALE."""
@@ -591,7 +648,9 @@ class KALE:
         if self.base_optim is None:
             return torch.zeros_like(self.log_partition)
         num = self.noise_factor * len(batch)
-        loss = self.objective.base_loss(self.base, batch, lambda: self.guide.energy(self.base.rsample((num,))))
+        loss = self.objective.base_loss(
+            self.base, batch, lambda: self._processes.gather(self.guide.energy(self._draws(num, "rsample")))
+        )
         ok, norm = self.base_optim.apply(loss)
         self.num_skipped += not ok
         if self._base_average is not None and self.ema_decay is not None:
@@ -620,6 +679,10 @@ def _network(network):
         return describe(network)
     shapes = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     return one_line(f"{getattr(network, 'config', '')} {network} {shapes}")
+
+
+def _energy_parameters(energy):
+    return list(energy.parameters()) if isinstance(energy, torch.nn.Module) else []
 
 
 def _parameters(base):

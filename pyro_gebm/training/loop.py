@@ -14,8 +14,13 @@ from gebm.errors import TrainingDiverged
 from gebm.fingerprint import describe
 from gebm.training import BAD_STEPS, PATIENCE
 from pyro_gebm.training.checkpoints import get_rng_state, set_rng_state
+from pyro_gebm.training.processes import Processes
 
 __all__ = ["Optimizer", "Run", "is_frozen", "random_stream", "trained_parameters"]
+
+
+#: No other processes.
+ALONE = Processes(None)
 
 
 def is_frozen(module: object) -> bool:
@@ -43,6 +48,7 @@ class Optimizer:
             which is then stepped after every step.
         parameters: the parameters.
         max_grad_norm: norm that gradients are clipped at; None for twice a running quantile, inf for no such thing.
+        processes: that each have a part of the loss, whose gradients are added up.
 
     Attributes:
         rate_scale: a factor of the learning rate, at most 1.
@@ -57,6 +63,7 @@ class Optimizer:
         factory: Callable[[list], Any],
         parameters: list[torch.nn.Parameter],
         max_grad_norm: float | None = None,
+        processes: Processes = ALONE,
     ) -> None:
         if isinstance(factory, (PyroOptim, torch.optim.Optimizer)) or not callable(factory):
             kind = f"{type(factory).__module__.rsplit('.', 1)[0]}.{type(factory).__name__}"
@@ -64,6 +71,7 @@ class Optimizer:
                 f"Expected a factory or None for {name}; got {kind}. "
                 "Write `lambda parameters: torch.optim.Adam(parameters, 1e-4)`."
             )
+        self.processes = processes
         built = factory(parameters)
         self.parameters, self.max_grad_norm = parameters, max_grad_norm
         self.log_quantile, self.count = math.nan, 0  # of the norms, see `gebm.clipping`
@@ -81,6 +89,7 @@ class Optimizer:
             outlier: whether its batch is one for another reason than its gradient.
         """
         grads = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        *grads, loss = self.processes.sum([*grads, loss])
         present = [grad for grad in grads if grad is not None]
         norm = torch.stack(torch._foreach_norm(present)).norm()  # pyright: ignore[reportPrivateImportUsage]
         value, size = torch.stack([loss.detach(), norm]).tolist()

@@ -1,0 +1,91 @@
+"""One training over several processes: what they share of a batch, and what they add up."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as distributed
+
+__all__ = ["Processes"]
+
+
+class Processes:
+    """The processes of a group, each with a part of every batch; without a group the one that there is.
+
+    Args:
+        group: a process group, such as `torch.distributed.group.WORLD`, or None.
+
+    Attributes:
+        rank: number of this process.
+        size: number of processes.
+
+    Raises:
+        TypeError: if it is no process group.
+
+    Example:
+        >>> alone = Processes(None)
+        >>> alone.size, alone.rows(torch.arange(4)).tolist()
+        (1, [0, 1, 2, 3])
+    """
+
+    def __init__(self, group: Any = None) -> None:
+        self.group: Any = group
+        if group is not None and not (distributed.is_available() and isinstance(group, distributed.ProcessGroup)):
+            raise TypeError(
+                f"Expected process_group to be a torch.distributed.ProcessGroup or None; got {type(group).__name__}. "
+                "Call torch.distributed.init_process_group under torchrun, and pass torch.distributed.group.WORLD."
+            )
+        self.rank = 0 if group is None else distributed.get_rank(group)
+        self.size = 1 if group is None else distributed.get_world_size(group)
+
+    def check_divides(self, name: str, value: int) -> None:
+        """Raise ValueError if a number of rows cannot be divided evenly."""
+        if value % self.size:
+            raise ValueError(f"Expected {name} to be a multiple of the {self.size} processes; got {value}.")
+
+    def rows(self, value: torch.Tensor) -> torch.Tensor:
+        """This process's rows of something that all processes have."""
+        each = len(value) // self.size
+        return value[self.rank * each : (self.rank + 1) * each]
+
+    def gather(self, value: torch.Tensor) -> torch.Tensor:
+        """The rows of all processes; derivatives go to this process's own."""
+        if self.size == 1:
+            return value
+        parts = [torch.empty_like(value) for _ in range(self.size)]
+        distributed.all_gather(parts, value.detach().contiguous(), group=self.group)
+        parts[self.rank] = value
+        return torch.cat(parts)
+
+    def sum(self, values: Sequence[Any]) -> list[Any]:
+        """The sums over all processes, in one exchange; None, which is so in all of them, stays."""
+        if self.size == 1:
+            return list(values)
+        present = [value for value in values if value is not None]
+        flat = torch.cat([value.detach().flatten() for value in present])
+        distributed.all_reduce(flat, group=self.group)
+        sums = iter(flat.split([value.numel() for value in present]))
+        return [None if value is None else next(sums).reshape(value.shape) for value in values]
+
+    def take_over(self, values: Sequence[torch.Tensor]) -> None:
+        """Copy the first process's tensors into those of the others."""
+        if self.size > 1:
+            for value in values:
+                distributed.broadcast(value.data, distributed.get_global_rank(self.group, 0), group=self.group)
+
+    def of_first(self, value: Any) -> Any:
+        """The first process's object."""
+        if self.size == 1:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values, distributed.get_global_rank(self.group, 0), group=self.group)
+        return values[0]
+
+    def check_same(self, name: str, value: Any) -> None:
+        """Raise ValueError, in every process, if they do not all have the same."""
+        if self.size == 1:
+            return
+        values: list[Any] = [None] * self.size
+        distributed.all_gather_object(values, value, group=self.group)
+        if any(other != values[0] for other in values):
+            raise ValueError(f"Expected {name} to be the same in all {self.size} processes; got {values}.")
