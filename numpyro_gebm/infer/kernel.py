@@ -135,6 +135,7 @@ class LangevinKernel(MCMCKernel):
             like = None if self.model is None else self._shapes(model_args, model_kwargs)
             init_params = _as_positions(init_params, like, 0 if single else len(keys))
             init_params = jax.tree.map(lambda x: x[None], init_params) if single else init_params
+        keys = self._beside_the_model(keys, init_params, model_args, model_kwargs)
         if self._start_fn is None:
             self._start_fn = eqx.filter_jit(self._start)
         start = self._start_fn if _hashable((model_args, model_kwargs)) else self._start
@@ -170,6 +171,17 @@ class LangevinKernel(MCMCKernel):
         model = handlers.substitute(handlers.seed(self._program(), rng_key), substitute_fn=self.init_strategy)
         sites = handlers.trace(model).get_trace(*model_args, **model_kwargs)
         return {name: biject_to(s["fn"].support).inv(s["value"]) for name, s in sites.items() if is_latent(s)}
+
+    def _beside_the_model(self, keys, init_params, model_args, model_kwargs):
+        """Keys on the device of the arrays that the model encloses: where the keys are, the chains are."""
+        if jax.device_count() == 1 or not not_jax_tracer(keys) or keys.committed:
+            return keys
+        like = init_params if self.model is None else self._shapes(model_args, model_kwargs)
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[self.model is None :], x.dtype), like)
+        potential = self._potential(model_args, model_kwargs)
+        enclosed = jax.make_jaxpr(lambda z: potential(z))(like).consts
+        devices = {x.sharding for x in enclosed if isinstance(x, jax.Array) and not_jax_tracer(x) and x.committed}
+        return jax.device_put(keys, devices.pop()) if len(devices) == 1 else keys
 
     def _shapes(self, model_args, model_kwargs):
         return jax.eval_shape(lambda key: self._drawn(key, model_args, model_kwargs), random.key(0))

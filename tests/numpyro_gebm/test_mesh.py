@@ -1,4 +1,4 @@
-"""KALE on a mesh of devices: eight virtual ones in a process of their own."""
+"""Several devices, virtual ones in a process of their own: KALE on a mesh, and parameters on the second."""
 
 import json
 import os
@@ -9,15 +9,25 @@ import sys
 import pytest
 
 
-@pytest.fixture(scope="module")
-def report():
-    script = pathlib.Path(__file__).with_name("mesh_of_eight.py")
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+def run(name, num_devices):
+    script = pathlib.Path(__file__).with_name(name)
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={num_devices}"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     how = {"cwd": script.parents[2], "env": environment, "capture_output": True, "text": True, "check": False}
     done = subprocess.run([sys.executable, str(script)], **how)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def report():
+    return run("mesh_of_eight.py", 8)
+
+
+@pytest.mark.slow
+def test_everything_follows_parameters_on_the_second_device():
+    found = run("second_device.py", 2)
+    assert len(found) > 12 and {name: [1] for name in found} == found
 
 
 def test_a_mesh_trains_as_one_device_does(report):

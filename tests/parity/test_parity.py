@@ -267,7 +267,7 @@ def test_a_shipped_model_is_the_same_in_both_hosts():
 ONLY_NUMPYRO = {"": {"enable_compilation_cache"}, "nn": {"Applied"}, "training": {"KALEState"}}
 ONLY_PYRO = {"infer": {"VectorizedMCMC"}}
 #: Arguments that one host needs and the other does not: random keys, explicit states, Pyro's transforms.
-NUMPYRO_ARGUMENTS = {"KALE": {"process_group"}} | {
+NUMPYRO_ARGUMENTS = {"KALE": {"process_group"}, "training.KALE": {"process_group"}} | {
     "nn.MLP": {"rng_key"},
     "nn.ConvGenerator": {"rng_key"},
     "nn.ConvEnergy": {"rng_key"},
@@ -288,6 +288,7 @@ NUMPYRO_ARGUMENTS = {"KALE": {"process_group"}} | {
     "Pushforward.sample": {"key"},
     "Pushforward.log_prob": {"intermediates"},
     "KALE": {"mesh", "axis"},
+    "training.KALE": {"mesh", "axis"},
     "KALE.run": {"rng_key", "init_state"},
     "KALE.evaluate": {"state"},
     "infer.AnnealedMALA.__call__": {"rng_key"},
