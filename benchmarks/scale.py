@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/scale.py                     ratios of both hosts; nothing else should run
     .venv/bin/python benchmarks/scale.py --hidden 512 512 --batch-size 2048
 
-Energy steps a second of `KALE`; base 100-512-512-784, energy 784-512-512-1. In one process on the first core, then in two,
-each on one of the first two cores, which exchange energies and gradients by gloo. The runs alternate.
+Energy steps a second of `KALE`; base 100-512-512-784, energy 784-512-512-1. In one process on the first core, then in
+two, each on one of the first two cores, which exchange energies and gradients by gloo. The runs alternate.
 """
 
 import argparse

@@ -16,6 +16,7 @@ MAP (CSGM, arXiv:1703.03208, ten restarts, told the noise), on the same images.
 
 import argparse
 import importlib
+import math
 import pathlib
 import time
 import warnings
@@ -58,7 +59,8 @@ def main(argv=None):
     args.out.mkdir(parents=True, exist_ok=True)
     images, span = held_out(args)
     gebm = host.model(args.dataset, args.model, args.out, args.seed, not args.no_progress)
-    images = images.reshape(-1, *gebm.base.event_shape)
+    side = math.isqrt(images[0].size)
+    images = images.reshape(-1, side, side)
     if args.table:
         for problem in args.problems:
             print(table(host, gebm, problem, images[: args.images], span, args), flush=True)
