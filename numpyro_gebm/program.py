@@ -63,8 +63,8 @@ class Program(Decomposable, Distribution):
         ...     with numpyro.plate("rows", 3):
         ...         numpyro.sample("x", dist.Normal(mean, 1.0))
         >>> base = Program(model, "x")
-        >>> base, base.sample(jax.random.key(0), (5,)).shape, base.params
-        (Program(site: x, event_shape: (3,), latents: mean, x), (5, 3), {'scale': Array(2., dtype=float32)})
+        >>> base, base.sample(jax.random.key(0), (5,)).shape, float(base.params["scale"])
+        (Program(site: x, event_shape: (3,), latents: mean, x), (5, 3), 2.0)
     """
 
     arg_constraints = {}

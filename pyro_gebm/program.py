@@ -67,8 +67,8 @@ class Program(Decomposable, dist.TorchDistribution):
         ...     with pyro.plate("rows", 3):
         ...         pyro.sample("x", dist.Normal(mean, 1.0))
         >>> base = Program(model, "x")
-        >>> base, tuple(base.sample((5,)).shape), base.params
-        (Program(site: x, event_shape: (3,), latents: mean, x), (5, 3), {'scale': tensor(2.)})
+        >>> base, tuple(base.sample((5,)).shape), float(base.params["scale"])
+        (Program(site: x, event_shape: (3,), latents: mean, x), (5, 3), 2.0)
     """
 
     arg_constraints = {}  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]  # as in PyTorch

@@ -93,6 +93,7 @@ def test_a_gebm_over_a_program_is_the_one_over_its_pushforward(host):
     assert abs(found.value - expected.log_partition(beta)) < 4 * found.std_error
 
 
+@pytest.mark.slow_in("numpyro")
 def test_kale_finds_the_parameters_of_a_hierarchy(host):
     """As maximum likelihood does, which is exact here: marginally y ~ N(mu, tau² + 1)."""
     data = 2.0 + np.sqrt(1.49) * np.random.default_rng(3).normal(size=(400, 8))

@@ -146,49 +146,6 @@ def test_what_follows_from_a_site_that_was_set_sees_the_value_set(host):
     np.testing.assert_allclose(host.numpy(host.seeded(tilted)()), 2.0)
 
 
-def posterior(case, beta, H, y, noise):
-    """Mean and covariance of the latents of a linear-Gaussian GEBM, given `y ~ N(H x, noise² I)`."""
-    prior, by = np.linalg.inv(case.covariance(beta)), H @ case.W
-    covariance = np.linalg.inv(prior + by.T @ by / noise**2)
-    return covariance @ (prior @ case.mean(beta) + by.T @ (y - H @ case.b) / noise**2), covariance
-
-
-H, Y, NOISE, BETA = np.array([[1.0, -0.4, 0.3]]), np.array([1.2]), 0.7, 1.4
-
-
-@pytest.mark.parametrize(
-    "kernel, way",
-    [
-        ("GHMC", "tilt"),
-        pytest.param("GHMC", "GEBM", marks=pytest.mark.slow),
-        pytest.param("NUTS", "tilt", marks=pytest.mark.slow),
-        pytest.param("NUTS", "GEBM", marks=pytest.mark.slow),
-    ],
-)
-def test_the_posterior_of_an_inverse_problem_is_exact(host, kernel, way):
-    gebm, W = host.linear_gaussian(BETA), host.array(H)
-
-    def tilted():
-        z = host.ppl.sample("x_latent", gebm.latent_prior)
-        x = host.ppl.deterministic("x", gebm.decode(z))
-        host.ppl.sample("y", host.dist.Normal(x @ W.T, NOISE).to_event(1), obs=host.array(Y))
-
-    def of_gebm():
-        x = host.ppl.sample("x", gebm)
-        host.ppl.sample("y", host.dist.Normal(x @ W.T, NOISE).to_event(1), obs=host.array(Y))
-
-    if way == "tilt":
-        model = host.tilt(tilted, gebm.energy, "x", BETA)
-    else:
-        model = host.handlers.reparam(of_gebm, config={"x": host.LatentReparam()})
-    if kernel == "NUTS":
-        draws = host.run(host.nuts(model), 500, 6000)
-    else:
-        draws = host.run(host.infer.GHMC(model, adapt_mass_matrix=True, num_steps=5), 500, 1000, 8)
-    case = cases.linear_gaussian()
-    cases.assert_moments(draws["x_latent"], *posterior(case, BETA, H, Y, NOISE))
-
-
 def predictive(host, model, num):
     infer = importlib.import_module(f"{host.name}.infer")
     if host.name == "numpyro":

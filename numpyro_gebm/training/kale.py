@@ -36,7 +36,7 @@ from gebm.objectives import BaseObjective, Energies, EnergyObjective
 from gebm.refinement import Control
 from gebm.training import ObjectiveName, check_energy_steps, drive, find_objective, number_of_energy_steps, progress
 from gebm.validation import callable_or_none, instance, integer, optional, probability
-from numpyro_gebm.base import check_trainable, has_density, trained_part, with_trained_part
+from numpyro_gebm.base import check_trainable, decompose, has_density, trained_part, with_trained_part
 from numpyro_gebm.callables import over_batch
 from numpyro_gebm.divergences import batch_log_partition, kale
 from numpyro_gebm.gebm import GEBM, check_energy
@@ -481,6 +481,14 @@ class KALE:
                 f"'{self._axis}'; got {num}."
             )
 
+    def _draws(self, base, rng_key, num):
+        """Base draws; the devices of the mesh divide the latents, and so what the generator computes."""
+        if self._mesh is None:
+            return jnp.asarray(base.sample(rng_key, (num,)))
+        latent_prior, generator = decompose(base)
+        z = self._shared(latent_prior.sample(rng_key, (num,)))
+        return self._shared(over_batch(generator, z, latent_prior.event_dim))
+
     def _everywhere(self, values):
         """Values on every device of the mesh."""
         if self._mesh is None:
@@ -580,7 +588,7 @@ class KALE:
     def _energy_step(self, state, batch):
         key_base, key_penalty, _ = step_keys(state, state.step)
         batch, num = self._shared(batch), self.noise_factor * len(batch)
-        draws = self._shared(jnp.asarray(self._base_of(state.base).sample(key_base, (num,))))
+        draws = self._draws(self._base_of(state.base), key_base, num)
         chains = chain_draws = None
         if state.chains is not None:
             gebm = GEBM(self._base_of(state.base), self._energy_of(state.energy), validate_args=False)
@@ -657,7 +665,7 @@ class KALE:
         def loss(arrays):
             base = self._base_of(arrays)
             return self.objective.base_loss(
-                base, self._shared(batch), lambda: self._energies(state.energy, self._shared(base.sample(key, (num,))))
+                base, self._shared(batch), lambda: self._energies(state.energy, self._draws(base, key, num))
             )
 
         value, grads = jax.value_and_grad(loss)(state.base)

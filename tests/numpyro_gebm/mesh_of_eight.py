@@ -10,8 +10,6 @@ import optax
 
 from numpyro_gebm import KALE, KALEGuide, Pushforward, nn
 
-jax.config.update("jax_enable_x64", True)
-
 
 def train(num_steps, **kwargs):
     """A short training; its curves and its parameters."""
@@ -28,6 +26,7 @@ def train(num_steps, **kwargs):
 
 def main():
     """Print the largest difference, and where the arrays are."""
+    jax.config.update("jax_enable_x64", True)
     mesh = jax.make_mesh((8,), ("data",))
     one, many = train(100)[2], train(100, mesh=mesh)
     kale, result, values = many

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow  # they compile in processes of their own
+
 
 def run(name, num_devices):
     script = pathlib.Path(__file__).with_name(name)
@@ -24,7 +26,6 @@ def report():
     return run("mesh_of_eight.py", 8)
 
 
-@pytest.mark.slow
 def test_everything_follows_parameters_on_the_second_device():
     found = run("second_device.py", 2)
     assert len(found) > 12 and {name: [1] for name in found} == found

@@ -26,6 +26,7 @@ def network_program():
     return Program(model, "x")
 
 
+@pytest.mark.slow
 def test_a_network_is_trained_and_compiled_once():
     base = network_program()
     before = base.params["net$params"]

@@ -267,7 +267,7 @@ def test_a_shipped_model_is_the_same_in_both_hosts():
 ONLY_NUMPYRO = {"": {"enable_compilation_cache"}, "nn": {"Applied"}, "training": {"KALEState"}}
 ONLY_PYRO = {"infer": {"VectorizedMCMC"}}
 #: Arguments that one host needs and the other does not: random keys, explicit states, Pyro's transforms.
-NUMPYRO_ARGUMENTS = {"KALE": {"process_group"}, "training.KALE": {"process_group"}} | {
+NUMPYRO_ARGUMENTS = {
     "nn.MLP": {"rng_key"},
     "nn.ConvGenerator": {"rng_key"},
     "nn.ConvEnergy": {"rng_key"},
@@ -318,7 +318,7 @@ NUMPYRO_ARGUMENTS = {"KALE": {"process_group"}, "training.KALE": {"process_group
     "training.two_samples.shuffled_parts": {"rng_key"},
     "training.two_samples.trained_energy": {"rng_key"},
 }
-PYRO_ARGUMENTS = {
+PYRO_ARGUMENTS = {"KALE": {"process_group"}, "training.KALE": {"process_group"}} | {
     f"infer.{name}": {"transforms"}
     for name in ("Ex2MCMC", "GHMC", "KineticLangevin", "LangevinKernel", "MALA", "MALT", "ULA")
 }

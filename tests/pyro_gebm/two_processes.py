@@ -12,9 +12,6 @@ import torch.distributed as distributed
 
 from pyro_gebm import KALE, KALEGuide, Pushforward, nn
 
-torch.set_default_dtype(torch.float64)
-torch.set_num_threads(1)
-
 
 def networks(seed):
     """Base and guide; every process starts with parameters of its own."""
@@ -34,6 +31,8 @@ def main():
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--die-at", type=float, help="the second process ends itself after so many seconds")
     args = parser.parse_args()
+    torch.set_default_dtype(torch.float64)
+    torch.set_num_threads(1)
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     group = None
     if size > 1:

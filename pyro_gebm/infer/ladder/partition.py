@@ -106,7 +106,7 @@ def normalized(gebm: GEBM, smc: SMC | None = None) -> GEBM:
         >>> gebm = GEBM(dist.Normal(0.0, 1.0), lambda x: 0.5 * precision * x**2)
         >>> value = normalized(gebm).log_partition  # -log(1 + precision) / 2
         >>> (slope,) = torch.autograd.grad(value, precision)
-        >>> abs(float(value) + math.log(4.0) / 2) < 0.1, abs(float(slope) + 1 / 8) < 0.05
+        >>> abs(value.item() + math.log(4.0) / 2) < 0.1, abs(float(slope) + 1 / 8) < 0.05
         (True, True)
     """
     instance("gebm", gebm, GEBM)
