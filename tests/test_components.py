@@ -181,6 +181,7 @@ def mixed(host):
     return model
 
 
+@pytest.mark.slow_in("pyro")
 def test_a_discrete_site_beside_it_is_enumerated(host):
     if host.name == "numpyro":
         pytest.importorskip("funsor")  # NumPyro enumerates with it

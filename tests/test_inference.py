@@ -22,6 +22,7 @@ def normal_energy(x):
     return 0.5 * (x**2).sum(-1)
 
 
+@pytest.mark.slow_in("pyro")
 @pytest.mark.parametrize("beta", slow_unless([1.0, 100.0], 100.0))
 def test_nuts_on_the_latent_law(host, beta):
     draws = host.run(nuts(host, latent_model(host, host.linear_gaussian(beta))), 300, 1500, 2)["z"]

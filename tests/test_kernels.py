@@ -451,6 +451,7 @@ def test_effective_draws_per_gradient(host):
     assert min(az.ess(draws[..., i]) for i in range(5)) > 0.4 * 200 * 32
 
 
+@pytest.mark.slow_in("numpyro")
 @pytest.mark.parametrize("stock", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_ex2mcmc_moves_between_modes(host, stock):
     """Modes 8 apart of weights .8 and .2, from a start in the heavier one; its acceptance is that of its weights."""

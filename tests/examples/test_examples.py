@@ -47,7 +47,8 @@ def test_curve(backend, tmp_path, capsys):
     assert {path.name for path in tmp_path.iterdir()} == {"curve_a.png", "curve_b.png"}
 
 
-@pytest.mark.parametrize("backend", [pytest.param("numpyro", marks=pytest.mark.slow), "pyro"])  # JAX compiles long
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["numpyro", "pyro"])
 def test_ladder(backend, tmp_path, capsys):
     for package in ("matplotlib", "arviz", backend):
         pytest.importorskip(package)
@@ -105,7 +106,8 @@ def few_images(tmp_path):
     return folder.parent
 
 
-@pytest.mark.parametrize("backend", [pytest.param("numpyro", marks=pytest.mark.slow), "pyro"])  # JAX compiles long
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["numpyro", "pyro"])
 def test_images(backend, few_images, tmp_path, capsys, monkeypatch):
     for package in ("matplotlib", backend):
         pytest.importorskip(package)

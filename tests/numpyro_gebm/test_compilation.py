@@ -40,7 +40,7 @@ def model(seed):
     return GEBM(base, nn.MLP((3,), (), (4,), rng_key=keys[1]))
 
 
-@pytest.mark.parametrize("sampler", [None, SMC(64, 4, 1)], ids=["default", "smc"])
+@pytest.mark.parametrize("sampler", [None, pytest.param(SMC(64, 4, 1), marks=pytest.mark.slow)], ids=["default", "smc"])
 def test_draws_of_another_number_and_of_another_model(sampler):
     def draw(seed, num):
         gebm = model(seed)
@@ -120,6 +120,7 @@ def test_arguments_that_cannot_be_hashed():
     assert np.isfinite(mcmc.get_samples()["z"]).all()
 
 
+@pytest.mark.slow
 def test_training_again_compiles_nothing():
     guide = KALEGuide(nn.MLP((2,), (), (4,), rng_key=jax.random.key(0)))
     kale = KALE(HOST.normal(2), guide, None, optax.adam(1e-3))

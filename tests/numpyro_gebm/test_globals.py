@@ -23,6 +23,7 @@ def model(y):
     numpyro.sample("y", dist.Normal(z.sum(-1), 1.0), obs=y)
 
 
+@pytest.mark.slow
 def test_runs_in_several_threads():
     """z has variance 1/2, so given y = z1 + z2 + noise, E[z1 + z2] = y / 2 and its variance is 1/2."""
     data, errors = [-20.0, 20.0], []

@@ -35,9 +35,7 @@ def latent_model():
     numpyro.sample("z", HOST.linear_gaussian(1.0).latent)
 
 
-@pytest.mark.parametrize(
-    "chain_method", slow_unless(["sequential", "vectorized", "parallel", jax.vmap], "vectorized", jax.vmap)
-)
+@pytest.mark.parametrize("chain_method", slow_unless(["sequential", "vectorized", "parallel", jax.vmap], "vectorized"))
 @pytest.mark.filterwarnings("ignore:There are not enough devices:UserWarning")
 @pytest.mark.filterwarnings("ignore:Some donated buffers were not usable")  # of NumPyro's loop under `jax.vmap`
 def test_chain_methods_agree(chain_method):
@@ -201,6 +199,7 @@ def test_a_short_run_is_compiled_once_for_a_structure():
     assert counts[0] <= 8
 
 
+@pytest.mark.slow
 def test_a_short_run_as_sampler_works_under_jit_and_vmap():
     prior, key = dist.Normal(jnp.zeros(2), 1.0).to_event(1), jax.random.key(0)
     gebm = GEBM(prior, lambda x: 0.5 * (x**2).sum(), sampler=ShortRun(num_steps=5))

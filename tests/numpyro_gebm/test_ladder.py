@@ -38,6 +38,7 @@ def energy(x):
     return 1.5 * x
 
 
+@pytest.mark.slow
 def test_start_restart_and_pickling_of_replica_exchange():
     latent = GEBM(dist.Gamma(3.0, 2.0), energy).latent
     kernel = pickle.loads(pickle.dumps(ReplicaExchange(latent, num_rungs=3, site="w")))

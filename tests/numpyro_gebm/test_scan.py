@@ -9,6 +9,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from marks import slow_unless
 from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 from numpyro.distributions.batch_util import promote_batch_shape, vmap_over
@@ -72,7 +73,7 @@ def chain(num_steps):
     scan(step, 0.0, None, length=num_steps)
 
 
-@pytest.mark.parametrize("num_steps", [2, 3, pytest.param(4, marks=pytest.mark.slow)], ids="{} steps".format)
+@pytest.mark.parametrize("num_steps", slow_unless([2, 3, 4], 3), ids="{} steps".format)
 def test_the_density_in_a_scan_is_the_sum_over_its_steps(num_steps):
     """Also where the number of steps is the length of an event (2), or of a plate (3)."""
     shapes = {name: make(0.0).shape() for name, make in MAKERS.items()}

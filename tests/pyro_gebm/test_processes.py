@@ -44,6 +44,7 @@ def alone(tmp_path_factory):
     return np.load(f"{out}-0.npy")
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(alone, tmp_path):
     """Over 100 steps, base, energy, A and KALE: one log-sum-exp, one base, one stream of random numbers."""
     codes, texts = run(2, tmp_path / "x")
