@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
+import pytest
 from numpyro import handlers
 from numpyro.infer import MCMC
 from numpyro.primitives import _PYRO_STACK
