@@ -122,8 +122,8 @@ class Program(Decomposable, dist.TorchDistribution):
         """The whole program, at these parameters and without arguments, to `tilt` at `event_site` or to run."""
 
         def model():
-            own, kept = {id(self._sources[name]): value for name, value in self._own().items()}, _Kept(self.site)
-            with _Params(self._values()), _replaced(own), kept:
+            kept = _Kept(self.site)
+            with self._at_parameters(), kept:
                 out = self._model(*self._args, **self._kwargs)
             if self.event_site != self.site:
                 pyro.deterministic(self.event_site, kept.value)
@@ -225,13 +225,18 @@ class Program(Decomposable, dist.TorchDistribution):
     def _values(self):
         return {name: transform_to(self._constraints[name])(own) for name, own in self._own().items()}
 
-    def _run(self):
-        """Run the program up to its site, at the parameters of this base."""
+    @contextlib.contextmanager
+    def _at_parameters(self):
+        """A context in which the program, and its networks, have the parameters of this base."""
         own = {id(self._sources[name]): value for name, value in self._own().items()}
         with _Params(self._values()), _replaced(own), warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".* was not registered in the param store", UserWarning)  # of a copy
-            with contextlib.suppress(_Reached), _UpTo(self.site):
-                self._model(*self._args, **self._kwargs)
+            yield
+
+    def _run(self):
+        """Run the program up to its site."""
+        with self._at_parameters(), contextlib.suppress(_Reached), _UpTo(self.site):
+            self._model(*self._args, **self._kwargs)
 
     def _trace(self, make_handler: Callable[[], Any] = contextlib.nullcontext, validate: bool = True) -> dict[str, Any]:
         with alone(validate), poutine.trace() as trace, make_handler():  # a plate is drawn when it is made

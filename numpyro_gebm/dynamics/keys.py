@@ -1,13 +1,16 @@
 """Random keys: one for all chains, or one a chain."""
 
+from collections.abc import Callable, Iterable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import random
-from numpyro.util import is_prng_key
+from numpyro.util import is_prng_key, not_jax_tracer
 
 from numpyro_gebm.keys import typed
 
-__all__ = ["as_given", "fold_in", "split", "standard_normal", "typed", "uniform"]
+__all__ = ["as_given", "beside", "fold_in", "split", "standard_normal", "typed", "uniform"]
 
 
 def as_given(keys: jax.Array, like: jax.Array) -> jax.Array:
@@ -39,3 +42,20 @@ def uniform(keys: jax.Array, like: jax.Array, minval: float = 0.0) -> jax.Array:
     if is_prng_key(keys):
         return random.uniform(keys, like.shape, like.dtype, minval)
     return jax.vmap(lambda key: random.uniform(key, like.shape[1:], like.dtype, minval))(keys)
+
+
+def beside(keys: jax.Array, arrays: Callable[[], Iterable[Any]]) -> jax.Array:
+    """Random keys on the device of a model's arrays: where the keys of chains are, the chains are.
+
+    Args:
+        keys: random keys; bound to a device they stay there.
+        arrays: returns what the model encloses; asked only where there are several devices.
+
+    Returns:
+        The keys.
+    """
+    if jax.device_count() == 1 or not not_jax_tracer(keys) or keys.committed:
+        return keys
+    bound = [x for x in arrays() if isinstance(x, jax.Array) and not_jax_tracer(x) and x.committed]
+    places = {x.sharding for x in bound}
+    return jax.device_put(keys, places.pop()) if len(places) == 1 else keys

@@ -20,7 +20,7 @@ from numpyro.util import identity, is_prng_key, not_jax_tracer
 
 from gebm.langevin import STATISTICS, AdaptState, Chains, KineticState, StepInfo, no_finite_potential
 from gebm.validation import callable_or_none, check_fields, flag, function, positive, probability, real_numbers
-from numpyro_gebm.dynamics.keys import as_given, fold_in, split, standard_normal, typed, uniform
+from numpyro_gebm.dynamics.keys import as_given, beside, fold_in, split, standard_normal, typed, uniform
 from numpyro_gebm.dynamics.metropolis import accept_probability
 from numpyro_gebm.dynamics.starts import finite_start
 from numpyro_gebm.dynamics.steps import PotentialAndGrad
@@ -135,7 +135,7 @@ class LangevinKernel(MCMCKernel):
             like = None if self.model is None else self._shapes(model_args, model_kwargs)
             init_params = _as_positions(init_params, like, 0 if single else len(keys))
             init_params = jax.tree.map(lambda x: x[None], init_params) if single else init_params
-        keys = self._beside_the_model(keys, init_params, model_args, model_kwargs)
+        keys = beside(keys, lambda: self._enclosed(init_params, model_args, model_kwargs))
         if self._start_fn is None:
             self._start_fn = eqx.filter_jit(self._start)
         start = self._start_fn if _hashable((model_args, model_kwargs)) else self._start
@@ -172,16 +172,12 @@ class LangevinKernel(MCMCKernel):
         sites = handlers.trace(model).get_trace(*model_args, **model_kwargs)
         return {name: biject_to(s["fn"].support).inv(s["value"]) for name, s in sites.items() if is_latent(s)}
 
-    def _beside_the_model(self, keys, init_params, model_args, model_kwargs):
-        """Keys on the device of the arrays that the model encloses: where the keys are, the chains are."""
-        if jax.device_count() == 1 or not not_jax_tracer(keys) or keys.committed:
-            return keys
+    def _enclosed(self, init_params, model_args, model_kwargs):
+        """Arrays that the potential encloses."""
         like = init_params if self.model is None else self._shapes(model_args, model_kwargs)
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[self.model is None :], x.dtype), like)
         potential = self._potential(model_args, model_kwargs)
-        enclosed = jax.make_jaxpr(lambda z: potential(z))(like).consts
-        devices = {x.sharding for x in enclosed if isinstance(x, jax.Array) and not_jax_tracer(x) and x.committed}
-        return jax.device_put(keys, devices.pop()) if len(devices) == 1 else keys
+        return jax.make_jaxpr(lambda z: potential(z))(like).consts
 
     def _shapes(self, model_args, model_kwargs):
         return jax.eval_shape(lambda key: self._drawn(key, model_args, model_kwargs), random.key(0))

@@ -41,6 +41,10 @@ def main():
         mcmc.run(key)
         found[name] = mcmc.get_samples()["z"]
     data = jax.device_put(data, second)
+    mcmc = MCMC(infer.ReplicaExchange(gebm.latent), num_warmup=5, num_samples=5, progress_bar=False)
+    mcmc.run(key)
+    found["ReplicaExchange"] = mcmc.get_samples()["z"]
+    found["ShortRun"] = infer.ShortRun(num_steps=3).run(gebm.latent, 4, rng_key=key, progress_bar=False).z
     found["mmd"] = mmd2(data, data + 1.0)
     flow = particle_flows.mmd_flow(data, data + 1.0, kernels.Gaussian(1.0), num_steps=2, step_size=0.1, rng_key=key)
     found["mmd_flow"] = flow.particles

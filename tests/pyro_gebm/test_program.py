@@ -79,6 +79,9 @@ def test_networks_are_trained_in_place_and_copies_keep_theirs(kind):
         expected = normal(2).log_prob(z[:, :2]) + dist.Normal(loc, scale).log_prob(z[:, 2:]).sum(-1)
         torch.testing.assert_close(found, expected)
         assert not found.requires_grad
+    pyro.set_rng_seed(1)
+    x = torch.stack([pyro.poutine.trace(result.program).get_trace().nodes["x"]["value"] for _ in range(200)])
+    assert float(x.std()) > 0.15  # of the trained network, where the enclosed one is 0 now
 
 
 def test_a_program_that_sees_one_draw_is_drawn_from_one_by_one():

@@ -15,7 +15,7 @@ from numpyro.util import identity, is_prng_key, not_jax_tracer
 
 from gebm.ladder import NUM_PILOT, NUM_PILOT_MOVES, PILOT_FRACTION, Points, spaced_evenly
 from gebm.validation import check_fields, integer, latent_law, optional, text
-from numpyro_gebm.dynamics.keys import as_given, typed
+from numpyro_gebm.dynamics.keys import as_given, beside, typed
 from numpyro_gebm.gebm import EnergyTiltedPrior
 from numpyro_gebm.infer.chain_kernel import ChainKernel
 from numpyro_gebm.infer.ladder.pilot import pilot
@@ -143,7 +143,7 @@ class ReplicaExchange(MCMCKernel, ChainKernel):
         model_kwargs: dict[str, Any] | None = None,
     ) -> ReplicaExchangeState:
         single = is_prng_key(rng_key)
-        keys = typed(rng_key)
+        keys = beside(typed(rng_key), lambda: jax.tree.leaves(self.latent))
         start = init_params[self.site] if isinstance(init_params, dict) else init_params
 
         if self._start_fn is None:

@@ -87,7 +87,7 @@ def normalized(gebm: GEBM, smc: SMC | None = None) -> GEBM:
     .. math:: \nabla A = \mathbb{E}_{\nu}[\nabla (\log \eta - \beta E \circ B)(z)]
 
     `SVI` with `x ~ normalized(GEBM(...))` in the model then follows the gradient of the ELBO, without bias from the
-    log-partition as the number of particles grows. Source: arXiv:2003.05033, equation 9 (the gradient).
+    log-partition as the number of particles grows. Source: arXiv:2003.05033.
 
     Args:
         gebm: a `GEBM` with batch shape ().
