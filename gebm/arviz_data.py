@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from gebm.extras import extra
 
-__all__ = ["from_groups", "latent_site", "named_statistics", "predictive_groups"]
+__all__ = ["from_datasets", "from_groups", "latent_site", "named_statistics", "predictive_groups"]
 
 #: Fields of the state of a kernel, as NumPyro names them, and what ArviZ calls them.
 STATISTICS: Final = {
@@ -49,6 +49,26 @@ def from_groups(
         if int(arviz.__version__.split(".")[0]) >= 1:
             return arviz.from_dict(groups, coords=coords, dims=dims)
         return arviz.from_dict(**groups, coords=coords, dims=dims)
+
+
+def from_datasets(groups: Mapping[str, Any]) -> Any:
+    """Datasets of xarray as ArviZ data; what they have not read yet stays unread.
+
+    Args:
+        groups: datasets by the names of their groups.
+
+    Returns:
+        `arviz.InferenceData` (ArviZ before 1.0) or `xarray.DataTree` (from 1.0 on).
+
+    Raises:
+        ImportError: without ArviZ, naming the extra to install.
+    """
+    arviz = extra("arviz", "arviz", "read_draws")
+    if int(arviz.__version__.split(".")[0]) >= 1:
+        return extra("xarray", "arviz", "read_draws").DataTree.from_dict(dict(groups))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "More chains|Found chain dimension to be longer", UserWarning)
+        return arviz.InferenceData(**groups)
 
 
 def predictive_groups(

@@ -15,7 +15,7 @@ import numpy as np
 from gebm.arviz_data import from_groups
 from gebm.atomic import replacing
 from gebm.netcdf import (
-    Slab,
+    Variable,
     allocate,
     checked_variable,
     checksum,
@@ -30,7 +30,7 @@ from gebm.netcdf import (
 )
 from gebm.validation import instance, integer, path_of
 
-__all__ = ["DrawFile", "check_file", "read_draws", "refuse_existing"]
+__all__ = ["DrawFile", "check_file", "checked_arrays", "checked_variables", "read_file", "refuse_existing"]
 
 
 class DrawFile:
@@ -38,7 +38,7 @@ class DrawFile:
 
     Opens in ArviZ and xarray like any other (groups `posterior` and `sample_stats`, dimensions chain, draw). A process
     that is killed while writing leaves a file that opens and can be continued: a chunk counts when it is on the disk.
-    While it is being written, look at it with `read_draws`. Made by `DrawFile.create` and `DrawFile.open`.
+    While it is being written, look at it with `read_file`. Made by `DrawFile.create` and `DrawFile.open`.
 
     Attributes:
         path: the file.
@@ -55,7 +55,7 @@ class DrawFile:
         >>> with DrawFile.open(path) as file:
         ...     file.num_draws_written
         40
-        >>> read_draws(path)["posterior"]["z"].shape
+        >>> read_file(path)["posterior"]["z"].shape
         (2, 40, 3)
     """
 
@@ -103,10 +103,7 @@ class DrawFile:
         path = pathlib.Path(path_of("path", path))
         refuse_existing(path)
         num_chains, num_draws = integer("num_chains", num_chains), integer("num_draws", num_draws)
-        instance("variables", variables, Mapping, "mapping of names to (shape, dtype, group)")
-        variables = {name: checked_variable(name, *spec) for name, spec in variables.items()}
-        if "posterior" not in {group for _, _, group in variables.values()}:
-            raise ValueError(f'Expected variables with at least one in the group "posterior"; got {variables}.')
+        variables = checked_variables(variables)
         with replacing(path) as temporary:
             reserve(temporary, num_chains, num_draws, variables)
             allocate(temporary, num_chains, num_draws, variables)
@@ -129,21 +126,6 @@ class DrawFile:
         """
         return cls(path)
 
-    def check_size(self, num_draws: int) -> None:
-        """Check that the file is as long as a run.
-
-        Args:
-            num_draws: draws of each chain that the run makes.
-
-        Raises:
-            ValueError: if it is not.
-        """
-        if num_draws != self.num_draws:
-            raise ValueError(
-                f"Expected a run of {self.num_draws} draws a chain, for which the file at {self.path} was made "
-                f"({self.num_draws_written} are written); got {num_draws}. Ask for as many, or start a new file."
-            )
-
     def append(self, posterior: Mapping[str, Any], sample_stats: Mapping[str, Any] | None = None) -> None:
         """Write the next draws; they count once they are on disk.
 
@@ -157,7 +139,8 @@ class DrawFile:
         """
         if self._file.closed:
             raise ValueError(f"Expected an open file; {self.path} is closed. Continue it with `DrawFile.open`.")
-        chunks = self._checked_chunks({"posterior": posterior, "sample_stats": sample_stats or {}})
+        groups = {"posterior": posterior, "sample_stats": sample_stats or {}}
+        chunks = checked_arrays(self._slabs, groups, self.num_chains, self.num_draws - self.num_draws_written)
         num_new = chunks[0][1].shape[1]
         for slab, values in chunks:
             row_size = int(np.prod(slab.shape[2:])) * slab.dtype.itemsize
@@ -200,31 +183,6 @@ class DrawFile:
                 os.fsync(self._file.fileno())
             start += length
 
-    def _checked_chunks(self, groups: Mapping[str, Mapping[str, Any]]) -> list[tuple[Slab, np.ndarray]]:
-        """Pairs of a slab and its new values, all of them checked."""
-        chunks = []
-        for group, values in groups.items():
-            slabs = self._slabs[group]
-            if slabs.keys() != values.keys():
-                raise ValueError(f"Expected {group} with the names {sorted(slabs)}; got {sorted(values)}.")
-            chunks += [(name, slabs[name], _as_numpy(value)) for name, value in values.items()]
-        num_new = chunks[0][2].shape[1] if chunks[0][2].ndim > 1 else 0
-        for name, slab, value in chunks:
-            expected = (self.num_chains, num_new, *slab.shape[2:])
-            if value.shape != expected:
-                raise ValueError(
-                    f"Expected {name!r} of shape (chains, draws, ...) = {expected}; got {value.shape}. Every array of "
-                    "a chunk has the same chains and draws."
-                )
-            if not np.can_cast(value.dtype, slab.dtype, "same_kind"):
-                raise ValueError(f"Expected {name!r} of dtype {slab.dtype}; got {value.dtype}.")
-        if self.num_draws_written + num_new > self.num_draws:
-            raise ValueError(
-                f"Expected at most {self.num_draws - self.num_draws_written} more draws; got {num_new}. The file has "
-                f"room for {self.num_draws} and holds {self.num_draws_written}."
-            )
-        return [(slab, value) for _, slab, value in chunks]
-
     def close(self) -> None:
         """Close the file; closing twice does no harm."""
         self._file.close()
@@ -260,6 +218,58 @@ def check_file(
     path.unlink()
 
 
+def checked_variables(variables: Mapping[str, tuple[Iterable[int], Any, str]]) -> dict[str, Variable]:
+    """Shapes, NumPy dtypes and groups of variables.
+
+    Raises:
+        TypeError: if it is no mapping.
+        ValueError: for an unknown group or dtype, or no variable in the group "posterior".
+    """
+    instance("variables", variables, Mapping, "mapping of names to (shape, dtype, group)")
+    checked = {name: checked_variable(name, *spec) for name, spec in variables.items()}
+    if "posterior" not in {group for _, _, group in checked.values()}:
+        raise ValueError(f'Expected variables with at least one in the group "posterior"; got {checked}.')
+    return checked
+
+
+def checked_arrays(
+    room: Mapping[str, Mapping[str, Any]], groups: Mapping[str, Mapping[str, Any]], num_chains: int, num_left: int
+) -> list[tuple[Any, np.ndarray]]:
+    """Pairs of where new values go and the values, all of them checked.
+
+    Args:
+        room: by group and name, what has the `shape` of all draws and their `dtype`.
+        groups: by group and name, new values.
+        num_chains: their chains.
+        num_left: draws that there is room for.
+
+    Raises:
+        ValueError: for names, shapes or dtypes that do not fit, or too many draws.
+    """
+    chunks = []
+    for group, values in groups.items():
+        if room[group].keys() != values.keys():
+            raise ValueError(f"Expected {group} with the names {sorted(room[group])}; got {sorted(values)}.")
+        chunks += [(name, room[group][name], _as_numpy(value)) for name, value in values.items()]
+    num_new = chunks[0][2].shape[1] if chunks[0][2].ndim > 1 else 0
+    for name, place, value in chunks:
+        expected = (num_chains, num_new, *place.shape[2:])
+        if value.shape != expected:
+            raise ValueError(
+                f"Expected {name!r} of shape (chains, draws, ...) = {expected}; got {value.shape}. Every array of "
+                "a chunk has the same chains and draws."
+            )
+        if not np.can_cast(value.dtype, place.dtype, "same_kind"):
+            raise ValueError(f"Expected {name!r} of dtype {place.dtype}; got {value.dtype}.")
+    if num_new > num_left:
+        size = chunks[0][1].shape[1]
+        raise ValueError(
+            f"Expected at most {num_left} more draws; got {num_new}. The file has room for {size} and holds "
+            f"{size - num_left}."
+        )
+    return [(place, value) for _, place, value in chunks]
+
+
 def refuse_existing(path: pathlib.Path) -> None:
     """Raise an error if a file of draws would be overwritten.
 
@@ -275,7 +285,7 @@ def refuse_existing(path: pathlib.Path) -> None:
         )
 
 
-def read_draws(path: str | os.PathLike[str]) -> Any:
+def read_file(path: str | os.PathLike[str]) -> Any:
     """The complete draws of a `DrawFile`, as `to_arviz` returns them; also while another process is writing.
 
     Every value is read once, and compared with the checksum of its chunk. Values are then mapped from the file, and

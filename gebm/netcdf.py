@@ -17,6 +17,7 @@ __all__ = [
     "GROUPS",
     "Layout",
     "Slab",
+    "Variable",
     "allocate",
     "checked_variable",
     "checksum",

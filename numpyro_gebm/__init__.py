@@ -1,12 +1,14 @@
 """Generalized energy-based models as NumPyro distributions."""
 
 from gebm import __version__
-from gebm.draw_file import DrawFile, read_draws
+from gebm.draw_file import DrawFile
 from gebm.errors import ResultFailed, TrainingDiverged
 from gebm.kale_testing import KALETest
 from gebm.plotting import plot_losses
+from gebm.streaming import read_draws
 from gebm.training import energy_bursts
 from gebm.weights import LogPartition
+from gebm.zarr import DrawStore
 from numpyro_gebm import divergences, flows, infer, metrics, nn, particle_flows, training
 from numpyro_gebm.base import Pushforward
 from numpyro_gebm.compilation import enable_compilation_cache
@@ -31,7 +33,7 @@ __all__ = [  # noqa: RUF022
     "KALE", "KALEGuide", "ResultFailed", "TrainingDiverged", "gradient_penalty", "l2_penalty", "sum_of_penalties",
     "energy_bursts", "plot_losses",
     "LogPartition", "LogPartitionCurve", "log_partition", "log_partition_curve", "normalized",
-    "Diagnosis", "DrawFile", "KALETest", "decode", "diagnose", "kale_test", "read_draws", "to_arviz",
+    "Diagnosis", "DrawFile", "DrawStore", "KALETest", "decode", "diagnose", "kale_test", "read_draws", "to_arviz",
     "enable_compilation_cache",
     "divergences", "flows", "infer", "metrics", "nn", "particle_flows", "training",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from numpyro.infer.mcmc import MCMC
 from gebm.arviz_data import from_groups, latent_site, named_statistics, predictive_groups
 from gebm.validation import instance
 from numpyro_gebm.callables import over_batch
+from numpyro_gebm.devices import on_host
 from numpyro_gebm.gebm import GEBM
 from numpyro_gebm.observations import observations
 
@@ -71,9 +72,9 @@ def to_arviz(
     """
     instance("mcmc", mcmc, MCMC, "numpyro.infer.MCMC")
     draws = mcmc.get_samples(group_by_chain=True)
-    posterior = {name: np.asarray(value) for name, value in named_arrays(draws, site or "z").items()}
+    posterior = {name: on_host(value) for name, value in named_arrays(draws, site or "z").items()}
     fields = mcmc.get_extra_fields(group_by_chain=True)
-    arrays = {name: np.asarray(value) for name, value in fields.items() if hasattr(value, "shape")}
+    arrays = {name: on_host(value) for name, value in fields.items() if hasattr(value, "shape")}
     statistics = named_statistics(arrays)
     if gebm is not None:
         instance("gebm", gebm, GEBM)

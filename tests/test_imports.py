@@ -24,14 +24,16 @@ EXTRAS = {"arviz", "matplotlib", "sklearn", "flowjax", "xarray", "pandas", "scip
 WITHOUT_TWIN = {
     "numpyro_gebm": {
         "compilation.py",
+        "devices.py",
         "distribution.py",
         "dynamics/buckets.py",
         "dynamics/keys.py",
+        "infer/sharded.py",
         "keys.py",
         "nn/applied.py",
         "nn/convolution.py",
     },
-    "pyro_gebm": {"infer/potential.py", "infer/vectorized.py", "training/processes.py"},
+    "pyro_gebm": {"infer/potential.py", "infer/vectorized.py", "processes.py"},
 }
 
 STATES = {
@@ -115,7 +117,7 @@ def files(package):
 
 #: Modules from the lowest layer to the highest; those of one line may import each other. `gebm` is below all of them.
 LAYERS = [
-    ("callables", "distribution", "keys", "effects", "compilation"),
+    ("callables", "distribution", "keys", "effects", "compilation", "devices", "processes"),
     ("base", "program", "divergences", "nn", "flows", "metrics"),
     ("particle_flows", "dynamics"),
     ("gebm",),

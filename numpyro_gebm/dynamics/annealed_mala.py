@@ -8,6 +8,7 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax, random
+from jax.sharding import Mesh
 from numpyro.distributions import biject_to
 from numpyro.distributions.util import sum_rightmost
 from numpyro.util import not_jax_tracer
@@ -25,6 +26,7 @@ from gebm.annealing import (
 )
 from gebm.validation import check_fields, integer, latent_law, positive, probability
 from numpyro_gebm.base import has_costly_draws
+from numpyro_gebm.devices import Devices
 from numpyro_gebm.dynamics.buckets import bucket, first_rows
 from numpyro_gebm.dynamics.isir import isir
 from numpyro_gebm.dynamics.keys import typed
@@ -68,6 +70,8 @@ class AnnealedMALA:
         annealing: fraction of the steps during which beta rises.
         num_candidates: K, fresh prior draws of a global move, each one evaluation of the energy; 0 for no global moves.
         batch_size: chains run at once; bounds the memory.
+        mesh: devices that divide the chains between them.
+        axis: that axis of the mesh.
 
     Example:
         >>> import jax, numpyro.distributions as dist
@@ -83,9 +87,12 @@ class AnnealedMALA:
     annealing: Annotated[float, partial(probability, one=True)] = 0.65
     num_candidates: Annotated[int, partial(integer, minimum=0)] = 20
     batch_size: Annotated[int, integer] = 4096
+    mesh: Mesh | None = None
+    axis: str = "data"
 
     def __post_init__(self):
         check_fields(self)
+        Devices(self.mesh, self.axis)
 
     def __call__(self, latent: Any, num_samples: int, *, rng_key: jax.Array) -> jax.Array:
         """Draw latents.
@@ -126,6 +133,8 @@ class _Report(NamedTuple):
 def _draw(latent, rng_key, num_samples, size, config):
     """At least `num_samples` of `size` draws, the rest zeros, in batches of which there are as many as it takes."""
     batch = min(size if size <= SINGLE_BATCH else size // 4, config.batch_size)
+    num_devices = Devices(config.mesh, config.axis).size
+    batch = -(-batch // num_devices) * num_devices
     num_batches = -(-size // batch)
     keys = random.split(rng_key, num_batches)
 
@@ -143,7 +152,7 @@ def _draw(latent, rng_key, num_samples, size, config):
 def _anneal(latent, rng_key, num_chains, config):
     gebm, ndim = latent.gebm, 1 + len(latent.batch_shape)
     prior = gebm.latent_prior.expand(latent.batch_shape)
-    transform = biject_to(prior.support)
+    transform, devices = biject_to(prior.support), Devices(config.mesh, config.axis)
     key_start, key_steps, key_moves = random.split(rng_key, 3)
 
     def log_prior(u):
@@ -199,12 +208,12 @@ def _anneal(latent, rng_key, num_chains, config):
         trend = MEMORY * trend + (1 - MEMORY) * accept_prob
         change = jnp.where((trend < STUCK) & (since < 0), -math.log(SHRINK), change)
         change = jnp.where(t < ADAPTING * config.num_steps, change, 0.0)
-        return (point, log_step + change.astype(log_step.dtype), trend, active), None
+        return (devices.rows(point), log_step + change.astype(log_step.dtype), trend, active), None
 
     num_candidates, moves = config.num_candidates, jnp.array(global_moves(config.num_steps, config.annealing))
     u, log_weight_of_start, finite, tried = finite_start(key_start, propose)
     nan = jnp.isnan(log_weight_of_start)
-    start = evaluate(u)
+    start = devices.rows(evaluate(u))
     log_step = jnp.full(start[1].shape, jnp.log(config.step_size), start[1].dtype)
     carry = start, log_step, jnp.ones_like(log_step), jnp.full(log_step.shape, num_candidates > 0)
     (point, _, _, active), _ = lax.scan(step, carry, jnp.arange(config.num_steps))

@@ -14,6 +14,7 @@ from numpyro_gebm.infer.ladder.replica_exchange import ReplicaExchange
 from numpyro_gebm.infer.ladder.smc import SMC
 from numpyro_gebm.infer.mala import MALA
 from numpyro_gebm.infer.malt import MALT
+from numpyro_gebm.infer.sharded import sharded
 from numpyro_gebm.infer.short_run import ShortRun
 from numpyro_gebm.infer.streaming import stream_draws
 from numpyro_gebm.infer.ula import ULA
@@ -35,5 +36,6 @@ __all__ = [
     "ShortRunResult",
     "StepInfo",
     "init_to_prior",
+    "sharded",
     "stream_draws",
 ]

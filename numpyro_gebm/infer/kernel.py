@@ -10,7 +10,6 @@ from typing import Annotated, Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax, random
 from numpyro import handlers
 from numpyro.distributions import biject_to
@@ -20,6 +19,7 @@ from numpyro.util import identity, is_prng_key, not_jax_tracer
 
 from gebm.langevin import STATISTICS, AdaptState, Chains, KineticState, StepInfo, no_finite_potential
 from gebm.validation import callable_or_none, check_fields, flag, function, positive, probability, real_numbers
+from numpyro_gebm.devices import on_host
 from numpyro_gebm.dynamics.keys import as_given, beside, fold_in, split, standard_normal, typed, uniform
 from numpyro_gebm.dynamics.metropolis import accept_probability
 from numpyro_gebm.dynamics.starts import finite_start
@@ -140,8 +140,8 @@ class LangevinKernel(MCMCKernel):
             self._start_fn = eqx.filter_jit(self._start)
         start = self._start_fn if _hashable((model_args, model_kwargs)) else self._start
         state, finite, tried = start(keys, init_params, model_args, model_kwargs)
-        if not_jax_tracer(finite) and not np.isfinite(state.potential_energy).all():
-            potential_energy = np.asarray(state.potential_energy)
+        if not_jax_tracer(finite) and not jnp.isfinite(state.potential_energy).all():
+            potential_energy = on_host(state.potential_energy)
             raise ValueError(no_finite_potential(potential_energy, "init_params", int(finite), int(tried)))
 
         def ensemble(state, model_args, model_kwargs):

@@ -86,7 +86,8 @@ def _state(_, children):
     """
     state = LangevinState(*children)
     num_nan = state.num_nan
-    if isinstance(num_nan, jax.Array) and not_jax_tracer(num_nan) and (np.asarray(num_nan) >= PATIENCE).any():
+    known = isinstance(num_nan, jax.Array) and not_jax_tracer(num_nan)
+    if known and any((np.asarray(shard.data) >= PATIENCE).any() for shard in num_nan.addressable_shards):
         raise RuntimeError(still_nan("init_params"))
     return state
 

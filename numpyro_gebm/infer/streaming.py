@@ -1,7 +1,6 @@
 """Long runs: draws to a file while sampling."""
 
 import os
-import pathlib
 from collections.abc import Collection
 from functools import partial
 from operator import attrgetter
@@ -10,15 +9,17 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax, random
+from jax.experimental import multihost_utils
 from numpyro.infer import MCMC
 from numpyro.util import is_prng_key
-from tqdm import tqdm
 
 from gebm.arviz_data import named_statistics
-from gebm.draw_file import DrawFile, check_file, read_draws, refuse_existing
 from gebm.fingerprint import Fingerprint
-from gebm.validation import flag, instance, integer, mapping, names, path_of
+from gebm.streaming import stream
+from gebm.validation import instance, mapping, names
+from numpyro_gebm.devices import Devices, on_host, own_rows, placed_like
 from numpyro_gebm.infer.chain_kernel import ChainKernel
+from numpyro_gebm.infer.sharded import Sharded
 from numpyro_gebm.keys import typed
 from numpyro_gebm.to_arviz import named_arrays
 from numpyro_gebm.training.checkpoints import delete_checkpoints, read_latest_checkpoint, write_checkpoint
@@ -42,16 +43,19 @@ def stream_draws(
     allow: Collection[str] = (),
     progress_bar: bool = True,
 ) -> Any:
-    """Run a kernel and write its draws to a NetCDF file as they come, at constant memory.
+    """Run a kernel and write its draws to a file as they come, at constant memory.
+
+    A path that ends in ".zarr" is a Zarr store, which many processes may write, each its own chains: under
+    `jax.distributed`, with `chain_method=sharded(mesh)`, all call this alike. Others are NetCDF files of one process.
 
     Only the latent sites are kept (no deterministic ones: `decode` computes x from z), with every statistic. After each
     chunk the state of the chains (positions, velocities, adaptation, random state) is written beside the file, to
     `<path>.state`. A run that was killed at any moment continues from there with `resume=True`, and ends with the same
-    draws as an uninterrupted one.
+    draws as an uninterrupted one, also with another number of devices or processes.
 
     Args:
         mcmc: a `numpyro.infer.MCMC` with a kernel of `infer` or another `infer.ChainKernel`; its chains run together.
-        path: the file.
+        path: the file, or the store, which all processes must see.
         model_args: arguments of the model.
         model_kwargs: its keyword arguments.
         rng_key: a JAX random key.
@@ -67,11 +71,11 @@ def stream_draws(
 
     Raises:
         FileExistsError: if there is a file at `path`, without `resume`.
-        ImportError: without h5netcdf, naming the extra to install.
+        ImportError: without h5netcdf or zarr, naming the extra to install.
         TypeError: if `mcmc` is not a NumPyro `MCMC`, or its kernel not a `ChainKernel`.
         OSError: if the file cannot be made there, before the warm-up.
-        ValueError: for a chunk size below 1, a site whose name a file cannot hold (before the warm-up), or a file of
-            another run or another size.
+        ValueError: for a chunk size below 1, a site whose name a file cannot hold (before the warm-up), a file of
+            another run or another size, or several processes and no store.
 
     Example:
         >>> import tempfile, jax, numpyro, numpyro.distributions as dist
@@ -85,61 +89,82 @@ def stream_draws(
         >>> draws["posterior"]["z"].shape
         (4, 40)
     """
-    kernel: Any = instance("mcmc", mcmc, MCMC, "numpyro.infer.MCMC").sampler
-    instance("the kernel of mcmc", kernel, ChainKernel, hint="Use a kernel of `infer`, or see `infer.ChainKernel`.")
-    chunk_size = integer("chunk_size", chunk_size)
-    path, allow = pathlib.Path(path_of("path", path)), names("allow", allow)
+    instance("mcmc", mcmc, MCMC, "numpyro.infer.MCMC")
+    hint = "Use a kernel of `infer`, or see `infer.ChainKernel`."
+    instance("the kernel of mcmc", mcmc.sampler, ChainKernel, hint=hint)
+    allow = names("allow", allow)
     model_args = instance("model_args", model_args, (tuple, list))
     model_kwargs = {} if model_kwargs is None else mapping("model_kwargs", model_kwargs)
-    folder, resume = path.with_name(f"{path.name}.state"), flag("resume", resume) and path.exists()
-    if not resume:
-        refuse_existing(path)
+    start = partial(_Chains, mcmc, model_args, model_kwargs, rng_key, init_params, allow)
+    return stream(path, start, chunk_size=chunk_size, resume=resume, progress_bar=progress_bar)
+
+
+class _Chains:
+    """The chains of a kernel, as `gebm.streaming` runs them."""
+
+    def __init__(self, mcmc, model_args, model_kwargs, rng_key, init_params, allow):
+        self.mcmc, self.kernel, self.allow = mcmc, mcmc.sampler, allow
+        self.num_chains, self.num_draws = mcmc.num_chains, mcmc.num_samples // mcmc.thinning
+        devices = mcmc.chain_method.devices if isinstance(mcmc.chain_method, Sharded) else Devices(None)
+        devices.check_divides("num_chains", mcmc.num_chains)
+        over_processes = devices.mesh is not None
+        self.rank, self.num_processes = (jax.process_index(), jax.process_count()) if over_processes else (0, 1)
+        keys = typed(rng_key)
+        keys = random.split(keys, mcmc.num_chains) if is_prng_key(keys) else keys
+        keys, init_params = devices.placed_rows((keys, init_params))
+        self.own_chains, _ = own_rows(random.key_data(keys))
+        self.state = self.kernel.init(keys, mcmc.num_warmup, init_params, model_args, model_kwargs)
+        self._warm, self._draw = _compiled(mcmc, self.kernel, model_args, model_kwargs)
+        self.fingerprint = Fingerprint.of(
+            kernel=self.kernel,
+            model_args=(model_args, model_kwargs),
+            num_chains=mcmc.num_chains,
+            num_warmup=mcmc.num_warmup,
+            thinning=mcmc.thinning,
+        )
+
+    def variables(self):
+        _, draws = jax.eval_shape(lambda state: self._draw(state, 1), self.state)
+        return {
+            name: (value.shape[2:], value.dtype, group)
+            for group, values in zip(("posterior", "sample_stats"), draws)
+            for name, value in values.items()
+        }
+
+    def warm_up(self):
+        num_warmup = self.mcmc.num_warmup
+        for start in range(0, num_warmup, WARMUP_CHUNK):
+            self.state = self._warm(self.state, min(WARMUP_CHUNK, num_warmup - start))
+            if self.kernel.warmup_converged(self.state):
+                break
+        self.state = self.kernel.end_warmup(self.state)
+
+    def draw(self, num):
+        self.state, draws = self._draw(self.state, num)
+
+        def own(value):
+            return np.swapaxes(own_rows(value, 1, self.own_chains)[1], 0, 1)
+
+        return [{name: own(value) for name, value in group.items()} for group in draws]
+
+    def save(self, folder, num_draws):
+        saved = jax.tree.map(on_host, self.kernel.save(self.state))  # all processes take part, and the first one writes
+        if self.rank == 0:
+            write_checkpoint(folder, num_draws, (saved, np.asarray(num_draws)), self.fingerprint)
+        self.wait()
+
+    def load(self, folder):
+        check, like = partial(self.fingerprint.check, allow=self.allow, source=folder), self.kernel.save(self.state)
+        saved, num_draws = read_latest_checkpoint(folder, (like, np.zeros((), int)), check=check)
+        self.state = self.kernel.restore(placed_like(saved, like))
+        return int(num_draws)
+
+    def forget(self, folder):
         delete_checkpoints(folder)
-    keys = typed(rng_key)
-    keys = random.split(keys, mcmc.num_chains) if is_prng_key(keys) else keys
-    state = kernel.init(keys, mcmc.num_warmup, init_params, model_args, model_kwargs)
-    warm, draw = _compiled(mcmc, kernel, model_args, model_kwargs)
-    total, num_draws = mcmc.num_samples // mcmc.thinning, 0
-    fingerprint = Fingerprint.of(
-        kernel=kernel,
-        model_args=(model_args, model_kwargs),
-        num_chains=mcmc.num_chains,
-        num_warmup=mcmc.num_warmup,
-        thinning=mcmc.thinning,
-    )
-    if not resume:
-        check_file(path, mcmc.num_chains, total, _variables(draw, state))
-    with tqdm(total=total, disable=not flag("progress_bar", progress_bar), unit="draw") as bar:
-        if resume:
-            check = partial(fingerprint.check, allow=allow, source=folder)
-            saved, num_draws = read_latest_checkpoint(folder, (kernel.save(state), np.zeros((), int)), check=check)
-            state = kernel.restore(saved)
-        else:
-            bar.set_description("Warmup")
-            state = _warmed_up(state, kernel, mcmc.num_warmup, warm)
-            write_checkpoint(folder, 0, (kernel.save(state), np.zeros((), int)), fingerprint)
-            DrawFile.create(path, mcmc.num_chains, total, _variables(draw, state)).close()
-        with DrawFile.open(path) as file:
-            file.check_size(total)
-            file.rewind(int(num_draws))
-            bar.set_description("Sample")
-            bar.update(file.num_draws_written)
-            while (left := total - file.num_draws_written) > 0:
-                state, draws = draw(state, min(chunk_size, left))
-                groups = [{name: np.swapaxes(value, 0, 1) for name, value in group.items()} for group in draws]
-                file.append(*groups)
-                num_draws = file.num_draws_written
-                write_checkpoint(folder, num_draws, (kernel.save(state), np.asarray(num_draws)), fingerprint)
-                bar.update(min(chunk_size, left))
-    return read_draws(path)
 
-
-def _warmed_up(state, kernel, num_warmup, warm):
-    for start in range(0, num_warmup, WARMUP_CHUNK):
-        state = warm(state, min(WARMUP_CHUNK, num_warmup - start))
-        if kernel.warmup_converged(state):
-            break
-    return kernel.end_warmup(state)
+    def wait(self):
+        if self.num_processes > 1:
+            multihost_utils.sync_global_devices("stream_draws")
 
 
 def _compiled(mcmc, kernel, args, kwargs):
@@ -163,12 +188,3 @@ def _compiled(mcmc, kernel, args, kwargs):
     warm = jax.jit(lambda state, num: lax.fori_loop(0, num, step, state))
     draw = jax.jit(lambda state, num: lax.scan(collect, state, length=num), static_argnums=1)
     return warm, draw
-
-
-def _variables(draw, state):
-    _, draws = jax.eval_shape(lambda state: draw(state, 1), state)
-    return {
-        name: (value.shape[2:], value.dtype, group)
-        for group, values in zip(("posterior", "sample_stats"), draws)
-        for name, value in values.items()
-    }

@@ -88,8 +88,8 @@ def read_latest_checkpoint(
     wrong = [f"{name} is missing" for name in required if name not in arrays]
     wrong += [f"{name} is not expected" for name in arrays if name not in leaves and _root(name) in roots]
     for name, leaf in leaves.items():
-        if name in arrays and isinstance(leaf, jax.Array) and arrays[name].shape != _to_numpy(leaf).shape:
-            wrong.append(f"{name} has shape {arrays[name].shape}, expected {_to_numpy(leaf).shape}")
+        if name in arrays and isinstance(leaf, jax.Array) and arrays[name].shape != (expected := _shape(leaf)):
+            wrong.append(f"{name} has shape {arrays[name].shape}, expected {expected}")
     if wrong:
         raise ValueError(
             f"The checkpoint {file} does not fit: {'; '.join(wrong[:5])}{'; ...' * (len(wrong) > 5)}. Resume with the "
@@ -145,6 +145,11 @@ def _is_key(leaf: Any) -> bool:
 
 def _to_numpy(leaf: Any) -> np.ndarray:
     return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _shape(leaf: Any) -> tuple[int, ...]:
+    """Shape of what `_to_numpy` makes, also of an array of several processes."""
+    return (jax.random.key_data(leaf) if _is_key(leaf) else leaf).shape
 
 
 def _from_numpy(array: np.ndarray, like: Any) -> jax.Array | np.ndarray:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax, random
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from numpyro.distributions import Distribution
 
 from gebm.batches import check_shape, is_array, values_of
@@ -38,6 +38,7 @@ from gebm.training import ObjectiveName, check_energy_steps, drive, find_objecti
 from gebm.validation import callable_or_none, instance, integer, optional, probability
 from numpyro_gebm.base import check_trainable, decompose, has_density, trained_part, with_trained_part
 from numpyro_gebm.callables import over_batch
+from numpyro_gebm.devices import Devices
 from numpyro_gebm.divergences import batch_log_partition, kale
 from numpyro_gebm.gebm import GEBM, check_energy
 from numpyro_gebm.keys import typed
@@ -148,12 +149,7 @@ class KALE:
             check_trainable(base)
         self.energy_steps = 1 if energy_optim is None or base_optim is None else energy_steps
         callable_or_none("trainable", trainable)
-        optional(partial(instance, types=Mesh))("mesh", mesh)
-        self._axis = axis
-        if mesh is not None and axis not in mesh.axis_names:
-            raise ValueError(f"Expected axis to be one of the mesh's, {mesh.axis_names}; got {axis!r}.")
-        auto = (AxisType.Auto,) * (0 if mesh is None else len(mesh.axis_names))  # the compiler divides the work
-        self._mesh = None if mesh is None else Mesh(mesh.devices, mesh.axis_names, axis_types=auto)
+        self._devices = Devices(mesh, axis)
         energy, part = guide.energy, trained_part(base)
         if energy_optim is None:
             energy = eqx.nn.inference_mode(energy)
@@ -218,7 +214,7 @@ class KALE:
             chains=self._start_chains(stream_key(rng_key, "chains")),
             grad_norms=jnp.zeros((2, 2), self._dtype),
         )
-        return self._everywhere(state)
+        return self._devices.everywhere(state)
 
     def update(self, state: KALEState, batch: Any) -> tuple[KALEState, KALELosses]:
         """One energy step on a batch and, after `energy_steps` of them, one base step; compiled once.
@@ -339,7 +335,7 @@ class KALE:
         num_steps = integer("num_steps", num_steps, minimum=0)
         settle_draws = optional(partial(integer, minimum=0))("settle_draws", settle_draws)
         every = find_every(validate_every, validation is not None, num_steps)
-        if self._mesh is not None and jax.process_index() > 0:  # the first process writes
+        if self._devices.mesh is not None and jax.process_index() > 0:  # the first process writes
             checkpoint_dir, checkpoint_every, progress_bar = None, None, False
         refuse_used(checkpoint_dir, resume_from=resume_from)
         batches = self._batches(data, batch_size, key)
@@ -469,48 +465,23 @@ class KALE:
             return self._as_data(name, item, key)
 
         if is_array(data, self.base.event_shape):
-            batches = InMemory(self._everywhere(as_batch("data", data)), batch_size)
-            self._check_divides("batch_size", batches.batch_size)
+            batches = InMemory(self._devices.everywhere(as_batch("data", data)), batch_size)
+            self._devices.check_divides("batch_size", batches.batch_size)
             return batches
         return Stream(data, as_batch)
 
-    def _check_divides(self, name, num):
-        if self._mesh is not None and num % self._mesh.shape[self._axis]:
-            raise ValueError(
-                f"Expected {name} to be a multiple of the {self._mesh.shape[self._axis]} devices of the mesh's axis "
-                f"'{self._axis}'; got {num}."
-            )
-
     def _draws(self, base, rng_key, num):
         """Base draws; the devices of the mesh divide the latents, and so what the generator computes."""
-        if self._mesh is None:
+        if self._devices.mesh is None:
             return jnp.asarray(base.sample(rng_key, (num,)))
         latent_prior, generator = decompose(base)
         z = self._shared(latent_prior.sample(rng_key, (num,)))
         return self._shared(over_batch(generator, z, latent_prior.event_dim))
 
-    def _everywhere(self, values):
-        """Values on every device of the mesh."""
-        if self._mesh is None:
-            return values
-        sharding = NamedSharding(self._mesh, PartitionSpec())
-        if sharding.is_fully_addressable:
-            return jax.device_put(values, sharding)
-
-        def place(x):  # among several processes, from the host of each
-            if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
-                return random.wrap_key_data(place(random.key_data(x)), impl=random.key_impl(x))
-            x = np.asarray(x)
-            return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
-
-        return jax.tree.map(place, values)
-
     def _shared(self, rows):
         """Rows that the devices of the mesh divide between them."""
-        if self._mesh is None:
-            return rows
-        self._check_divides("the batch", len(rows))
-        return lax.with_sharding_constraint(rows, NamedSharding(self._mesh, PartitionSpec(self._axis)))
+        self._devices.check_divides("the batch", len(rows))
+        return self._devices.rows(rows)
 
     def _as_data(self, name, data, key=None):
         return finite_array(name, data, self.base.event_shape, self._dtype, key)

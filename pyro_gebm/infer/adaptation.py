@@ -27,6 +27,7 @@ from gebm.langevin import (
     Window,
     update_window,
 )
+from pyro_gebm.processes import ALONE, Processes
 
 __all__ = ["adapt", "finish", "init_adaptation", "moments", "start_window"]
 
@@ -35,12 +36,20 @@ def _dual_averaging(log_step_size: float) -> DualAveraging:
     return DualAveraging(log_step_size, gamma=GAMMA)  # pyright: ignore[reportArgumentType]  # Pyro's default is an int
 
 
-def start_window(z: torch.Tensor, potential_energy: torch.Tensor, probes: torch.Tensor) -> Window:
+def start_window(
+    z: torch.Tensor, potential_energy: torch.Tensor, probes: torch.Tensor, processes: Processes = ALONE
+) -> Window:
     """An empty `Window`, centred at positions of shape `(N, d)` and their potentials."""
     zero, zeros = torch.zeros_like(potential_energy[0]), torch.zeros_like(z[0])
-    return Window(
-        z.mean(0), potential_energy.mean(), probes, 0, zeros, zeros, torch.zeros_like(probes), zero, zero, zero
-    )
+    center, potential_center = processes.mean([z.mean(0), potential_energy.mean()])
+    return Window(center, potential_center, probes, 0, zeros, zeros, torch.zeros_like(probes), zero, zero, zero)
+
+
+def _of_all(window, processes):
+    """A window with the sums of all processes."""
+    names = ("total", "total_square", "total_projected", "potential", "potential_square", "accept_prob")
+    sums = processes.sum([getattr(window, name) for name in names])
+    return window._replace(num=window.num * processes.size, **dict(zip(names, sums)))
 
 
 def moments(window: Window) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -57,7 +66,9 @@ def moments(window: Window) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, t
     return scale, variance, window.potential_center + potential, deviation
 
 
-def init_adaptation(z: torch.Tensor, potential_energy: torch.Tensor, step_size: float, first_window: int) -> AdaptState:
+def init_adaptation(
+    z: torch.Tensor, potential_energy: torch.Tensor, step_size: float, first_window: int, processes: Processes = ALONE
+) -> AdaptState:
     """State of the warm-up before the first step.
 
     Args:
@@ -65,6 +76,7 @@ def init_adaptation(z: torch.Tensor, potential_energy: torch.Tensor, step_size: 
         potential_energy: their potentials, shape `(N,)`.
         step_size: initial step size.
         first_window: steps in the first window.
+        processes: that each have a part of the chains.
 
     Returns:
         An `AdaptState`.
@@ -77,7 +89,7 @@ def init_adaptation(z: torch.Tensor, potential_energy: torch.Tensor, step_size: 
         warmup_converged=False,
         scale=1.0,
         dual_averaging=_dual_averaging(math.log(step_size)),
-        window=start_window(z, potential_energy, probes),
+        window=start_window(z, potential_energy, probes, processes),
         window_length=first_window,
         window_end=first_window,
         before=(math.inf,) * 3,
@@ -94,6 +106,7 @@ def adapt(
     *,
     step_size: bool = True,
     mass: bool = False,
+    processes: Processes = ALONE,
 ) -> AdaptState:
     """One update of the warm-up after a step.
 
@@ -105,6 +118,8 @@ def adapt(
         target_accept_prob: what their mean should be.
         step_size: whether the step size is adapted.
         mass: whether the mass is.
+        processes: that each have a part of the chains, and adapt alike: a number of each is added up in every step, and
+            the sums of a window at its end.
 
     Returns:
         The next `AdaptState`.
@@ -114,11 +129,12 @@ def adapt(
         num_warmup_steps=state.num_warmup_steps + 1,
     )
     if step_size:
-        state.dual_averaging.step(target_accept_prob - accept_prob.mean())
+        (mean,) = processes.mean([accept_prob.mean()])
+        state.dual_averaging.step(target_accept_prob - mean)
         state = state._replace(step_size=state.dual_averaging.get_state()[0].exp())
     if state.num_warmup_steps < state.window_end:
         return state
-    return _end_window(state, z, potential_energy, target_accept_prob if step_size else None, mass)
+    return _end_window(state, z, potential_energy, target_accept_prob if step_size else None, mass, processes)
 
 
 def finish(state: AdaptState) -> AdaptState:
@@ -128,7 +144,8 @@ def finish(state: AdaptState) -> AdaptState:
     return state._replace(step_size=float(state.dual_averaging.get_state()[1].exp()))
 
 
-def _end_window(state, z, potential_energy, target, mass):
+def _end_window(state, z, potential_energy, target, mass, processes):
+    state = state._replace(window=_of_all(state.window, processes))
     scale, variance, potential, deviation = moments(state.window)
     scale = torch.where(scale > 0, scale, state.length_scale)  # chains that have not moved tell nothing
     state = finish(state)
@@ -146,7 +163,7 @@ def _end_window(state, z, potential_energy, target, mass):
         length_scale=float(scale),
         warmup_converged=converged,
         dual_averaging=_dual_averaging(now[0]),
-        window=start_window(z, potential_energy, state.window.probes),
+        window=start_window(z, potential_energy, state.window.probes, processes),
         window_length=length,
         window_end=state.window_end + length,
         before=now,

@@ -31,6 +31,10 @@ class ChainKernel(Protocol):
 
     Attributes:
         transforms: maps sites to their transforms from constrained to unconstrained space, once `setup_chains` has run.
+
+    Over several processes (`VectorizedMCMC(process_group=)`) each has a kernel with its part of the chains. It is given
+    `processes`, by which it adds up what it adapts to. If it has `of_chains`, a dictionary from the entries of
+    `state_dict` with an axis of chains to that axis, a stream of draws can go on with another number of processes.
     """
 
     transforms: Any

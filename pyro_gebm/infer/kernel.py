@@ -30,6 +30,7 @@ from pyro_gebm.infer.chain_kernel import started
 from pyro_gebm.infer.initialization import init_to_prior
 from pyro_gebm.infer.potential import initialize_chains
 from pyro_gebm.infer.state import LangevinState
+from pyro_gebm.processes import ALONE
 from pyro_gebm.training.checkpoints import get_rng_state, set_rng_state
 
 __all__ = ["LangevinKernel"]
@@ -66,6 +67,7 @@ class LangevinKernel(MCMCKernel):
         first_window: steps in the first window of the warm-up.
         max_step: the largest step size, in units of the length scale of the law.
         state: `LangevinState` of the run; None before it.
+        processes: `Processes` that each have a part of the chains, and adapt alike.
 
     Raises:
         TypeError: for an argument of a wrong type.
@@ -90,6 +92,8 @@ class LangevinKernel(MCMCKernel):
     max_step = math.inf
     num_steps = 1
     step_size_schedule = None
+    processes = ALONE
+    of_chains = {"chains": 0, "num_nan": 0}
 
     def __post_init__(self):
         if (self.model is None) == (self.potential_fn is None):
@@ -239,7 +243,7 @@ class LangevinKernel(MCMCKernel):
             num_steps=0,
             step_size=float(self.step_size),
             num_nan=torch.zeros_like(zero, dtype=torch.long),
-            adapt_state=init_adaptation(flat, potential_energy, self.step_size, self.first_window),
+            adapt_state=init_adaptation(flat, potential_energy, self.step_size, self.first_window, self.processes),
         )
 
     def warmup_converged(self) -> bool:
@@ -288,6 +292,7 @@ class LangevinKernel(MCMCKernel):
             self.target_accept_prob,
             step_size=self.adapt_step_size,
             mass=self.adapt_mass_matrix,
+            processes=self.processes,
         )
         if not self.adapt_step_size:
             return new
@@ -380,7 +385,7 @@ class LangevinKernel(MCMCKernel):
         self._reset()
 
     def __getstate__(self):
-        return {**self.__dict__, "_potential": None}
+        return {**self.__dict__, "_potential": None, "processes": ALONE}
 
 
 def _of_one(potential_fn):

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from gebm.validation import flag, instance, integer, mapping, optional, probability
 from pyro_gebm.infer.chain_kernel import ChainKernel
+from pyro_gebm.processes import Processes
 
 __all__ = ["VectorizedMCMC"]
 
@@ -33,14 +34,20 @@ class VectorizedMCMC(AbstractMCMC):
         thinning: iterations a draw.
         initial_params: dict of unconstrained tensors with a leading axis of `num_chains`; None draws them.
         disable_progbar: show no progress bar.
+        process_group: of `torch.distributed`, to divide the chains between its processes. Each calls `run` with the
+            same arguments. They adapt together, with the same step size, and then draw without waiting for each other,
+            from random numbers of their own that follow from the first one's seed. All have the draws of all chains in
+            the end; `stream_draws` lets each write its own.
 
     Attributes:
         device: where the chains are; draws are moved to the host.
+        own_chains: the chains of this process, a slice.
 
     Raises:
         TypeError: if the kernel is not a `ChainKernel`.
-        ValueError: for numbers out of range, `initial_params` of another number of chains, or a model with discrete
-            latent sites, subsampling, or supports that change with other latent sites.
+        ValueError: for numbers out of range, `initial_params` of another number of chains, chains that the processes
+            cannot divide evenly, or a model with discrete latent sites, subsampling, or supports that change with other
+            latent sites.
         RuntimeError: while running, if the potential is NaN for 100 draws in a row.
 
     Example:
@@ -65,6 +72,7 @@ class VectorizedMCMC(AbstractMCMC):
         thinning: int = 1,
         initial_params: dict[str, torch.Tensor] | None = None,
         disable_progbar: bool = False,
+        process_group: Any = None,
     ):
         hint = "Use Pyro's `MCMC` for it, or see `infer.ChainKernel`."
         instance("kernel", kernel, ChainKernel, "kernel of `pyro_gebm.infer` or another ChainKernel", hint)
@@ -81,12 +89,17 @@ class VectorizedMCMC(AbstractMCMC):
         self._diagnostics: list[dict[str, Any]] = []
         if initial_params is not None:
             _check_initial_params(initial_params, num_chains)
+        self.processes = Processes(process_group)
+        self.processes.check_divides("num_chains", num_chains)
+        each = num_chains // self.processes.size
+        self.own_chains = slice(self.processes.rank * each, (self.processes.rank + 1) * each)
 
     def run(self, *args: Any, **kwargs: Any) -> None:
         """Run the warm-up and draw; arguments are those of the model."""
         self.start(*args, **kwargs)
         chunks, left = [], self.num_samples
-        with tqdm(total=self.warmup_steps + self.num_samples, disable=self.disable_progbar, desc="Warmup") as bar:
+        quiet = self.disable_progbar or self.processes.rank > 0
+        with tqdm(total=self.warmup_steps + self.num_samples, disable=quiet, desc="Warmup") as bar:
             self.warm_up(bar)
             bar.set_description("Sample")
             while left > 0:
@@ -94,8 +107,12 @@ class VectorizedMCMC(AbstractMCMC):
                 left -= min(CHUNK, left)
                 bar.update(self.warmup_steps + self.num_samples - left - bar.n)
                 bar.set_postfix(self.kernel.logging())
-        self._samples, statistics = (
+        own = [
             {name: torch.cat([chunk[part][name] for chunk in chunks], 1) for name in chunks[0][part]} for part in (0, 1)
+        ]
+        parts = self.processes.of_all(own)
+        self._samples, statistics = (
+            {name: torch.cat([part[i][name] for part in parts]) for name in own[i]} for i in (0, 1)
         )
         self._diagnostics = [
             {
@@ -109,7 +126,12 @@ class VectorizedMCMC(AbstractMCMC):
     def start(self, *args: Any, **kwargs: Any) -> None:
         """Start the chains; arguments are those of the model."""
         self._args, self._kwargs = args, kwargs
-        self.kernel.setup_chains(self.warmup_steps, self.num_chains, self._initial_params, *args, **kwargs)
+        params, num = self._initial_params, self.own_chains.stop - self.own_chains.start
+        if self.processes.size > 1:
+            self.kernel.processes = self.processes
+            params = None if params is None else {name: value[self.own_chains] for name, value in params.items()}
+            self.processes.own_stream()
+        self.kernel.setup_chains(self.warmup_steps, num, params, *args, **kwargs)
         self.transforms = self.kernel.transforms
         self.device = next(iter(self.kernel.positions().values())).device
 
@@ -140,7 +162,8 @@ class VectorizedMCMC(AbstractMCMC):
             num: how many of each chain.
 
         Returns:
-            Latent sites and statistics: dicts of tensors on the host of shape `(num_chains, num, ...)`.
+            Latent sites and statistics of the chains of this process: dicts of tensors on the host of shape
+            `(own chains, num, ...)`.
 
         Raises:
             RuntimeError: if the potential was NaN 100 draws in a row in some chain.

@@ -8,7 +8,7 @@ import torch
 
 from gebm.batches import as_array, check_finite, check_same_shape, check_shape, find_batch_size, values_of
 from gebm.fingerprint import describe_stream
-from pyro_gebm.training.processes import Processes
+from pyro_gebm.processes import Processes
 
 __all__ = ["InMemory", "Stream", "finite_tensor"]
 

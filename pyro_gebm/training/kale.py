@@ -35,6 +35,7 @@ from pyro_gebm.base import check_trainable, decompose, has_density, snapshot, tr
 from pyro_gebm.callables import PrivateRandomness, check_fixed, copy_of_values, evaluation_mode, over_batch
 from pyro_gebm.divergences import batch_log_partition, kale
 from pyro_gebm.gebm import GEBM, check_energy, check_generator
+from pyro_gebm.processes import Processes
 from pyro_gebm.training.batches import InMemory, Stream, finite_tensor
 from pyro_gebm.training.checkpoints import (
     get_rng_state,
@@ -53,7 +54,6 @@ from pyro_gebm.training.guide import (
 )
 from pyro_gebm.training.loop import Optimizer, Run, is_frozen, random_stream, trained_parameters
 from pyro_gebm.training.objectives import OBJECTIVES, KALEObjective
-from pyro_gebm.training.processes import Processes
 from pyro_gebm.training.refinement import Looks, Refinement, RefinementResult, refine
 from pyro_gebm.training.results import KALELosses, KALEResult
 

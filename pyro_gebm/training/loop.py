@@ -13,14 +13,10 @@ from gebm import clipping
 from gebm.errors import TrainingDiverged
 from gebm.fingerprint import describe
 from gebm.training import BAD_STEPS, PATIENCE
+from pyro_gebm.processes import ALONE, Processes
 from pyro_gebm.training.checkpoints import get_rng_state, set_rng_state
-from pyro_gebm.training.processes import Processes
 
 __all__ = ["Optimizer", "Run", "is_frozen", "random_stream", "trained_parameters"]
-
-
-#: No other processes.
-ALONE = Processes(None)
 
 
 def is_frozen(module: object) -> bool:

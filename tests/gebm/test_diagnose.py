@@ -9,8 +9,9 @@ from gebm import diagnose as module
 from gebm import findings
 from gebm.arviz_data import from_groups
 from gebm.diagnose import diagnose
-from gebm.draw_file import DrawFile, read_draws
+from gebm.draw_file import DrawFile
 from gebm.modes import cuts_between_modes, modes_visited
+from gebm.streaming import read_draws
 
 az = pytest.importorskip("arviz")
 xarray = pytest.importorskip("xarray")

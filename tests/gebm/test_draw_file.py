@@ -14,7 +14,8 @@ import pytest
 
 from gebm import draw_file
 from gebm.arviz_data import from_groups
-from gebm.draw_file import DrawFile, read_draws
+from gebm.draw_file import DrawFile
+from gebm.streaming import read_draws
 
 az = pytest.importorskip("arviz")
 h5py = pytest.importorskip("h5py")

@@ -264,7 +264,7 @@ def test_a_shipped_model_is_the_same_in_both_hosts():
 
 
 #: Public names that one package has and the other lacks.
-ONLY_NUMPYRO = {"": {"enable_compilation_cache"}, "nn": {"Applied"}, "training": {"KALEState"}}
+ONLY_NUMPYRO = {"": {"enable_compilation_cache"}, "infer": {"sharded"}, "nn": {"Applied"}, "training": {"KALEState"}}
 ONLY_PYRO = {"infer": {"VectorizedMCMC"}}
 #: Arguments that one host needs and the other does not: random keys, explicit states, Pyro's transforms.
 NUMPYRO_ARGUMENTS = {
@@ -291,6 +291,8 @@ NUMPYRO_ARGUMENTS = {
     "training.KALE": {"mesh", "axis"},
     "KALE.run": {"rng_key", "init_state"},
     "KALE.evaluate": {"state"},
+    "infer.AnnealedMALA": {"mesh", "axis"},
+    "infer.SMC": {"mesh", "axis"},
     "infer.AnnealedMALA.__call__": {"rng_key"},
     "infer.stream_draws": {"rng_key", "init_params"},
     "dynamics.steps.kinetic_step": {"rng_key"},
@@ -318,7 +320,13 @@ NUMPYRO_ARGUMENTS = {
     "training.two_samples.shuffled_parts": {"rng_key"},
     "training.two_samples.trained_energy": {"rng_key"},
 }
-PYRO_ARGUMENTS = {"KALE": {"process_group"}, "training.KALE": {"process_group"}} | {
+PYRO_ARGUMENTS = {
+    "KALE": {"process_group"},
+    "training.KALE": {"process_group"},
+    "infer.adaptation.adapt": {"processes"},
+    "infer.adaptation.init_adaptation": {"processes"},
+    "infer.adaptation.start_window": {"processes"},
+} | {
     f"infer.{name}": {"transforms"}
     for name in ("Ex2MCMC", "GHMC", "KineticLangevin", "LangevinKernel", "MALA", "MALT", "ULA")
 }
@@ -331,6 +339,7 @@ METHODS = [
         for method in ("log_prob", "sample")
     ),
     *("DrawFile.append", "DrawFile.create", "DrawFile.open"),
+    *("DrawStore.append", "DrawStore.create", "DrawStore.open"),
     *(
         f"divergences.{name}"
         for name in ("FDivergence.bound", "kernels.Gaussian.fit", "kernels.RandomFeatures.features")

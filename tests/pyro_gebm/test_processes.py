@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pyro_gebm import KALE, KALEGuide
-from pyro_gebm.training.processes import Processes
+from pyro_gebm.processes import Processes
 
 SCRIPT = pathlib.Path(__file__).with_name("two_processes.py")
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")

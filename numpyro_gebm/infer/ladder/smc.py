@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax, random
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from gebm.ladder import DELAY, MAX_RUNGS, NUM_PILOT, Points, SMCResult, check_groups, with_warning
 from gebm.validation import check_fields, flag, integer, latent_law, probability
 from gebm.weights import NUM_GROUPS, NUM_PARTICLES, from_log_weights
+from numpyro_gebm.devices import Devices, on_host
 from numpyro_gebm.dynamics.buckets import bucket, first_rows
 from numpyro_gebm.dynamics.keys import typed
 from numpyro_gebm.gebm import EnergyTiltedPrior
@@ -51,9 +53,12 @@ class SMC:
         num_groups: groups that they are divided into; `num_particles` of them is annealed importance sampling.
         num_moves: trajectories on each rung.
         effective_fraction: effective sample size of the weights of a rung over the number of particles.
+        mesh: devices that divide the particles of the fresh run between them.
+        axis: that axis of the mesh.
 
     Raises:
-        ValueError: for numbers out of their range, or a GEBM with a batch shape.
+        ValueError: for numbers out of their range, a GEBM with a batch shape, or particles that the devices cannot
+            divide evenly.
 
     Example:
         >>> import math, jax, numpyro.distributions as dist
@@ -70,10 +75,18 @@ class SMC:
     num_groups: Annotated[int, partial(integer, minimum=2)] = NUM_GROUPS
     num_moves: Annotated[int, integer] = 4
     effective_fraction: Annotated[float, probability] = 0.7
+    mesh: Mesh | None = None
+    axis: str = "data"
 
     def __post_init__(self):
         check_fields(self)
         check_groups(self.num_particles, self.num_groups)
+        self.devices.check_divides("num_particles", self.num_particles)
+
+    @property
+    def devices(self) -> Devices:
+        """`Devices` that divide the particles."""
+        return Devices(self.mesh, self.axis)
 
     def run(self, latent: EnergyTiltedPrior, *, rng_key: jax.Array, progress_bar: bool = True) -> SMCResult:
         """Particles of the tilted law, and log Z.
@@ -102,8 +115,8 @@ class SMC:
             if progress_bar:
                 jax.block_until_ready(state)
         t, step_sizes = (np.asarray(x[:num], np.float64) for x in (rungs.t, rungs.step_size * rungs.length_scale))
-        log_partitions, mean_neg_beta_energies, accept_probs = (np.asarray(x[:num]) for x in state.records)
-        log_partition = from_log_weights(state.log_weight, self.num_particles // self.num_groups)
+        log_partitions, mean_neg_beta_energies, accept_probs = (on_host(x[:num]) for x in state.records)
+        log_partition = from_log_weights(on_host(state.log_weight), self.num_particles // self.num_groups)
         return SMCResult(
             z=_particles(state, latent, rng_key),
             log_partition=with_warning(log_partition, beta * t, accept_probs),
@@ -163,6 +176,7 @@ def _start(latent, rng_key, config):
     num_pilot = min(config.num_particles, NUM_PILOT)
     rungs, failures = pilot(ladder, key_pilot, num_pilot, config.num_moves, config.effective_fraction)
     points, failed = ladder.start(key_start, config.num_particles)
+    points = config.devices.rows(points)
     nothing = jnp.zeros(MAX_RUNGS + 1, points.neg_beta_energy.dtype)
     log_weight = jnp.zeros(config.num_groups, points.neg_beta_energy.dtype)
     records = _Records(nothing, nothing.at[0].set(points.neg_beta_energy.mean()), nothing)
@@ -180,7 +194,7 @@ def _climb(k, state, latent, rungs, rng_key, config):
     log_weight = state.log_weight + jax.nn.logsumexp(increment, 1) - jnp.log(shape[1])
     among_all = systematic_resample(key_all, jnp.repeat(log_weight, shape[1]))
     index = jnp.where(k < rungs.num, _resample_groups(key_resample, increment), among_all)
-    points = jax.tree.map(lambda x: x[index], state.points)
+    points = config.devices.rows(jax.tree.map(lambda x: x[index], state.points))
     tuning = (rungs.t[rung], rungs.step_size[rung], rungs.length_scale[rung])
     points, accept_prob, num = move(key_move, points, Ladder(latent), *tuning, config.num_moves)
     mean_neg_beta_energy = mean_of_groups(log_weight, points.neg_beta_energy.reshape(shape).mean(1))

@@ -17,6 +17,7 @@ from pyro_gebm.gebm import EnergyTiltedPrior
 from pyro_gebm.infer.chain_kernel import ChainKernel, started
 from pyro_gebm.infer.ladder.pilot import pilot
 from pyro_gebm.infer.ladder.tempering import Ladder, move, potential_at
+from pyro_gebm.processes import ALONE
 from pyro_gebm.training.checkpoints import get_rng_state, set_rng_state
 
 __all__ = ["ReplicaExchange", "ReplicaExchangeState"]
@@ -94,6 +95,9 @@ class ReplicaExchange(ChainKernel):
     num_moves: Annotated[int, integer] = 1
     site: Annotated[str, text] = "z"
 
+    processes = ALONE
+    of_chains = {"points": 1, "rising": 1, "round_trips": 0}
+
     def __post_init__(self):
         check_fields(self)
         self._ladder = Ladder(self.latent)
@@ -153,6 +157,8 @@ class ReplicaExchange(ChainKernel):
         """
         if args or kwargs:
             raise TypeError("Expected no arguments: ReplicaExchange works on a GEBM, not on a model.")
+        ladder = self.processes.of_first([self._t.cpu(), self._length_scale.cpu(), self._step_size])
+        self._t, self._length_scale, self._step_size = *(x.to(self._t) for x in ladder[:2]), ladder[2]
         points, shape = self._ladder.start_finite(len(self._t) * num_chains), (len(self._t), num_chains)
         if initial_params is not None:
             given = self._ladder.evaluate(initial_params[self.site].detach().reshape(num_chains, -1))

@@ -1,16 +1,17 @@
-"""One training over several processes: what they share of a batch, and what they add up."""
+"""One run over several processes: what they share of a batch or of the chains, and what they add up."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as distributed
 
-__all__ = ["Processes"]
+__all__ = ["ALONE", "Processes"]
 
 
 class Processes:
-    """The processes of a group, each with a part of every batch; without a group the one that there is.
+    """The processes of a group, each with a part of every batch, or of the chains; without one, the one that there is.
 
     Args:
         group: a process group, such as `torch.distributed.group.WORLD`, or None.
@@ -67,6 +68,10 @@ class Processes:
         sums = iter(flat.split([value.numel() for value in present]))
         return [None if value is None else next(sums).reshape(value.shape) for value in values]
 
+    def mean(self, values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The means over all processes, in one exchange."""
+        return [value / self.size for value in self.sum(values)] if self.size > 1 else list(values)
+
     def take_over(self, values: Sequence[torch.Tensor]) -> None:
         """Copy the first process's tensors into those of the others."""
         if self.size > 1:
@@ -83,9 +88,34 @@ class Processes:
 
     def check_same(self, name: str, value: Any) -> None:
         """Raise ValueError, in every process, if they do not all have the same."""
-        if self.size == 1:
-            return
-        values: list[Any] = [None] * self.size
-        distributed.all_gather_object(values, value, group=self.group)
+        values = self.of_all(value)
         if any(other != values[0] for other in values):
             raise ValueError(f"Expected {name} to be the same in all {self.size} processes; got {values}.")
+
+    def own_stream(self, *position: int) -> None:
+        """Give each process random numbers of its own, that follow from the state of the first one's generator.
+
+        Args:
+            position: how far the run has come, so that one that goes on does not meet the same numbers again.
+        """
+        if self.size > 1:
+            seed = self.of_first(int(torch.randint(2**62, ())))
+            entropy = np.random.SeedSequence([seed, self.rank, *position])
+            torch.manual_seed(int(entropy.generate_state(1, np.uint64)[0] >> 1))
+
+    def wait(self) -> None:
+        """Wait until every process has come so far."""
+        if self.size > 1:
+            distributed.barrier(group=self.group)
+
+    def of_all(self, value: Any) -> list[Any]:
+        """The objects of all processes."""
+        values: list[Any] = [value]
+        if self.size > 1:
+            values = [None] * self.size
+            distributed.all_gather_object(values, value, group=self.group)
+        return values
+
+
+#: No other processes.
+ALONE = Processes()
