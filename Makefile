@@ -7,7 +7,7 @@ BACKEND ?= numpyro
 PACKAGE ?=
 CONSTRAINTS ?= constraints.txt
 VENV := .venv$(PACKAGE:%=-%)
-EXTRAS := $(if $(PACKAGE),$(PACKAGE),pyro,numpyro),arviz,examples,dev
+EXTRAS := $(if $(PACKAGE),$(PACKAGE),pyro,numpyro),arviz,zarr,examples,dev
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 

@@ -1,13 +1,18 @@
-"""Rows of stored latents, read batch by batch."""
+"""Rows of stored latents, read batch by batch; and what they decode to, in a Zarr store that many processes write."""
 
-from collections.abc import Iterator
+import os
+import pathlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
-from gebm.validation import integer
+from gebm.draw_file import refuse_existing
+from gebm.extras import extra
+from gebm.validation import flag, integer, path_of
 
-__all__ = ["batches_of_rows"]
+__all__ = ["batches_of_rows", "write_decoded"]
 
 
 def batches_of_rows(z: Any, event_shape: tuple[int, ...], batch_size: int) -> Iterator[np.ndarray]:
@@ -45,6 +50,63 @@ def batches_of_rows(z: Any, event_shape: tuple[int, ...], batch_size: int) -> It
     num_rows = int(np.prod(batch_shape))
     starts = range(0, num_rows, batch_size)
     return (_rows(z, batch_shape, start, min(start + batch_size, num_rows)) for start in starts)
+
+
+def write_decoded(
+    decode: Callable[[np.ndarray], np.ndarray],
+    z: Any,
+    event_shape: tuple[int, ...],
+    path: str | os.PathLike[str],
+    batch_size: int,
+    *,
+    rank: int,
+    num_processes: int,
+    wait: Callable[[], None],
+    progress_bar: bool,
+) -> Any:
+    """Decode stored latents to a Zarr store, each process the batches that fall to it; see `decode_to_zarr`.
+
+    Args:
+        decode: callable from latents, shape `(n,) + event_shape`, to the decoded ones.
+        z: `batch_shape + event_shape`, as `batches_of_rows` takes it.
+        event_shape: shape of one latent.
+        path: the store, which may not be there yet.
+        batch_size: latents of a batch, and of a chunk of the store.
+        rank: number of this process.
+        num_processes: number of processes.
+        wait: waits until every process has come so far.
+        progress_bar: whether the first process shows one.
+
+    Returns:
+        The `zarr.Array` of all, of shape `batch_shape + shape of one`.
+    """
+    zarr, path = extra("zarr", "zarr", "decode_to_zarr"), pathlib.Path(path_of("path", path))
+    quiet = not flag("progress_bar", progress_bar) or rank > 0
+    refuse_existing(path, "Take another path, or delete it.")
+    z = np.asarray(z) if isinstance(z, (list, tuple)) else z
+    batches_of_rows(z, event_shape, batch_size)
+    *outer, num = z.shape[: len(z.shape) - len(event_shape)]
+    first = decode(np.asarray(z[(0,) * len(outer)][:1]))
+    names = (["chain", "draw"] if len(outer) == 1 else [f"batch_{i}" for i in range(len(outer))] + ["draw"])[
+        -len(outer) - 1 :
+    ]
+    wait()  # nobody looks for the store any more
+    if rank == 0:
+        zarr.create_group(path, zarr_format=3).create_array(
+            "x",
+            shape=(*outer, num, *first.shape[1:]),
+            chunks=(*(1,) * len(outer), min(batch_size, num), *first.shape[1:]),
+            dtype=first.dtype,
+            dimension_names=(*names, *(f"x_dim_{i}" for i in range(first.ndim - 1))),
+        )
+    wait()
+    x = zarr.open_group(path, mode="r+")["x"]
+    parts = [(*index, start) for index in np.ndindex(*outer) for start in range(0, num, batch_size)]
+    for *index, start in tqdm(parts[rank::num_processes], "Decode", disable=quiet):
+        rows = (*index, slice(start, min(start + batch_size, num)))
+        x[rows] = decode(np.asarray(z[rows]))
+    wait()
+    return x
 
 
 def _rows(z: Any, batch_shape: tuple[int, ...], start: int, stop: int) -> np.ndarray:

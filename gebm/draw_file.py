@@ -270,19 +270,20 @@ def checked_arrays(
     return [(place, value) for _, place, value in chunks]
 
 
-def refuse_existing(path: pathlib.Path) -> None:
+def refuse_existing(
+    path: pathlib.Path, remedy: str = "Continue it with `DrawFile.open` (or `resume=True`), or delete it."
+) -> None:
     """Raise an error if a file of draws would be overwritten.
 
     Args:
         path: where it is to be.
+        remedy: what to do, for the message.
 
     Raises:
         FileExistsError: if there is one.
     """
     if path.exists():
-        raise FileExistsError(
-            f"Expected no file at {path}. Continue it with `DrawFile.open` (or `resume=True`), or delete it."
-        )
+        raise FileExistsError(f"Expected no file at {path}. {remedy}")
 
 
 def read_file(path: str | os.PathLike[str]) -> Any:

@@ -92,7 +92,7 @@ class DrawStore:
         """
         zarr = extra("zarr", "zarr", "A store of draws")
         path = pathlib.Path(path_of("path", path))
-        refuse_existing(path)
+        refuse_existing(path, "Continue it with `DrawStore.open` (or `resume=True`), or delete it.")
         num_chains, num_draws = integer("num_chains", num_chains), integer("num_draws", num_draws)
         num_writers, chunk_size = integer("num_writers", num_writers), integer("chunk_size", chunk_size)
         if num_chains % num_writers:

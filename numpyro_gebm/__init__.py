@@ -12,7 +12,7 @@ from gebm.zarr import DrawStore
 from numpyro_gebm import divergences, flows, infer, metrics, nn, particle_flows, training
 from numpyro_gebm.base import Pushforward
 from numpyro_gebm.compilation import enable_compilation_cache
-from numpyro_gebm.decode import decode
+from numpyro_gebm.decode import decode, decode_to_zarr
 from numpyro_gebm.diagnose import Diagnosis, diagnose
 from numpyro_gebm.gebm import GEBM, EnergyTiltedPrior
 from numpyro_gebm.infer.ladder.partition import LogPartitionCurve, log_partition, log_partition_curve, normalized
@@ -33,7 +33,8 @@ __all__ = [  # noqa: RUF022
     "KALE", "KALEGuide", "ResultFailed", "TrainingDiverged", "gradient_penalty", "l2_penalty", "sum_of_penalties",
     "energy_bursts", "plot_losses",
     "LogPartition", "LogPartitionCurve", "log_partition", "log_partition_curve", "normalized",
-    "Diagnosis", "DrawFile", "DrawStore", "KALETest", "decode", "diagnose", "kale_test", "read_draws", "to_arviz",
+    "Diagnosis", "DrawFile", "DrawStore", "KALETest", "decode", "decode_to_zarr", "diagnose", "kale_test",
+    "read_draws", "to_arviz",
     "enable_compilation_cache",
     "divergences", "flows", "infer", "metrics", "nn", "particle_flows", "training",
 ]  # fmt: skip

@@ -1,16 +1,18 @@
 """Stored latents to draws of the model, batch by batch."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
-from gebm.decode import batches_of_rows
+from gebm.decode import batches_of_rows, write_decoded
 from gebm.validation import instance
 from numpyro_gebm.gebm import GEBM
 
-__all__ = ["decode"]
+__all__ = ["decode", "decode_to_zarr"]
 
 
 def decode(gebm: GEBM, z: Any, batch_size: int = 1000) -> Iterator[jax.Array]:
@@ -44,6 +46,53 @@ def decode(gebm: GEBM, z: Any, batch_size: int = 1000) -> Iterator[jax.Array]:
     instance("gebm", gebm, GEBM)
     z = np.asarray(z) if isinstance(z, jax.Array) else z
     return _decoded(gebm, batches_of_rows(z, gebm.latent.event_shape, batch_size))
+
+
+def decode_to_zarr(
+    gebm: GEBM, z: Any, path: str | os.PathLike[str], batch_size: int = 1000, *, progress_bar: bool = True
+) -> Any:
+    """Draws x = B(z) of stored latents into a Zarr store, whose chunks are decoded by many processes in parallel.
+
+    Under `jax.distributed` all processes call this alike, with parameters of their own.
+
+    Args:
+        gebm: the model whose generator is used.
+        z: latents of shape `batch + latent_event_shape`, with at least one axis before the latent's, such as
+            (chain, draw); read batch by batch, as by `decode`.
+        path: the store to be made, which all processes must see.
+        batch_size: number of latents decoded at once, and of a chunk.
+        progress_bar: whether to show one.
+
+    Returns:
+        The `zarr.Array` x, of shape `batch + event_shape`; `xarray.open_zarr(path)` opens it too.
+
+    Raises:
+        FileExistsError: if there is something at `path`.
+        ImportError: without zarr, naming the extra to install.
+        TypeError: if `z` is not one array, or `batch_size` not an integer.
+        ValueError: if the last axes of `z` are not those of a latent, or `batch_size` is below 1.
+
+    Example:
+        >>> import tempfile, numpyro.distributions as dist
+        >>> from numpyro_gebm import GEBM, Pushforward
+        >>> base = Pushforward(dist.Normal(0.0, 1.0).expand([2]).to_event(1), lambda z: z @ np.ones((2, 3)))
+        >>> gebm = GEBM(base, lambda x: 0.5 * (x**2).sum())
+        >>> decode_to_zarr(gebm, np.zeros((2, 25, 2)), tempfile.mkdtemp() + "/x.zarr", progress_bar=False).shape
+        (2, 25, 3)
+    """
+    instance("gebm", gebm, GEBM)
+    num_processes = jax.process_count()
+
+    def decoded(rows):
+        return np.concatenate([np.asarray(x) for x in decode(gebm, rows, batch_size)])
+
+    def wait():
+        if num_processes > 1:
+            multihost_utils.sync_global_devices("decode_to_zarr")
+
+    z, shape = np.asarray(z) if isinstance(z, jax.Array) else z, gebm.latent.event_shape
+    among = {"rank": jax.process_index(), "num_processes": num_processes, "wait": wait}
+    return write_decoded(decoded, z, shape, path, batch_size, **among, progress_bar=progress_bar)
 
 
 def _decoded(gebm: GEBM, batches: Iterator[np.ndarray]) -> Iterator[jax.Array]:

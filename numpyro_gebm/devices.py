@@ -26,10 +26,12 @@ class Devices:
     Attributes:
         mesh: the same devices, with axes along which the compiler divides the work; None without.
         size: how many devices divide the rows.
+        num_processes: how many processes have these devices.
+        rank: number of this process among them.
 
     Raises:
         TypeError: if it is no mesh.
-        ValueError: if the mesh has no such axis.
+        ValueError: if the mesh has no such axis, or no device of this process.
 
     Example:
         >>> devices = Devices(jax.make_mesh((1,), ("data",)))
@@ -39,6 +41,7 @@ class Devices:
 
     def __init__(self, mesh: Mesh | None, axis: str = "data") -> None:
         self.axis, self.mesh, self.size = text("axis", axis), None, 1
+        self.num_processes, self.rank = 1, 0
         if mesh is None:
             return
         instance("mesh", mesh, Mesh, "jax.sharding.Mesh or None", 'Make one by `jax.make_mesh((n,), ("data",))`.')
@@ -46,6 +49,25 @@ class Devices:
             raise ValueError(f"Expected axis to be one of the mesh's, {mesh.axis_names}; got {axis!r}.")
         self.mesh = Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
         self.size = mesh.shape[axis]
+        processes = sorted({device.process_index for device in mesh.devices.flat})
+        if jax.process_index() not in processes:
+            raise ValueError(f"Expected a mesh with devices of process {jax.process_index()}; got one of {processes}.")
+        self.num_processes, self.rank = len(processes), processes.index(jax.process_index())
+
+    @classmethod
+    def given(cls, mesh: Mesh | None, axis: str = "data") -> "Devices":
+        """The same for an argument that several processes may not leave out: each would go its own way.
+
+        Raises:
+            ValueError: if it is None, and `jax.distributed` has several processes.
+        """
+        if mesh is None and jax.process_count() > 1:
+            raise ValueError(
+                f"Expected a mesh, as jax.distributed has {jax.process_count()} processes; got None. Pass "
+                '`jax.make_mesh((jax.device_count(),), ("data",))`, or, for a run of this process alone, a mesh of '
+                "`jax.local_devices()`."
+            )
+        return cls(mesh, axis)
 
     def check_divides(self, name: str, num: int) -> None:
         """Raise ValueError if a number of rows cannot be divided evenly."""

@@ -11,7 +11,7 @@ from gebm.weights import LogPartition
 from gebm.zarr import DrawStore
 from pyro_gebm import divergences, flows, infer, metrics, nn, particle_flows, training
 from pyro_gebm.base import Pushforward
-from pyro_gebm.decode import decode
+from pyro_gebm.decode import decode, decode_to_zarr
 from pyro_gebm.diagnose import Diagnosis, diagnose
 from pyro_gebm.gebm import GEBM, EnergyTiltedPrior
 from pyro_gebm.infer.ladder.partition import LogPartitionCurve, log_partition, log_partition_curve, normalized
@@ -32,6 +32,7 @@ __all__ = [  # noqa: RUF022
     "KALE", "KALEGuide", "ResultFailed", "TrainingDiverged", "gradient_penalty", "l2_penalty", "sum_of_penalties",
     "energy_bursts", "plot_losses",
     "LogPartition", "LogPartitionCurve", "log_partition", "log_partition_curve", "normalized",
-    "Diagnosis", "DrawFile", "DrawStore", "KALETest", "decode", "diagnose", "kale_test", "read_draws", "to_arviz",
+    "Diagnosis", "DrawFile", "DrawStore", "KALETest", "decode", "decode_to_zarr", "diagnose", "kale_test",
+    "read_draws", "to_arviz",
     "divergences", "flows", "infer", "metrics", "nn", "particle_flows", "training",
 ]  # fmt: skip

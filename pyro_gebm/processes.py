@@ -39,6 +39,22 @@ class Processes:
         self.rank = 0 if group is None else distributed.get_rank(group)
         self.size = 1 if group is None else distributed.get_world_size(group)
 
+    @classmethod
+    def given(cls, group: Any) -> "Processes":
+        """The same for an argument that several processes may not leave out: each would go its own way.
+
+        Raises:
+            ValueError: if it is None, and `torch.distributed` has several processes.
+        """
+        several = group is None and distributed.is_available() and distributed.is_initialized()
+        if several and (size := distributed.get_world_size()) > 1:
+            raise ValueError(
+                f"Expected process_group, as torch.distributed has {size} processes; got None. Pass "
+                "`torch.distributed.group.WORLD`, or, for a run of this process alone, a group of it: "
+                "`torch.distributed.new_subgroups(1)[0]`."
+            )
+        return cls(group)
+
     def check_divides(self, name: str, value: int) -> None:
         """Raise ValueError if a number of rows cannot be divided evenly."""
         if value % self.size:

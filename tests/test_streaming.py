@@ -95,6 +95,23 @@ def test_draws_do_not_depend_on_chunks_and_go_on_where_they_stopped(host, tmp_pa
     np.testing.assert_array_equal(shorter, run(host, tmp_path / "whole.nc", 20, 20, True)["posterior"]["z"].values)
 
 
+def test_a_store_holds_what_a_file_does(host, tmp_path):
+    pytest.importorskip("zarr")
+    file = run(host, tmp_path / "draws.nc", 50, 20, False)
+    store = run(host, tmp_path / "draws.zarr", 50, 20, False)
+    again = run(host, tmp_path / "draws.zarr", 50, 20, True)
+    for group in ("posterior", "sample_stats"):
+        assert set(file[group].data_vars) == set(store[group].data_vars)
+        for name, value in file[group].data_vars.items():
+            assert value.dtype == store[group][name].dtype and value.dims == store[group][name].dims
+            np.testing.assert_array_equal(value.values, store[group][name].values)
+            np.testing.assert_array_equal(value.values, again[group][name].values)
+    with pytest.raises(FileExistsError, match="Expected no file"):
+        run(host, tmp_path / "draws.zarr", 50, 20, False)
+    with pytest.raises(ValueError, match="Expected a run of 50 draws a chain"):
+        run(host, tmp_path / "draws.zarr", 60, 20, True)
+
+
 @pytest.mark.parametrize("after", slow_unless([0.02, 0.3], 0.3))
 def test_a_killed_run_goes_on_bit_for_bit(host, tmp_path, after):
     path, num = tmp_path / "draws.nc", 100_000

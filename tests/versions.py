@@ -50,7 +50,9 @@ def check(label, python, constraints):
     run = str(folder / "bin" / "python")
     pip = [run, "-m", "pip", "--disable-pip-version-check"]
     pins = ["--constraint", str(ROOT / constraints)] if constraints else []
-    subprocess.run([*pip, "install", "--quiet", *pins, *TOOLS, "--editable", f"{ROOT}[numpyro,pyro,arviz]"], check=True)
+    subprocess.run(
+        [*pip, "install", "--quiet", *pins, *TOOLS, "--editable", f"{ROOT}[numpyro,pyro,arviz,zarr]"], check=True
+    )
     installed = json.loads(subprocess.run([*pip, "list", "--format=json"], check=True, capture_output=True).stdout)
     version = {item["name"].lower(): item["version"] for item in installed}
     print(f"\n{label}: {python};", ", ".join(f"{name} {version[name]}" for name in SHOWN), flush=True)

@@ -38,10 +38,19 @@ class Sharded:
         """One ensemble, adapted together; the compiler divides it as its random keys are divided."""
         mcmc.chain_method = "vectorized"  # for the parts of the run that ask
         try:
-            draws, state = run(self.devices.placed_rows(args))
+            draws, state = run(self._placed(args, mcmc.num_chains))
         finally:
             mcmc.chain_method = self
         return jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), draws), state
+
+    def _placed(self, args, num_chains):
+        """Arguments on the mesh: what has an axis of chains by rows, what chains share everywhere."""
+
+        def place(x):
+            has_chains = jnp.ndim(x) > 0 and len(x) == num_chains
+            return self.devices.placed_rows(x) if has_chains else self.devices.everywhere(x)
+
+        return jax.tree.map(place, args)
 
     def _apart(self, run, args):
         """A program on every device for its chains, which know nothing of the others."""

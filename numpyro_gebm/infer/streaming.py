@@ -107,8 +107,7 @@ class _Chains:
         self.num_chains, self.num_draws = mcmc.num_chains, mcmc.num_samples // mcmc.thinning
         devices = mcmc.chain_method.devices if isinstance(mcmc.chain_method, Sharded) else Devices(None)
         devices.check_divides("num_chains", mcmc.num_chains)
-        over_processes = devices.mesh is not None
-        self.rank, self.num_processes = (jax.process_index(), jax.process_count()) if over_processes else (0, 1)
+        self.rank, self.num_processes = devices.rank, devices.num_processes
         keys = typed(rng_key)
         keys = random.split(keys, mcmc.num_chains) if is_prng_key(keys) else keys
         keys, init_params = devices.placed_rows((keys, init_params))

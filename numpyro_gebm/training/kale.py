@@ -149,7 +149,7 @@ class KALE:
             check_trainable(base)
         self.energy_steps = 1 if energy_optim is None or base_optim is None else energy_steps
         callable_or_none("trainable", trainable)
-        self._devices = Devices(mesh, axis)
+        self._devices = Devices.given(mesh, axis)
         energy, part = guide.energy, trained_part(base)
         if energy_optim is None:
             energy = eqx.nn.inference_mode(energy)
@@ -335,7 +335,7 @@ class KALE:
         num_steps = integer("num_steps", num_steps, minimum=0)
         settle_draws = optional(partial(integer, minimum=0))("settle_draws", settle_draws)
         every = find_every(validate_every, validation is not None, num_steps)
-        if self._devices.mesh is not None and jax.process_index() > 0:  # the first process writes
+        if self._devices.rank > 0:  # the first process writes
             checkpoint_dir, checkpoint_every, progress_bar = None, None, False
         refuse_used(checkpoint_dir, resume_from=resume_from)
         batches = self._batches(data, batch_size, key)

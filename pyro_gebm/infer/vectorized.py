@@ -89,7 +89,7 @@ class VectorizedMCMC(AbstractMCMC):
         self._diagnostics: list[dict[str, Any]] = []
         if initial_params is not None:
             _check_initial_params(initial_params, num_chains)
-        self.processes = Processes(process_group)
+        self.processes = Processes.given(process_group)
         self.processes.check_divides("num_chains", num_chains)
         each = num_chains // self.processes.size
         self.own_chains = slice(self.processes.rank * each, (self.processes.rank + 1) * each)

@@ -147,7 +147,7 @@ class KALE:
         if base_optim is not None:
             check_trainable(base)
         self.energy_steps = 1 if energy_optim is None or base_optim is None else energy_steps
-        self._processes = Processes(process_group)
+        self._processes = Processes.given(process_group)
         if self._processes.size > 1 and not isinstance(self.objective, KALEObjective):
             raise ValueError(
                 f"Expected an objective of the KALE family over several processes; got {type(self.objective).__name__}."

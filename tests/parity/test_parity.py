@@ -323,6 +323,7 @@ NUMPYRO_ARGUMENTS = {
 PYRO_ARGUMENTS = {
     "KALE": {"process_group"},
     "training.KALE": {"process_group"},
+    "decode_to_zarr": {"process_group"},
     "infer.adaptation.adapt": {"processes"},
     "infer.adaptation.init_adaptation": {"processes"},
     "infer.adaptation.start_window": {"processes"},

@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import torch
 import torch.distributed as distributed
 
-from pyro_gebm import GEBM, infer, read_draws, to_arviz
+from pyro_gebm import GEBM, DrawStore, infer, read_draws, to_arviz
 from pyro_gebm.infer import VectorizedMCMC, stream_draws
 
 
@@ -23,6 +23,7 @@ def main():
     parser.add_argument("--draws", type=int, default=400)
     parser.add_argument("--chains", type=int, default=32)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--die-at", type=int, help="the second process ends itself once it wrote so many draws")
     parser.add_argument("--no-group", action="store_true", help="as a program that forgot its process_group")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -37,6 +38,15 @@ def main():
     target = gebm.latent if exchange else lambda: pyro.sample("z", gebm.latent)
     kernel = getattr(infer, args.kernel)(target)
     mcmc = VectorizedMCMC(kernel, args.draws, 300, args.chains, disable_progbar=True, process_group=group)
+    if args.die_at and int(os.environ["RANK"]) == 1:
+        append = DrawStore.append
+
+        def die(self, *groups):
+            append(self, *groups)
+            if self.num_draws_written >= args.die_at:
+                os._exit(9)
+
+        DrawStore.append = die
     if args.store:
         stream_draws(mcmc, args.store, chunk_size=50, resume=args.resume, progress_bar=False)
         draws = read_draws(args.store)

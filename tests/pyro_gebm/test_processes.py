@@ -1,39 +1,25 @@
 """KALE over several processes, which share every batch."""
 
-import os
+import json
 import pathlib
-import socket
-import subprocess
-import sys
+import shutil
 import time
 
 import numpy as np
+import processes
 import pytest
 import torch
 
-from pyro_gebm import KALE, KALEGuide
+from pyro_gebm import KALE, KALEGuide, read_draws
 from pyro_gebm.processes import Processes
 
 SCRIPT = pathlib.Path(__file__).with_name("two_processes.py")
+CHAINS = pathlib.Path(__file__).with_name("streaming_processes.py")
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
 
 
-def start(num, *args):
-    """The script in `num` processes, as torchrun starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(num), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), *map(str, args)]
-    how = {"cwd": SCRIPT.parents[2], "stderr": subprocess.PIPE, "text": True}
-    return [subprocess.Popen(command, env=os.environ | place | {"RANK": str(rank)}, **how) for rank in range(num)]
-
-
-def run(num, *args):
-    """Exit codes and what they wrote to stderr."""
-    processes = start(num, *args)
-    texts = [process.communicate(timeout=120)[1] for process in processes]
-    return [process.returncode for process in processes], texts
+def run(num, *args, script=SCRIPT):
+    return processes.run(script, num, *args)
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +89,71 @@ def test_the_mean_of_parts_is_another_objective():
     whole = torch.logsumexp(-energies, 0) - np.log(8)
     halves = torch.stack([torch.logsumexp(-half, 0) - np.log(4) for half in energies.split(4)])
     assert abs(float(whole - halves.mean())) > 0.1
+
+
+def reports(num, *args):
+    """What the processes of `streaming_processes.py` printed."""
+    codes, texts = run(num, *args, script=CHAINS)
+    assert codes == [0] * num, texts
+    return [json.loads(text.splitlines()[-1]) for text in texts]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["GHMC", "MALT", "Ex2MCMC", "ReplicaExchange"])
+def test_chains_of_two_processes(kernel):
+    """One step size, all draws in both, no two chains alike, and the right law: N(0, 1/4) in three dimensions."""
+    one, two = reports(2, "--kernel", kernel)
+    assert one == two and one["shape"] == [32, 400, 3] and one["chains"] == 16 and one["starts"] == 32
+    assert abs(one["mean"]) < 5 * 0.5 / 4000**0.5 and abs(one["variance"] - 0.25) < 5 * 0.25 * (2 / 4000) ** 0.5
+    if kernel == "GHMC":  # the warm-up of one process comes to the same
+        assert abs(reports(1, "--kernel", kernel)[0]["step_size"] / one["step_size"] - 1) < 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["GHMC", "ReplicaExchange"])
+def test_a_store_of_two_processes_goes_on_with_any_number(kernel, tmp_path):
+    whole = ["--kernel", kernel, "--store", tmp_path / "whole.zarr"]
+    once = reports(2, *whole)
+    codes, _ = run(2, "--kernel", kernel, "--store", tmp_path / "x.zarr", "--die-at", 200, script=CHAINS)
+    assert codes[1] == 9 and codes[0] != 0
+    shutil.copytree(tmp_path / "x.zarr", tmp_path / "y.zarr")
+    shutil.copytree(tmp_path / "x.zarr.state", tmp_path / "y.zarr.state")
+    assert reports(2, "--kernel", kernel, "--store", tmp_path / "x.zarr", "--resume") == once
+    z, again = (read_draws(tmp_path / name)["posterior"]["z"].values for name in ("whole.zarr", "x.zarr"))
+    np.testing.assert_array_equal(z, again)
+    for num in (1, 4):
+        found = reports(num, "--kernel", kernel, "--store", tmp_path / "y.zarr", "--resume", "--draws", 400)[0]
+        assert found["shape"] == [32, 400, 3] and abs(found["variance"] - 0.25) < 5 * 0.25 * (2 / 4000) ** 0.5
+    kept = read_draws(tmp_path / "y.zarr")["posterior"]["z"].values
+    np.testing.assert_array_equal(kept[:, :150], z[:, :150])
+    assert (kept[:, 250:] != z[:, 250:]).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--chains", 33], "Expected num_chains to be a multiple of the 2 processes; got 33"),
+        (["--store", "x.nc"], "Expected a path that ends in '.zarr' with 2 processes"),
+        (["--no-group"], "Expected process_group, as torch.distributed has 2 processes; got None"),
+    ],
+)
+def test_chains_that_cannot_be_shared_are_refused(args, message, tmp_path):
+    args = [tmp_path / arg if arg == "x.nc" else arg for arg in args]
+    codes, texts = run(2, *args, script=CHAINS)
+    assert all(codes) and all(message in text for text in texts)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_chains_of_other_processes_are_put_together():
+    from pyro_gebm.infer import GHMC
+    from pyro_gebm.infer.streaming import _Chains
+
+    chains = _Chains.__new__(_Chains)
+    chains.kernel, chains.num_processes, chains.own_chains = GHMC(lambda: None), 1, slice(1, 3)
+    parts = [
+        {"chains": {"z": torch.arange(2.0) + 2 * i}, "num_nan": torch.zeros(2), "i": 7, "rng": {"cpu": i}}
+        for i in (0, 1)
+    ]
+    own = chains._own_part(parts)
+    assert own["chains"]["z"].tolist() == [1.0, 2.0] and own["i"] == 7
