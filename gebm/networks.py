@@ -2,15 +2,18 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-from gebm.validation import finite, integer, positive, sequence
+from gebm.validation import finite, integer, one_of, positive, sequence
 
 __all__ = [
     "LIPSCHITZ_CONSTANTS",
     "check_bounds",
+    "check_compute_dtype",
     "check_event",
     "check_lipschitz_layers",
     "coarse_size",
+    "config_of",
     "name_of",
     "num_groups",
     "shape_of",
@@ -61,6 +64,34 @@ def shape_of(name: str, value: Iterable[int], *, minimum: int = 1) -> tuple[int,
     except TypeError as error:
         raise TypeError(f"{error}".replace("a sequence", "a sequence of integers") + hint) from None
     return tuple(integer(f"entries of {name}", entry, minimum=minimum) for entry in entries)
+
+
+def check_compute_dtype(compute_dtype: str | None, lipschitz: float | None = None) -> str | None:
+    """Check in what precision a network is asked to compute.
+
+    Args:
+        compute_dtype: "bfloat16", or None for that of the weights.
+        lipschitz: Lipschitz constant that is asked for; None for no bound.
+
+    Returns:
+        `compute_dtype`.
+
+    Raises:
+        ValueError: if it is another one, or a bound is asked for, which rounding would break.
+    """
+    if compute_dtype is not None:
+        one_of("compute_dtype", compute_dtype, ("bfloat16",))
+        if lipschitz is not None:
+            raise ValueError(
+                f"Expected compute_dtype None for a bound on the Lipschitz constant; got {compute_dtype!r}."
+            )
+    return compute_dtype
+
+
+def config_of(network: object, names: str) -> dict[str, Any]:
+    """Settings of a network by name, `compute_dtype` among them where it is not that of the weights."""
+    names = f"{names} compute_dtype" if getattr(network, "compute_dtype", None) is not None else names
+    return {name: getattr(network, name) for name in names.split()}
 
 
 def check_event(name: str, shape: Sequence[int], event_shape: Sequence[int]) -> None:

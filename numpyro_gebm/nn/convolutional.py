@@ -9,7 +9,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from gebm.networks import LIPSCHITZ_CONSTANTS, check_bounds, check_lipschitz_layers, coarse_size, shape_of
+from gebm.networks import (
+    LIPSCHITZ_CONSTANTS,
+    check_bounds,
+    check_compute_dtype,
+    check_lipschitz_layers,
+    coarse_size,
+    config_of,
+    shape_of,
+)
 from gebm.validation import integer, one_of
 from numpyro_gebm.keys import typed
 from numpyro_gebm.nn.bounds import bounded_below, scaled_down, spectral_norm_bound
@@ -23,6 +31,7 @@ from numpyro_gebm.nn.layers import (
     check_shape,
     depth_to_space,
     initialised,
+    lowered,
     normalized_activation,
     space_to_depth,
     split_blocks,
@@ -47,6 +56,7 @@ class ConvGenerator(eqx.Module):
         residual_blocks: residual blocks (arXiv:1512.03385), of two convolutions each, at every size.
         normalization: before activations, of each image alone and without weights: "group" (eight groups of channels,
             arXiv:1803.08494), "pixel" (channels of a pixel, to mean square 1, arXiv:1710.10196), or None.
+        compute_dtype: see `MLP`.
         rng_key: a JAX random key.
 
     Raises:
@@ -69,6 +79,7 @@ class ConvGenerator(eqx.Module):
     output_activation: str = eqx.field(static=True)
     residual_blocks: int = eqx.field(static=True)
     normalization: str | None = eqx.field(static=True)
+    compute_dtype: str | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -79,6 +90,7 @@ class ConvGenerator(eqx.Module):
         output_activation: str = "identity",
         residual_blocks: int = 0,
         normalization: str | None = None,
+        compute_dtype: str | None = None,
         *,
         rng_key: jax.Array,
     ):
@@ -89,6 +101,7 @@ class ConvGenerator(eqx.Module):
         self.output_activation = one_of("output_activation", output_activation, ACTIVATIONS)
         self.residual_blocks = integer("residual_blocks", residual_blocks, minimum=0)
         self.normalization = None if normalization is None else one_of("normalization", normalization, NORMALIZATIONS)
+        self.compute_dtype = check_compute_dtype(compute_dtype)
         height, width = coarse_size(self.event_shape, len(self.channels) - 1)
         project = Linear, self.latent_dim, self.channels[0] * height * width
         last = Conv, self.channels[-1], self.event_shape[0]
@@ -101,15 +114,17 @@ class ConvGenerator(eqx.Module):
     @property
     def config(self) -> dict[str, Any]:
         """Arguments that build the same architecture again."""
-        names = "latent_dim event_shape channels activation output_activation residual_blocks normalization"
-        return {name: getattr(self, name) for name in names.split()}
+        return config_of(
+            self, "latent_dim event_shape channels activation output_activation residual_blocks normalization"
+        )
 
     def __call__(self, z: jax.Array) -> jax.Array:
-        activation, blocks = normalized_activation(self.normalization, self.activation), iter(self.blocks)
+        project, convs, blocks = lowered((self.project, self.convs, self.blocks), self.compute_dtype)
+        activation, blocks = normalized_activation(self.normalization, self.activation), iter(blocks)
         size = coarse_size(self.event_shape, len(self.channels) - 1)
-        x = activation(self.project(check_shape(z, (self.latent_dim,))).reshape(self.channels[0], *size))
+        x = activation(project(check_shape(z, (self.latent_dim,))).reshape(self.channels[0], *size))
         x = through(itertools.islice(blocks, self.residual_blocks), x, activation)
-        for conv in self.convs:
+        for conv in convs:
             x = activation(depth_to_space(conv(x)))
             x = through(itertools.islice(blocks, self.residual_blocks), x, activation)
         return ACTIVATIONS[self.output_activation](self.last(x))
@@ -127,6 +142,7 @@ class ConvEnergy(eqx.Module):
         lower_bound: see `MLP`.
         residual_blocks: see `ConvGenerator`.
         normalization: see `ConvGenerator`.
+        compute_dtype: see `MLP`.
         rng_key: a JAX random key.
 
     Raises:
@@ -149,6 +165,7 @@ class ConvEnergy(eqx.Module):
     lower_bound: float | None = eqx.field(static=True)
     residual_blocks: int = eqx.field(static=True)
     normalization: str | None = eqx.field(static=True)
+    compute_dtype: str | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -159,6 +176,7 @@ class ConvEnergy(eqx.Module):
         lower_bound: float | None = None,
         residual_blocks: int = 0,
         normalization: str | None = None,
+        compute_dtype: str | None = None,
         *,
         rng_key: jax.Array,
     ):
@@ -169,6 +187,7 @@ class ConvEnergy(eqx.Module):
         check_bounds(lipschitz, lower_bound, ())
         self.residual_blocks = integer("residual_blocks", residual_blocks, minimum=0)
         self.normalization = None if normalization is None else one_of("normalization", normalization, NORMALIZATIONS)
+        self.compute_dtype = check_compute_dtype(compute_dtype, lipschitz)
         check_lipschitz_layers(lipschitz, self.residual_blocks, self.normalization)
         height, width = coarse_size(self.event_shape, len(self.channels))
         sizes = (self.event_shape[0], *self.channels)
@@ -180,8 +199,7 @@ class ConvEnergy(eqx.Module):
     @property
     def config(self) -> dict[str, Any]:
         """Arguments that build the same architecture again."""
-        names = "event_shape channels activation lipschitz lower_bound residual_blocks normalization"
-        return {name: getattr(self, name) for name in names.split()}
+        return config_of(self, "event_shape channels activation lipschitz lower_bound residual_blocks normalization")
 
     def lipschitz_constant(self) -> jax.Array:
         """An upper bound of the network's Lipschitz constant, in the Euclidean norm."""
@@ -201,7 +219,8 @@ class ConvEnergy(eqx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x = check_shape(x, self.event_shape)
         *convs, last = self._layers()
-        activation, blocks = normalized_activation(self.normalization, self.activation), iter(self.blocks)
+        convs, blocks = lowered((convs, self.blocks), self.compute_dtype)
+        activation, blocks = normalized_activation(self.normalization, self.activation), iter(blocks)
         for conv in convs:
             x = activation(conv(space_to_depth(x)))
             x = through(itertools.islice(blocks, self.residual_blocks), x, activation)
@@ -219,6 +238,7 @@ class ConvEncoder(eqx.Module):
         output_activation: see `MLP`.
         residual_blocks: see `ConvGenerator`.
         normalization: see `ConvGenerator`.
+        compute_dtype: see `MLP`.
         rng_key: a JAX random key.
 
     Raises:
@@ -240,6 +260,7 @@ class ConvEncoder(eqx.Module):
     output_activation: str = eqx.field(static=True)
     residual_blocks: int = eqx.field(static=True)
     normalization: str | None = eqx.field(static=True)
+    compute_dtype: str | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -250,6 +271,7 @@ class ConvEncoder(eqx.Module):
         output_activation: str = "identity",
         residual_blocks: int = 0,
         normalization: str | None = None,
+        compute_dtype: str | None = None,
         *,
         rng_key: jax.Array,
     ):
@@ -260,6 +282,7 @@ class ConvEncoder(eqx.Module):
         self.output_activation = one_of("output_activation", output_activation, ACTIVATIONS)
         self.residual_blocks = integer("residual_blocks", residual_blocks, minimum=0)
         self.normalization = None if normalization is None else one_of("normalization", normalization, NORMALIZATIONS)
+        self.compute_dtype = check_compute_dtype(compute_dtype)
         height, width = coarse_size(self.event_shape, len(self.channels))
         sizes = (self.event_shape[0], *self.channels)
         convs = ((Conv, 4 * a, b) for a, b in itertools.pairwise(sizes))
@@ -270,14 +293,16 @@ class ConvEncoder(eqx.Module):
     @property
     def config(self) -> dict[str, Any]:
         """Arguments that build the same architecture again."""
-        names = "event_shape output_dim channels activation output_activation residual_blocks normalization"
-        return {name: getattr(self, name) for name in names.split()}
+        return config_of(
+            self, "event_shape output_dim channels activation output_activation residual_blocks normalization"
+        )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = x if x.ndim == 3 else check_shape(x, (math.prod(self.event_shape),)).reshape(self.event_shape)
         x = check_shape(x, self.event_shape)
-        activation, blocks = normalized_activation(self.normalization, self.activation), iter(self.blocks)
-        for conv in self.convs:
+        convs, blocks = lowered((self.convs, self.blocks), self.compute_dtype)
+        activation, blocks = normalized_activation(self.normalization, self.activation), iter(blocks)
+        for conv in convs:
             x = activation(conv(space_to_depth(x)))
             x = through(itertools.islice(blocks, self.residual_blocks), x, activation)
         return ACTIVATIONS[self.output_activation](self.last(x.reshape(-1)))

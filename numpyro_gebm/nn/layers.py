@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -25,11 +25,14 @@ __all__ = [
     "check_shape",
     "depth_to_space",
     "initialised",
+    "lowered",
     "normalized_activation",
     "space_to_depth",
     "split_blocks",
     "through",
 ]
+
+Layers = TypeVar("Layers")
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "identity": lambda x: x,
@@ -54,7 +57,7 @@ class Linear(eqx.Module):
         return (size_out, size_in), (size_out,)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.weight @ x + self.bias
+        return self.weight @ _as_low(x, self.weight) + self.bias
 
 
 class Conv(eqx.Module):
@@ -69,7 +72,7 @@ class Conv(eqx.Module):
         return (channels_out, channels_in, 3, 3), (channels_out,)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return conv3x3(x, self.weight) + self.bias[:, None, None]
+        return conv3x3(_as_low(x, self.weight), self.weight) + self.bias[:, None, None]
 
 
 class Residual(eqx.Module):
@@ -80,6 +83,18 @@ class Residual(eqx.Module):
     def __call__(self, x: jax.Array, normalized: Callable[[jax.Array], jax.Array]) -> jax.Array:
         first, second = self.convs
         return x + second(normalized(first(normalized(x))))
+
+
+def lowered(layers: Layers, compute_dtype: str | None) -> Layers:
+    """Layers with float32 weights in another dtype, in which they then compute; the same ones for None."""
+    if compute_dtype is None:
+        return layers
+    return jax.tree.map(lambda x: x.astype(compute_dtype) if x.dtype == jnp.float32 else x, layers)
+
+
+def _as_low(x, weight):
+    """The input of a layer, in the lower precision that its weight may have."""
+    return x.astype(weight.dtype) if weight.dtype == jnp.bfloat16 else x
 
 
 def initialised(rng_key: jax.Array, layers: Sequence[tuple[type, int, int]]) -> tuple[Any, ...]:

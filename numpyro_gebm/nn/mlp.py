@@ -9,11 +9,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from gebm.networks import LIPSCHITZ_CONSTANTS, check_bounds, shape_of
+from gebm.networks import LIPSCHITZ_CONSTANTS, check_bounds, check_compute_dtype, config_of, shape_of
 from gebm.validation import one_of
 from numpyro_gebm.keys import typed
 from numpyro_gebm.nn.bounds import bounded_below, scaled_down, spectral_norm_bound
-from numpyro_gebm.nn.layers import ACTIVATIONS, Linear, check_shape, initialised
+from numpyro_gebm.nn.layers import ACTIVATIONS, Linear, check_shape, initialised, lowered
 
 __all__ = ["MLP"]
 
@@ -30,11 +30,13 @@ class MLP(eqx.Module):
         lipschitz: L; the weights of every layer are then scaled down (spectral normalisation, see
             `spectral_norm_bound`) so that the network is L-Lipschitz in the Euclidean norm; None for no bound.
         lower_bound: b; an energy only. The output e becomes `b + softplus(e - b) >= b`; None for no bound.
+        compute_dtype: "bfloat16" for hidden layers whose products are of that precision, for accelerators; weights,
+            the last layer and the output stay float32. None for that of the weights.
         rng_key: a JAX random key.
 
     Raises:
-        ValueError: for an unknown activation, a Lipschitz constant that is not positive, or a lower bound on
-            something that is not an energy.
+        ValueError: for an unknown activation, a Lipschitz constant that is not positive, a lower bound on something
+            that is not an energy, or a Lipschitz constant of a network in lower precision.
 
     Example:
         >>> energy = MLP((8, 8), (), hidden=(32,), activation="leaky_relu", rng_key=jax.random.key(0))
@@ -50,6 +52,7 @@ class MLP(eqx.Module):
     output_activation: str = eqx.field(static=True)
     lipschitz: float | None = eqx.field(static=True)
     lower_bound: float | None = eqx.field(static=True)
+    compute_dtype: str | None = eqx.field(static=True)
 
     def __init__(
         self,
@@ -60,6 +63,7 @@ class MLP(eqx.Module):
         output_activation: str = "identity",
         lipschitz: float | None = None,
         lower_bound: float | None = None,
+        compute_dtype: str | None = None,
         *,
         rng_key: jax.Array,
     ):
@@ -69,6 +73,7 @@ class MLP(eqx.Module):
         self.activation = one_of("activation", activation, ACTIVATIONS)
         self.output_activation = one_of("output_activation", output_activation, ACTIVATIONS)
         self.lipschitz, self.lower_bound = lipschitz, lower_bound
+        self.compute_dtype = check_compute_dtype(compute_dtype, lipschitz)
         check_bounds(lipschitz, lower_bound, self.output_shape)
         sizes = (math.prod(self.input_shape), *self.hidden, math.prod(self.output_shape))
         self.layers = initialised(typed(rng_key), tuple((Linear, a, b) for a, b in itertools.pairwise(sizes)))
@@ -76,8 +81,7 @@ class MLP(eqx.Module):
     @property
     def config(self) -> dict[str, Any]:
         """Arguments that build the same architecture again."""
-        names = ("input_shape", "output_shape", "hidden", "activation", "output_activation", "lipschitz", "lower_bound")
-        return {name: getattr(self, name) for name in names}
+        return config_of(self, "input_shape output_shape hidden activation output_activation lipschitz lower_bound")
 
     def lipschitz_constant(self) -> jax.Array:
         """An upper bound of the network's Lipschitz constant, in the Euclidean norm."""
@@ -95,7 +99,7 @@ class MLP(eqx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         x = check_shape(x, self.input_shape).reshape(-1)
         *layers, last = self._layers()
-        for layer in layers:
+        for layer in lowered(layers, self.compute_dtype):
             x = ACTIVATIONS[self.activation](layer(x))
         out = ACTIVATIONS[self.output_activation](last(x)).reshape(self.output_shape)
         return bounded_below(out, self.lower_bound)

@@ -715,7 +715,11 @@ def _checkpoint(run, held_out):
 def _network(network):
     """A network in a fingerprint: its settings, and names and shapes of its arrays."""
     is_function = not jax.tree.leaves(eqx.filter(network, eqx.is_array))
-    return describe(network) if is_function else one_line(eqx.tree_pformat(network))
+    if is_function:
+        return describe(network)
+    return one_line(eqx.tree_pformat(network)).replace(
+        ", compute_dtype=None", ""
+    )  # as in files of before there was one
 
 
 def _parts(state):

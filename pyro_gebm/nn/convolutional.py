@@ -9,7 +9,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gebm.networks import LIPSCHITZ_CONSTANTS, check_bounds, check_lipschitz_layers, coarse_size, shape_of
+from gebm.networks import (
+    LIPSCHITZ_CONSTANTS,
+    check_bounds,
+    check_compute_dtype,
+    check_lipschitz_layers,
+    coarse_size,
+    config_of,
+    shape_of,
+)
 from gebm.validation import integer, one_of
 from pyro_gebm.nn.bounds import bounded_below, scaled_down, spectral_norm_bound
 from pyro_gebm.nn.layers import (
@@ -18,6 +26,7 @@ from pyro_gebm.nn.layers import (
     Residual,
     check_shape,
     conv3x3,
+    lowered,
     normalized_activation,
     through,
 )
@@ -40,6 +49,7 @@ class ConvGenerator(nn.Module):
         residual_blocks: residual blocks (arXiv:1512.03385), of two convolutions each, at every size.
         normalization: before activations, of each image alone and without weights: "group" (eight groups of channels,
             arXiv:1803.08494), "pixel" (channels of a pixel, to mean square 1, arXiv:1710.10196), or None.
+        compute_dtype: see `MLP`.
 
     Raises:
         ValueError: for an unknown activation or normalisation, or sizes that do not divide.
@@ -59,6 +69,7 @@ class ConvGenerator(nn.Module):
         output_activation: str = "identity",
         residual_blocks: int = 0,
         normalization: str | None = None,
+        compute_dtype: str | None = None,
     ):
         super().__init__()
         self.latent_dim = integer("latent_dim", latent_dim)
@@ -68,6 +79,7 @@ class ConvGenerator(nn.Module):
         self.output_activation = one_of("output_activation", output_activation, ACTIVATIONS)
         self.residual_blocks = integer("residual_blocks", residual_blocks, minimum=0)
         self.normalization = None if normalization is None else one_of("normalization", normalization, NORMALIZATIONS)
+        self.compute_dtype = check_compute_dtype(compute_dtype)
         height, width = coarse_size(self.event_shape, len(self.channels) - 1)
         self.project = nn.Linear(self.latent_dim, self.channels[0] * height * width)
         self.convs = nn.ModuleList(conv3x3(a, 4 * b) for a, b in zip(self.channels, self.channels[1:]))
@@ -77,17 +89,20 @@ class ConvGenerator(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """Arguments that build the same architecture again."""
-        names = "latent_dim event_shape channels activation output_activation residual_blocks normalization"
-        return {name: getattr(self, name) for name in names.split()}
+        return config_of(
+            self, "latent_dim event_shape channels activation output_activation residual_blocks normalization"
+        )
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         activation, blocks = normalized_activation(self.normalization, self.activation), iter(self.blocks)
         size = coarse_size(self.event_shape, len(self.channels) - 1)
-        x = activation(self.project(check_shape(z, (self.latent_dim,))).reshape(len(z), self.channels[0], *size))
-        x = through(itertools.islice(blocks, self.residual_blocks), x, activation)
-        for conv in self.convs:
-            x = activation(F.pixel_shuffle(conv(x), 2))
+        with lowered(z, self.compute_dtype):
+            x = activation(self.project(check_shape(z, (self.latent_dim,))).reshape(len(z), self.channels[0], *size))
             x = through(itertools.islice(blocks, self.residual_blocks), x, activation)
+            for conv in self.convs:
+                x = activation(F.pixel_shuffle(conv(x), 2))
+                x = through(itertools.islice(blocks, self.residual_blocks), x, activation)
+        x = x if self.compute_dtype is None else x.to(self.last.weight.dtype)
         return ACTIVATIONS[self.output_activation](self.last(x))
 
 
@@ -103,6 +118,7 @@ class ConvEnergy(nn.Module):
         lower_bound: see `MLP`.
         residual_blocks: see `ConvGenerator`.
         normalization: see `ConvGenerator`.
+        compute_dtype: see `MLP`.
 
     Raises:
         ValueError: for an unknown activation or normalisation, sizes that do not divide, or a Lipschitz constant of a
@@ -123,6 +139,7 @@ class ConvEnergy(nn.Module):
         lower_bound: float | None = None,
         residual_blocks: int = 0,
         normalization: str | None = None,
+        compute_dtype: str | None = None,
     ):
         super().__init__()
         self.event_shape = shape_of("event_shape", event_shape)
@@ -132,6 +149,7 @@ class ConvEnergy(nn.Module):
         check_bounds(lipschitz, lower_bound, ())
         self.residual_blocks = integer("residual_blocks", residual_blocks, minimum=0)
         self.normalization = None if normalization is None else one_of("normalization", normalization, NORMALIZATIONS)
+        self.compute_dtype = check_compute_dtype(compute_dtype, lipschitz)
         check_lipschitz_layers(lipschitz, self.residual_blocks, self.normalization)
         height, width = coarse_size(self.event_shape, len(self.channels))
         sizes = (self.event_shape[0], *self.channels)
@@ -142,8 +160,7 @@ class ConvEnergy(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """Arguments that build the same architecture again."""
-        names = "event_shape channels activation lipschitz lower_bound residual_blocks normalization"
-        return {name: getattr(self, name) for name in names.split()}
+        return config_of(self, "event_shape channels activation lipschitz lower_bound residual_blocks normalization")
 
     @torch.no_grad()
     def lipschitz_constant(self) -> torch.Tensor:
@@ -167,9 +184,11 @@ class ConvEnergy(nn.Module):
         x = check_shape(x, self.event_shape)
         *weights, last = self._weights()
         activation, blocks = normalized_activation(self.normalization, self.activation), iter(self.blocks)
-        for weight, conv in zip(weights, self._convs()):
-            x = activation(F.conv2d(F.pixel_unshuffle(x, 2), weight, conv.bias, padding=1))
-            x = through(itertools.islice(blocks, self.residual_blocks), x, activation)
+        with lowered(x, self.compute_dtype):
+            for weight, conv in zip(weights, self._convs()):
+                x = activation(F.conv2d(F.pixel_unshuffle(x, 2), weight, conv.bias, padding=1))
+                x = through(itertools.islice(blocks, self.residual_blocks), x, activation)
+        x = x if self.compute_dtype is None else x.to(last.dtype)
         return bounded_below(F.linear(x.flatten(1), last, self.last.bias).squeeze(-1), self.lower_bound)
 
 
@@ -184,6 +203,7 @@ class ConvEncoder(nn.Module):
         output_activation: see `MLP`.
         residual_blocks: see `ConvGenerator`.
         normalization: see `ConvGenerator`.
+        compute_dtype: see `MLP`.
 
     Raises:
         ValueError: for an unknown activation or normalisation, or sizes that do not divide.
@@ -203,6 +223,7 @@ class ConvEncoder(nn.Module):
         output_activation: str = "identity",
         residual_blocks: int = 0,
         normalization: str | None = None,
+        compute_dtype: str | None = None,
     ):
         super().__init__()
         self.event_shape = shape_of("event_shape", event_shape)
@@ -212,6 +233,7 @@ class ConvEncoder(nn.Module):
         self.output_activation = one_of("output_activation", output_activation, ACTIVATIONS)
         self.residual_blocks = integer("residual_blocks", residual_blocks, minimum=0)
         self.normalization = None if normalization is None else one_of("normalization", normalization, NORMALIZATIONS)
+        self.compute_dtype = check_compute_dtype(compute_dtype)
         height, width = coarse_size(self.event_shape, len(self.channels))
         sizes = (self.event_shape[0], *self.channels)
         self.convs = nn.ModuleList(conv3x3(4 * a, b) for a, b in itertools.pairwise(sizes))
@@ -221,14 +243,17 @@ class ConvEncoder(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """Arguments that build the same architecture again."""
-        names = "event_shape output_dim channels activation output_activation residual_blocks normalization"
-        return {name: getattr(self, name) for name in names.split()}
+        return config_of(
+            self, "event_shape output_dim channels activation output_activation residual_blocks normalization"
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x if x.dim() == 4 else check_shape(x, (math.prod(self.event_shape),)).unflatten(1, self.event_shape)
         x = check_shape(x, self.event_shape)
         activation, blocks = normalized_activation(self.normalization, self.activation), iter(self.blocks)
-        for conv in self.convs:
-            x = activation(conv(F.pixel_unshuffle(x, 2)))
-            x = through(itertools.islice(blocks, self.residual_blocks), x, activation)
+        with lowered(x, self.compute_dtype):
+            for conv in self.convs:
+                x = activation(conv(F.pixel_unshuffle(x, 2)))
+                x = through(itertools.islice(blocks, self.residual_blocks), x, activation)
+        x = x if self.compute_dtype is None else x.to(self.last.weight.dtype)
         return ACTIVATIONS[self.output_activation](self.last(x.flatten(1)))

@@ -1,5 +1,6 @@
 """Layers and activations of the architectures, beside PyTorch's own."""
 
+import contextlib
 from collections.abc import Callable, Iterable
 
 import torch
@@ -8,7 +9,16 @@ from torch import nn
 
 from gebm.networks import num_groups
 
-__all__ = ["ACTIVATIONS", "NORMALIZATIONS", "Residual", "check_shape", "conv3x3", "normalized_activation", "through"]
+__all__ = [
+    "ACTIVATIONS",
+    "NORMALIZATIONS",
+    "Residual",
+    "check_shape",
+    "conv3x3",
+    "lowered",
+    "normalized_activation",
+    "through",
+]
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "identity": lambda x: x,
@@ -31,6 +41,13 @@ NORMALIZATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def normalized_activation(normalization: str | None, activation: str) -> Callable[[torch.Tensor], torch.Tensor]:
     """An activation on `(N, C, H, W)`, after a normalisation where there is one."""
     return lambda x: ACTIVATIONS[activation](x if normalization is None else NORMALIZATIONS[normalization](x))
+
+
+def lowered(x: torch.Tensor, compute_dtype: str | None) -> contextlib.AbstractContextManager:
+    """A block in which layers compute float32 in another dtype; nothing changes for None."""
+    if compute_dtype is None:
+        return contextlib.nullcontext()
+    return torch.autocast(x.device.type, getattr(torch, compute_dtype), cache_enabled=False)
 
 
 def conv3x3(channels_in: int, channels_out: int) -> nn.Conv2d:

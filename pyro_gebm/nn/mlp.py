@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gebm.networks import LIPSCHITZ_CONSTANTS, check_bounds, shape_of
+from gebm.networks import LIPSCHITZ_CONSTANTS, check_bounds, check_compute_dtype, config_of, shape_of
 from gebm.validation import one_of
 from pyro_gebm.nn.bounds import bounded_below, scaled_down, spectral_norm_bound
-from pyro_gebm.nn.layers import ACTIVATIONS, check_shape
+from pyro_gebm.nn.layers import ACTIVATIONS, check_shape, lowered
 
 __all__ = ["MLP"]
 
@@ -29,10 +29,12 @@ class MLP(nn.Module):
         lipschitz: L; the weights of every layer are then scaled down (spectral normalisation, see
             `spectral_norm_bound`) so that the network is L-Lipschitz in the Euclidean norm; None for no bound.
         lower_bound: b; an energy only. The output e becomes `b + softplus(e - b) >= b`; None for no bound.
+        compute_dtype: "bfloat16" for hidden layers whose products are of that precision, for accelerators; weights,
+            the last layer and the output stay float32. None for that of the weights.
 
     Raises:
-        ValueError: for an unknown activation, a Lipschitz constant that is not positive, or a lower bound on
-            something that is not an energy.
+        ValueError: for an unknown activation, a Lipschitz constant that is not positive, a lower bound on something
+            that is not an energy, or a Lipschitz constant of a network in lower precision.
 
     Example:
         >>> energy = MLP((8, 8), (), hidden=(32,), activation="leaky_relu")
@@ -49,6 +51,7 @@ class MLP(nn.Module):
         output_activation: str = "identity",
         lipschitz: float | None = None,
         lower_bound: float | None = None,
+        compute_dtype: str | None = None,
     ):
         super().__init__()
         self.input_shape = shape_of("input_shape", input_shape)
@@ -57,6 +60,7 @@ class MLP(nn.Module):
         self.activation = one_of("activation", activation, ACTIVATIONS)
         self.output_activation = one_of("output_activation", output_activation, ACTIVATIONS)
         self.lipschitz, self.lower_bound = lipschitz, lower_bound
+        self.compute_dtype = check_compute_dtype(compute_dtype, lipschitz)
         check_bounds(lipschitz, lower_bound, self.output_shape)
         sizes = (math.prod(self.input_shape), *self.hidden, math.prod(self.output_shape))
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
@@ -64,8 +68,7 @@ class MLP(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """Arguments that build the same architecture again."""
-        names = ("input_shape", "output_shape", "hidden", "activation", "output_activation", "lipschitz", "lower_bound")
-        return {name: getattr(self, name) for name in names}
+        return config_of(self, "input_shape output_shape hidden activation output_activation lipschitz lower_bound")
 
     @torch.no_grad()
     def lipschitz_constant(self) -> torch.Tensor:
@@ -88,8 +91,10 @@ class MLP(nn.Module):
         x, activation = check_shape(x, self.input_shape).reshape(len(x), -1), ACTIVATIONS[self.activation]
         layers = self._layers()
         weights = self._weights() if self.lipschitz is not None else [layer.weight for layer in layers]
-        for layer, weight in zip(layers[:-1], weights):
-            x = activation(F.linear(x, weight, layer.bias))
+        with lowered(x, self.compute_dtype):
+            for layer, weight in zip(layers[:-1], weights):
+                x = activation(F.linear(x, weight, layer.bias))
+        x = x if self.compute_dtype is None else x.to(weights[-1].dtype)
         out = ACTIVATIONS[self.output_activation](F.linear(x, weights[-1], layers[-1].bias))
         out = out.squeeze(1) if self.output_shape == () else out.unflatten(1, self.output_shape)
         return bounded_below(out, self.lower_bound)
