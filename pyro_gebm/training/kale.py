@@ -609,9 +609,8 @@ class KALE:
                         penalty = self.guide.penalty(energy, batch, draws) / self._processes.size
                 of_chains = None if self._chains is None else energy(self._chains.move())
                 energies = Energies(energy_data, energy_base, of_chains, self.log_partition)
-                run_away, outlier = self._watched(energy_data.detach().mean(), estimate)
                 loss = penalty + self.objective.energy_loss(energies)
-                ok, norm = self.energy_optim.apply(loss * math.nan if run_away else loss, outlier=outlier)
+                ok, norm, outlier = self.energy_optim.apply(loss, *self._watched(energy_data.detach().mean(), estimate))
         if ok:
             rate, since = self.guide.log_partition_rate, self.num_steps_taken - LOG_PARTITION_WARMUP
             if outlier:  # that was applied
@@ -635,11 +634,14 @@ class KALE:
         )
 
     def _watched(self, of_data, estimate):
-        """Whether the energy has run away, and whether a batch puts log Z far above A; of objectives like KALE."""
+        """What tells that the energy has run away, and that a batch puts log Z far above A; of objectives like KALE."""
         if self.max_grad_norm == math.inf or not isinstance(self.objective, KALEObjective):
-            return False, False
-        bound, log_ratio = torch.stack([of_data + estimate, estimate - self.log_partition]).tolist()
-        return abs(bound) > MAX_BOUND, self.num_steps_taken >= MIN_STEPS and log_ratio > MAX_LOG_RATIO
+            return ()
+
+        def judge(bound, log_ratio):
+            return abs(bound) > MAX_BOUND, self.num_steps_taken >= MIN_STEPS and log_ratio > MAX_LOG_RATIO
+
+        return (of_data + estimate, estimate - self.log_partition), judge
 
     def _base_step(self, batch):
         """A base step; the norm of its gradient."""
@@ -651,7 +653,7 @@ class KALE:
         loss = self.objective.base_loss(
             self.base, batch, lambda: self._processes.gather(self.guide.energy(self._draws(num, "rsample")))
         )
-        ok, norm = self.base_optim.apply(loss)
+        ok, norm, _ = self.base_optim.apply(loss)
         self.num_skipped += not ok
         if self._base_average is not None and self.ema_decay is not None:
             parameters = [p.detach() for p in self.base_optim.parameters]

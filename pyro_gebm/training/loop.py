@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -75,21 +75,32 @@ class Optimizer:
         self.optim, self.scheduler = built if isinstance(built, tuple) else (built, None)
         self.skipped_in_row, self.description = 0, _describe(self.optim, self.scheduler)
 
-    def apply(self, loss: torch.Tensor, *, outlier: bool = False) -> tuple[bool, torch.Tensor]:
-        """One step, unless loss or gradient is not finite or far above what is usual: `(applied, gradient norm)`.
+    def apply(
+        self,
+        loss: torch.Tensor,
+        watched: Sequence[torch.Tensor] = (),
+        judge: Callable[..., tuple[bool, bool]] = lambda: (False, False),
+    ) -> tuple[bool, torch.Tensor, bool]:
+        """One step, unless loss or gradient is not finite or far above what is usual.
 
-        Only the gradients of the parameters are computed.
+        Only the gradients of the parameters are computed. What decides is read off the device at once.
 
         Args:
             loss: of the step.
-            outlier: whether its batch is one for another reason than its gradient.
+            watched: other numbers that are read.
+            judge: from these, whether the step is to be left out, and whether its batch is an outlier for another
+                reason than its gradient.
+
+        Returns:
+            `(applied, gradient norm, outlier)`.
         """
         grads = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         *grads, loss = self.processes.sum([*grads, loss])
         present = [grad for grad in grads if grad is not None]
         norm = torch.stack(torch._foreach_norm(present)).norm()  # pyright: ignore[reportPrivateImportUsage]
-        value, size = torch.stack([loss.detach(), norm]).tolist()
-        scale, fine = self._scale(value, size, outlier)
+        value, size, *others = torch.stack([loss.detach(), norm, *watched]).tolist()
+        left_out, outlier = judge(*others)
+        scale, fine = self._scale(math.nan if left_out else value, size, outlier)
         ok = scale > 0
         self.skipped_in_row = 0 if fine else self.skipped_in_row + 1
         if ok:
@@ -104,7 +115,7 @@ class Optimizer:
                 parameter.data.copy_(old.lerp(parameter.detach(), self.rate_scale))
             if self.scheduler is not None:
                 self.scheduler.step()
-        return ok, norm
+        return ok, norm, outlier
 
     def _scale(self, loss, norm, outlier):
         """What a gradient is multiplied by, 0 to leave it out; and whether the step is fine."""

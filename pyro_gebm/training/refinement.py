@@ -146,7 +146,7 @@ class Refinement:
         if self.guide.penalty is not None:
             penalty = self.guide.penalty(self.energy, batch, x)
         log_mean_weight = torch.logsumexp(-of_chains - block.neg_beta_energy, 0) - math.log(num)
-        ok, norm = self.energy_optim.apply(of_data.mean() + log_mean_weight + penalty)
+        ok, norm, _ = self.energy_optim.apply(of_data.mean() + log_mean_weight + penalty)
         self.num_skipped += not ok
         self.base_steps_taken += 1
         if self.base_steps_taken % self.control.look_every == 0:
