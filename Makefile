@@ -1,6 +1,7 @@
 # make demo   train a GEBM on real digits, sample it, compare it with its base (BACKEND=pyro for Pyro)
 # make demo-images   samples of the shipped Fashion-MNIST model against those of its generator: table and pictures, no training
 # make test   tests and doctests of all packages (PACKAGE=pyro or PACKAGE=numpyro: in an environment without the other host)
+# make test-gpu   what an accelerator could change, on the GPU that PyTorch and JAX find
 # CONSTRAINTS=oldest.txt takes the oldest versions that pyproject.toml allows, CONSTRAINTS= the newest that there are
 PYTHON ?= python3
 BACKEND ?= numpyro
@@ -11,7 +12,7 @@ EXTRAS := $(if $(PACKAGE),$(PACKAGE),pyro,numpyro),arviz,zarr,examples,dev
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo demo-images test test-slow test-versions lint clean
+.PHONY: demo demo-images test test-slow test-gpu test-versions lint clean
 
 $(READY): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
@@ -32,6 +33,9 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m slow tests
+
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu tests
 
 test-versions:  # in environments of its own
 	$(PYTHON) tests/versions.py

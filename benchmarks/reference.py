@@ -51,7 +51,7 @@ def trainer_of(directory, generator, energy, latent_size, learning_rate=1e-4):
     self.args = argparse.Namespace(
         noise_factor=1, criterion="kale", penalty_lambda=1.0, penalty_type="gradient", grad_clip=1, train_mode="both"
     )
-    self.device = "cpu"
+    self.device = torch.get_default_device()
     self.generator, self.discriminator = generator, energy
     self.log_partition = torch.nn.Parameter(torch.zeros(1))
     self.d_params = [*energy.parameters(), self.log_partition]

@@ -34,15 +34,16 @@ from numpyro_gebm.training.loop import Run
 PAIRS = {"MLP": (100, (784,), 128, (512, 512)), "convolutional": (64, (1, 32, 32), 64, (32, 64))}
 
 
-def networks(package, pair, **keys):
+def networks(package, pair, compute_dtype=None, **keys):
     """Generator and energy of a pair, in a package."""
     latent, event, _, sizes = PAIRS[pair]
     key = {name: [{name: k} for k in jax.random.split(value)] for name, value in keys.items()}.get("rng_key", [{}, {}])
+    first, second = ({"compute_dtype": compute_dtype} | k for k in key)
     if pair == "MLP":
-        generator = package.nn.MLP((latent,), event, sizes, **key[0])
-        return generator, package.nn.MLP(event, (), sizes, activation="leaky_relu", **key[1])
-    generator = package.nn.ConvGenerator(latent, event, channels=sizes[::-1], **key[0])
-    return generator, package.nn.ConvEnergy(event, channels=sizes, **key[1])
+        generator = package.nn.MLP((latent,), event, sizes, **first)
+        return generator, package.nn.MLP(event, (), sizes, activation="leaky_relu", **second)
+    generator = package.nn.ConvGenerator(latent, event, channels=sizes[::-1], **first)
+    return generator, package.nn.ConvEnergy(event, channels=sizes, **second)
 
 
 def authors_style(pair, data):
@@ -127,11 +128,11 @@ def pyro_bare(pair, data):
     return run
 
 
-def pyro_package(pair, data, fused=None):
+def pyro_package(pair, data, fused=None, compute_dtype=None):
     """A function that takes `num` steps of `pyro_gebm.KALE`."""
     latent, _, batch, _ = PAIRS[pair]
-    generator, energy = networks(pyro_gebm, pair)
-    base = pyro_gebm.Pushforward(pyro_dist.Normal(0.0, 1.0).expand([latent]).to_event(1), generator)
+    generator, energy = networks(pyro_gebm, pair, compute_dtype)
+    base = pyro_gebm.Pushforward(pyro_dist.Normal(torch.zeros(latent), 1.0).to_event(1), generator)
 
     def adam(parameters):
         return torch.optim.Adam(parameters, 1e-4, betas=(0.5, 0.999), fused=fused)
@@ -151,7 +152,7 @@ def numpyro_bare(pair, data):
     parts = [eqx.partition(m, eqx.is_inexact_array) for m in networks(numpyro_gebm, pair, rng_key=jax.random.key(0))]
     (generator, static_generator), (energy, static_energy) = parts
     optim, penalty = optax.adam(1e-4, b1=0.5), numpyro_gebm.gradient_penalty(1.0)
-    data = jnp.asarray(data)
+    data = jnp.asarray(torch.as_tensor(data).cpu().numpy())
 
     def generate(arrays, key):
         return jax.vmap(eqx.combine(arrays, static_generator))(jax.random.normal(key, (batch, latent)))
@@ -183,15 +184,16 @@ def numpyro_bare(pair, data):
     return run
 
 
-def numpyro_package(pair, data):
+def numpyro_package(pair, data, compute_dtype=None):
     """A function that takes `num` compiled steps of `numpyro_gebm.KALE`."""
     latent, _, batch, _ = PAIRS[pair]
-    generator, energy = networks(numpyro_gebm, pair, rng_key=jax.random.key(0))
+    generator, energy = networks(numpyro_gebm, pair, compute_dtype, rng_key=jax.random.key(0))
     base = numpyro_gebm.Pushforward(numpyro_dist.Normal(0.0, 1.0).expand([latent]).to_event(1), generator)
     optim = optax.adam(1e-4, b1=0.5)
     kale = numpyro_gebm.KALE(base, numpyro_gebm.KALEGuide(energy, log_partition=0.0), optim, optim, energy_steps=1)
+    data = np.asarray(torch.as_tensor(data).cpu())
     state = kale.init(jax.random.key(0), data)
-    batches = kale._batches(np.asarray(data), batch, None)  # what `run` does, without its last settling of A
+    batches = kale._batches(data, batch, None)  # what `run` does, without its last settling of A
     training = Run(kale._run_chunk, kale._energy_steps_at, batches, state, kale._no_losses())
 
     def run(num):
