@@ -16,9 +16,11 @@ def start(script, num, *args):
         port = str(free.getsockname()[1])
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(num), "OMP_NUM_THREADS": "1"}
     place |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    place |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(num)}
     command = [sys.executable, str(script), *map(str, args)]
     how = {"cwd": ROOT, "stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    return [subprocess.Popen(command, env=os.environ | place | {"RANK": str(rank)}, **how) for rank in range(num)]
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank), "JAX_PROCESS_ID": str(rank)} for rank in range(num)]
+    return [subprocess.Popen(command, env=os.environ | place | rank, **how) for rank in ranks]
 
 
 def run(script, num, *args, timeout=240):
