@@ -95,7 +95,8 @@ class Devices:
     def _placed(self, values, spec):
         if self.mesh is None:
             return values
-        return jax.tree.map(lambda x: _at(x, NamedSharding(self.mesh, spec)), values)
+        sharding = NamedSharding(self.mesh, spec)
+        return jax.tree.map(lambda x: _at(x, sharding), values)
 
 
 def on_host(value: Any) -> np.ndarray:

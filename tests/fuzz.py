@@ -148,6 +148,15 @@ def targets(host, folder):
             lambda **kw: host.package.DrawFile.create(pathlib.Path(folder) / f"{random.random()}.nc", **kw).close(),
             {"num_chains": 2, "num_draws": 5, "variables": {"z": ((2,), "f4", "posterior")}},
         ),
+        "DrawStore.create": (
+            lambda **kw: host.package.DrawStore.create(pathlib.Path(folder) / f"{random.random()}.zarr", **kw),
+            {"num_chains": 2, "num_draws": 5, "variables": {"z": ((2,), "f4", "posterior")}, "num_writers": 1,
+             "chunk_size": 2},
+        ),
+        "decode_to_zarr": (
+            lambda **kw: host.package.decode_to_zarr(path=pathlib.Path(folder) / f"{random.random()}.zarr", **kw),
+            {"gebm": model, "z": x, "batch_size": 4, "progress_bar": False},
+        ),
         "save": (host.package.save, {"gebm": model, "path": pathlib.Path(folder) / "gebm.npz"}),
         "decode": (lambda **kw: list(host.package.decode(**kw)), {"gebm": model, "z": x, "batch_size": 4}),
     }  # fmt: skip
@@ -222,12 +231,15 @@ def methods(host, model, x, folder):
         "load": (host.package.load, {"path": folder / "saved.npz", "base": base, "energy": None}),
         "delete_checkpoints": (host.package.training.delete_checkpoints, {"directory": folder / "none"}),
         "DrawFile.open": (host.package.DrawFile.open, {"path": folder / "none.nc"}),
+        "DrawStore.open": (host.package.DrawStore.open, {"path": folder / "none.zarr"}),
         "read_draws": (host.package.read_draws, {"path": folder / "none.nc"}),
         "plot_losses": (
             lambda **kw: host.package.plot_losses(losses, **kw), {"labels": ["a"], "window": 5, "axes": None},
         ),
     }  # fmt: skip
     if host.name == "numpyro":
+        mesh = host.jax.make_mesh((1,), ("data",))
+        known["sharded"] = host.infer.sharded, {"mesh": mesh, "axis": "data"}
         state = kale.init(host.key(0)[0], x)
         known["KALE.init"] = kale.init, {"rng_key": host.key(0)[0], "data": x}
         known["KALE.update"] = kale.update, {"state": state, "batch": x}

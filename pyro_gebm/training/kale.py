@@ -633,10 +633,10 @@ class KALE:
             -1 - self.num_steps_taken * self._processes.size - self._processes.rank, self.log_partition.device
         )
 
-    def _watched(self, of_data, estimate):
+    def _watched(self, of_data, estimate) -> tuple[tuple[torch.Tensor, ...], Callable[..., tuple[bool, bool]]]:
         """What tells that the energy has run away, and that a batch puts log Z far above A; of objectives like KALE."""
         if self.max_grad_norm == math.inf or not isinstance(self.objective, KALEObjective):
-            return ()
+            return (), lambda: (False, False)
 
         def judge(bound, log_ratio):
             return abs(bound) > MAX_BOUND, self.num_steps_taken >= MIN_STEPS and log_ratio > MAX_LOG_RATIO

@@ -24,6 +24,7 @@ from numpyro_gebm import (
     Program,
     Pushforward,
     decode,
+    decode_to_zarr,
     diagnose,
     divergences,
     flows,
@@ -136,6 +137,15 @@ def sampling(gebm: GEBM) -> Diagnosis:
         mcmc = MCMC(kernel, num_warmup=100, num_samples=100, num_chains=4, chain_method="vectorized")
         mcmc.run(KEY, gebm)
     infer.stream_draws(mcmc, "draws.nc", (gebm,), rng_key=KEY)
+    mesh = jax.make_mesh((1,), ("data",))
+    how = infer.sharded(mesh)
+    MCMC(
+        infer.GHMC(model),
+        num_warmup=100,
+        num_samples=100,
+        chain_method=how,  # pyright: ignore[reportArgumentType]  # NumPyro's annotation knows names only
+    )
+    GEBM(gebm.base, gebm.energy, sampler=infer.AnnealedMALA(mesh=mesh)).sample(KEY, (10,))
     data = to_arviz(mcmc, gebm)
     report = diagnose(data, gebm=gebm)
     print(report)
@@ -147,6 +157,7 @@ def files(gebm: GEBM) -> GEBM:
     save(gebm, "model.npz")
     for x in decode(gebm, read_draws("draws.nc"), batch_size=100):
         assert_type(x, jax.Array)
+    decode_to_zarr(gebm, read_draws("draws.zarr"), "x.zarr", batch_size=100)
     return load("model.npz")
 
 

@@ -21,6 +21,7 @@ from pyro_gebm import (
     Program,
     Pushforward,
     decode,
+    decode_to_zarr,
     diagnose,
     divergences,
     flows,
@@ -151,6 +152,7 @@ def files(gebm: GEBM) -> GEBM:
     save(gebm, "model.npz")
     for x in decode(gebm, read_draws("draws.nc"), batch_size=100):
         assert_type(x, torch.Tensor)
+    decode_to_zarr(gebm, read_draws("draws.zarr"), "x.zarr", batch_size=100)
     return load("model.npz")
 
 
