@@ -556,6 +556,14 @@ class KALE:
     def _energies(self, arrays, x):
         return over_batch(self._energy_of(arrays), x, self.base.event_dim)
 
+    def _energies_of_both(self, arrays, batch, draws):
+        """Energies of data and of draws; on a mesh in one pass, so that devices exchange one gradient and not two."""
+        if self._devices.mesh is None:
+            return self._energies(arrays, batch), self._energies(arrays, draws)
+        pairs = draws.reshape(len(batch), -1, *batch.shape[1:])
+        energies = self._energies(arrays, jnp.concatenate([batch[:, None].astype(draws.dtype), pairs], 1))
+        return energies[:, 0], energies[:, 1:].reshape(-1)
+
     def _energy_step(self, state, batch):
         key_base, key_penalty, _ = step_keys(state, state.step)
         batch, num = self._shared(batch), self.noise_factor * len(batch)
@@ -567,9 +575,7 @@ class KALE:
 
         def energies(arrays):
             of_chains = None if chain_draws is None else self._energies(arrays, chain_draws)
-            return Energies(
-                self._energies(arrays, batch), self._energies(arrays, draws), of_chains, state.log_partition
-            )
+            return Energies(*self._energies_of_both(arrays, batch, draws), of_chains, state.log_partition)
 
         def loss(arrays):
             values = energies(arrays)

@@ -7,6 +7,7 @@ from pyro.infer.mcmc.api import AbstractMCMC
 from pyro.infer.mcmc.util import diagnostics, print_summary, select_samples
 from tqdm import tqdm
 
+from gebm.fingerprint import describe
 from gebm.validation import flag, instance, integer, mapping, optional, probability
 from pyro_gebm.infer.chain_kernel import ChainKernel
 from pyro_gebm.processes import Processes
@@ -130,8 +131,14 @@ class VectorizedMCMC(AbstractMCMC):
         if self.processes.size > 1:
             self.kernel.processes = self.processes
             params = None if params is None else {name: value[self.own_chains] for name, value in params.items()}
+            sizes = (self.num_chains, self.num_samples, self.warmup_steps, self.thinning)
+            self.processes.check_same("(num_chains, num_samples, warmup_steps, thinning)", sizes)
+            self.processes.check_same("the arguments of the model", describe((args, kwargs)))
             self.processes.own_stream()
         self.kernel.setup_chains(self.warmup_steps, num, params, *args, **kwargs)
+        self.processes.check_same(
+            "the latent sites", {name: tuple(value.shape) for name, value in self.kernel.positions().items()}
+        )
         self.transforms = self.kernel.transforms
         self.device = next(iter(self.kernel.positions().values())).device
 

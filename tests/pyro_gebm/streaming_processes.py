@@ -24,6 +24,7 @@ def main():
     parser.add_argument("--chains", type=int, default=32)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--die-at", type=int, help="the second process ends itself once it wrote so many draws")
+    parser.add_argument("--other-data", action="store_true", help="the second process has other data")
     parser.add_argument("--no-group", action="store_true", help="as a program that forgot its process_group")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -35,7 +36,11 @@ def main():
     pyro.set_rng_seed(0)
     gebm = GEBM(dist.Normal(torch.zeros(3), 1.0).to_event(1), lambda x: 1.5 * x.square().sum(-1))
     exchange = args.kernel == "ReplicaExchange"
-    target = gebm.latent if exchange else lambda: pyro.sample("z", gebm.latent)
+
+    def model(*data):
+        return pyro.sample("z", gebm.latent)
+
+    target = gebm.latent if exchange else model
     kernel = getattr(infer, args.kernel)(target)
     mcmc = VectorizedMCMC(kernel, args.draws, 300, args.chains, disable_progbar=True, process_group=group)
     if args.die_at and int(os.environ["RANK"]) == 1:
@@ -51,7 +56,7 @@ def main():
         stream_draws(mcmc, args.store, chunk_size=50, resume=args.resume, progress_bar=False)
         draws = read_draws(args.store)
     else:
-        mcmc.run()
+        mcmc.run(*([torch.ones(3 + int(os.environ["RANK"]))] if args.other_data else []))
         draws = to_arviz(mcmc, gebm)
     z = draws["posterior"]["z"].values
     step_size = None if exchange else float(kernel.state.step_size)

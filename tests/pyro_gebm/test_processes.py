@@ -135,6 +135,7 @@ def test_a_store_of_two_processes_goes_on_with_any_number(kernel, tmp_path):
     [
         (["--chains", 33], "Expected num_chains to be a multiple of the 2 processes; got 33"),
         (["--store", "x.nc"], "Expected a path that ends in '.zarr' with 2 processes"),
+        (["--other-data"], "Expected the arguments of the model to be the same in all 2 processes; got"),
         (["--no-group"], "Expected process_group, as torch.distributed has 2 processes; got None"),
     ],
 )
