@@ -11,6 +11,7 @@ def normal(shape, seed=0):
 
 
 @pytest.mark.parametrize("shift, scale", [(0.5, 1.0), pytest.param(0.3, 0.7, marks=pytest.mark.slow)])
+@pytest.mark.slow_in("numpyro")
 def test_kale_is_the_divergence_of_normals(host, shift, scale):
     data = host.array(shift + scale * normal((2000, 1)))
     found = host.call(host.kale_test, data, host.normal(1), **QUICK)

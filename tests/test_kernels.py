@@ -186,7 +186,7 @@ def test_contract_on_a_potential(host, name, how):
     np.testing.assert_array_equal(draws[0]["z"], draws[1]["z"])
 
 
-@pytest.mark.parametrize("name", compiles(KERNELS, "GHMC", "RandomWalk"))
+@pytest.mark.parametrize("name", compiles(KERNELS, "RandomWalk"))
 def test_contract_of_streams(host, name, tmp_path, monkeypatch):
     """A run that was stopped goes on, and ends with the draws of one that was not."""
 

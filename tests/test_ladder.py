@@ -75,6 +75,7 @@ def assert_tilted(draws, **kwargs):
     cases.assert_moments(draws, CASE.mean(2.0), CASE.covariance(2.0), **kwargs)
 
 
+@pytest.mark.slow_in("numpyro")
 def test_smc_on_a_quadratic_energy(host):
     z, _, result = z_scores(host, 10, 3.0, 6)
     assert np.abs(z).max() <= 4 and z.std() > 0.2
@@ -301,6 +302,7 @@ def test_particles_that_hardly_move_bring_a_warning(host, monkeypatch):
     assert re.search(r"At beta = \S+, only \S+ % of the moves were accepted", warning)
 
 
+@pytest.mark.slow_in("numpyro")
 def test_a_constrained_latent(host):
     gebm = host.GEBM(host.dist.Gamma(3.0, 2.0), lambda x: 1.5 * x)  # tilted to Gamma(3, 3.5)
     result = smc(host, gebm)
@@ -340,6 +342,7 @@ def posterior_of_beta(host, log_partition, x):
     return host.run(host.ppl.infer.NUTS(model), num_warmup, 1500, num_chains, host.array(x))["beta"]
 
 
+@pytest.mark.slow_in("pyro")
 def test_inverse_temperature_as_a_random_variable(host):
     x = 0.5 * np.random.default_rng(0).normal(size=20)
     grid = np.exp(np.linspace(-8.0, 8.0, 20_001))

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from marks import slow_unless
 
 ENERGIES = {
     "MLP": ((784,), (), (128, 128), "silu"),
@@ -27,7 +28,7 @@ def inputs(host, name, num=500):
     return host.array(np.random.default_rng(0).normal(size=(num, *shape)), "float32")
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", slow_unless(list(NETWORKS), "MLP", "ConvEnergy"))
 def test_outputs_are_float32_and_close(host, name):
     """bfloat16 has eight bits: hidden values are rounded to 0.4 %, at random, and the last layer is not."""
     with host.float32():
@@ -39,7 +40,7 @@ def test_outputs_are_float32_and_close(host, name):
         assert all(weights.dtype == np.float32 for weights in host.parameters(low))
 
 
-@pytest.mark.parametrize("name", ENERGIES)
+@pytest.mark.parametrize("name", slow_unless(list(ENERGIES), "MLP"))
 def test_bias_of_log_weights_and_of_log_z(host, name):
     """Errors are of both signs: their mean, and what they do to log Z, are far below the error of one energy."""
     with host.float32():

@@ -55,6 +55,7 @@ def same(one, other):
     return len(one) == len(other) > 0 and all(np.array_equal(a, b) for a, b in zip(one, other))
 
 
+@pytest.mark.slow_in("numpyro")
 def test_it_learns_the_law_and_carries_log_z_along(host):
     settings = {"num_chains": 2048, "validation": HELD_OUT, "validate_every": 100}
     result = refine(host, kale_of(host, "plain"), 400, **settings)
@@ -91,6 +92,7 @@ def test_bases_of_other_kinds(host, kind):
     assert np.isnan(result.validation.log_likelihood).all() == (kind == "pushforward")
 
 
+@pytest.mark.slow_in("numpyro")
 def test_it_goes_on_from_a_finished_run_and_leaves_it_alone(host):
     first = host.train(kale_of(host, "plain"), 20, DATA)
     before = host.parameters(first.gebm.energy)
@@ -99,6 +101,7 @@ def test_it_goes_on_from_a_finished_run_and_leaves_it_alone(host):
     assert same(before, host.parameters(first.gebm.energy)) and not same(before, host.parameters(second.gebm.energy))
 
 
+@pytest.mark.slow_in("numpyro")
 def test_a_refinement_is_resumed_bit_for_bit(host, tmp_path):
     looks = {"validation": HELD_OUT, "validate_every": 7}
     whole = refine(host, kale_of(host, "plain"), 30, **looks)

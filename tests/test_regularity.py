@@ -84,6 +84,7 @@ def test_penalties(host):
         host.l2_penalty(-1.0)
 
 
+@pytest.mark.slow_in("pyro")
 @pytest.mark.parametrize("lipschitz, distance", [pytest.param(1.0, 0.5, marks=pytest.mark.slow), (2.0, 1.5)])
 def test_case_2_diracs(host, lipschitz, distance):
     energy = host.call(host.nn.MLP, (), (), (16,), lipschitz=lipschitz)

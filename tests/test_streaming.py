@@ -112,6 +112,7 @@ def test_a_store_holds_what_a_file_does(host, tmp_path):
         run(host, tmp_path / "draws.zarr", 60, 20, True)
 
 
+@pytest.mark.slow_in("numpyro")
 @pytest.mark.parametrize("after", slow_unless([0.02, 0.3], 0.3))
 def test_a_killed_run_goes_on_bit_for_bit(host, tmp_path, after):
     path, num = tmp_path / "draws.nc", 100_000

@@ -55,6 +55,7 @@ def test_log_z_of_a_wall(host, method):
 
 
 @pytest.mark.parametrize("bound", [0.0, pytest.param(2.0, marks=pytest.mark.slow)])
+@pytest.mark.slow_in("numpyro")
 def test_replica_exchange_and_smc_at_a_wall(host, bound):
     """2.3 % of the base lie beyond a wall at 2."""
     gebm = wall(host, bound)

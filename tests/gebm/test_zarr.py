@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from marks import slow_unless
 
 pytest.importorskip("zarr")
 pytest.importorskip("arviz")
@@ -124,13 +125,15 @@ with DrawStore.open(path, slice(2 * rank, 2 * rank + 2)) as store:
 """
 
 
-def test_killed_writers_lose_nothing_that_they_reported(tmp_path):
+@pytest.mark.parametrize("rounds", slow_unless([1, 5], 1))
+def test_killed_writers_lose_nothing_that_they_reported(rounds, tmp_path):
     path = tmp_path / "draws.zarr"
     create(path, num_draws=4000, chunk_size=20)
     rng = np.random.default_rng(0)
     script, reported = WRITER.format(tests=str(pathlib.Path(__file__).parent)), [0, 0]
-    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
-    for _ in range(2):
+    folders = map(str, (pathlib.Path(__file__).parents[2], pathlib.Path(__file__).parents[1]))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
+    for _ in range(rounds):
         writers = [
             subprocess.Popen(
                 [sys.executable, "-c", script, str(path), str(rank)],
