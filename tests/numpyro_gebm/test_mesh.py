@@ -110,8 +110,8 @@ def test_nuts_in_two_processes(tmp_path):
 
 
 def test_a_store_of_two_processes_goes_on_with_any_number(tmp_path):
-    """Killed while they write: what is left is continued by two, by one and by four, to the same draws."""
-    long = ["--kernel", "GHMC", "--draws", 1500, "--store"]
+    """Killed while they write: what is left is continued by two and by one, to the same draws."""
+    long = ["--kernel", "GHMC", "--draws", 1000, "--store"]
     running, begin = processes.start(PROCESSES, 2, tmp_path / "x", *long, tmp_path / "x.zarr"), time.monotonic()
     while len(list((tmp_path / "x.zarr.state").glob("*.npz"))) < 3:
         assert time.monotonic() - begin < 120 and all(process.poll() is None for process in running)
@@ -121,11 +121,10 @@ def test_a_store_of_two_processes_goes_on_with_any_number(tmp_path):
     codes, texts = processes.finished(running)
     assert time.monotonic() - killed < 60 and codes[0] != 0 and "rror" in texts[0]
     found = {}
-    for num in (1, 2, 4):
+    for num in (1, 2):
         for ending in ("zarr", "zarr.state"):
             shutil.copytree(tmp_path / f"x.{ending}", tmp_path / f"{num}.{ending}")
         more = ["--resume", "--chains", 32]
         found[num] = of_processes(num, tmp_path / str(num), *long, tmp_path / f"{num}.zarr", *more)[0]
-    assert found[1].shape == (32, 1500, 3)
-    for num in (2, 4):
-        np.testing.assert_allclose(found[num], found[1], atol=1e-6)
+    assert found[1].shape == (32, 1000, 3)
+    np.testing.assert_allclose(found[2], found[1], atol=1e-6)

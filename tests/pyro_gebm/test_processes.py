@@ -99,7 +99,7 @@ def reports(num, *args):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kernel", ["GHMC", "MALT", "Ex2MCMC", "ReplicaExchange"])
+@pytest.mark.parametrize("kernel", ["GHMC", "ReplicaExchange"])
 def test_chains_of_two_processes(kernel):
     """One step size, all draws in both, no two chains alike, and the right law: N(0, 1/4) in three dimensions."""
     one, two = reports(2, "--kernel", kernel)
@@ -121,7 +121,7 @@ def test_a_store_of_two_processes_goes_on_with_any_number(kernel, tmp_path):
     assert reports(2, "--kernel", kernel, "--store", tmp_path / "x.zarr", "--resume") == once
     z, again = (read_draws(tmp_path / name)["posterior"]["z"].values for name in ("whole.zarr", "x.zarr"))
     np.testing.assert_array_equal(z, again)
-    for num in (1, 4):
+    for num in (1, 4) if kernel == "GHMC" else (1,):
         found = reports(num, "--kernel", kernel, "--store", tmp_path / "y.zarr", "--resume", "--draws", 400)[0]
         assert found["shape"] == [32, 400, 3] and abs(found["variance"] - 0.25) < 5 * 0.25 * (2 / 4000) ** 0.5
     kept = read_draws(tmp_path / "y.zarr")["posterior"]["z"].values
