@@ -242,13 +242,17 @@ def timed(run, args):
     return 5 * args.steps / (time.perf_counter() - start)
 
 
-def launch(work, num, rest):
-    """What the processes of a piece of work print: a number, and their largest memory in megabytes."""
+def launch(work, num, rest, together=True):
+    """What the processes of a piece of work print: a number, and their largest memory in megabytes.
+
+    Unless they work together, none knows of the others.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     flags = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(num), "XLA_FLAGS": flags}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "XLA_FLAGS": flags}
+    place["WORLD_SIZE"] = str(num if together else 1)
     place |= {"OMP_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}
     processes = [
         subprocess.Popen(
@@ -271,13 +275,18 @@ def compare(args, rest):
     """Print the ratios of training or sampling."""
     what = {"train": f"a batch of {args.batch_size}: energy steps", "sample": f"{args.chains} chains: draws"}
     print(f"{args.hidden} hidden units, {what[args.what]} a second\n")
-    print("| host | one process | two processes | ratio |\n|---|---|---|---|")
+    print("| host | one process | two processes | ratio | two that know nothing of each other, half each: ratio |")
+    print("|---|---|---|---|---|")
+    half = [*rest, "--chains", str(args.chains // 2), "--batch-size", str(args.batch_size // 2)]
     for host in args.hosts:
-        work = f"{host}_{args.what}"
-        pairs = [[launch(work, num, rest)[0]["value"] for num in (1, 2)] for _ in range(args.repeats)]
-        one, two = (statistics.median(rates) for rates in zip(*pairs))
-        ratio = statistics.median(b / a for a, b in pairs)
-        print(f"| {host} | {one:.0f} | {two:.0f} | {ratio:.2f} |", flush=True)
+        work, rates = f"{host}_{args.what}", []
+        for _ in range(args.repeats):
+            one, two = (launch(work, num, rest)[0]["value"] for num in (1, 2))
+            apart = [each["value"] for each in launch(work, 2, half, together=False)]
+            rates.append((one, two, sum(apart) / (2 if args.what == "train" else 1)))
+        one, two, _ = map(statistics.median, zip(*rates))
+        ratio, best = (statistics.median(rate[i] / rate[0] for rate in rates) for i in (1, 2))
+        print(f"| {host} | {one:.0f} | {two:.0f} | {ratio:.2f} | {best:.2f} |", flush=True)
 
 
 def exchange(args, rest):
