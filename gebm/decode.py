@@ -1,5 +1,6 @@
 """Rows of stored latents, read batch by batch; and what they decode to, in a Zarr store that many processes write."""
 
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -85,14 +86,16 @@ def write_decoded(
     refuse_existing(path, "Take another path, or delete it.")
     z = np.asarray(z) if isinstance(z, (list, tuple)) else z
     batches_of_rows(z, event_shape, batch_size)
-    *outer, num = z.shape[: len(z.shape) - len(event_shape)]
+    batch_shape = tuple(map(int, z.shape[: len(z.shape) - len(event_shape)]))
+    if not math.prod(batch_shape) or not batch_shape:
+        raise ValueError(f"Expected z, latents, with axes before {event_shape}, such as (chain, draw); got {z.shape}.")
+    *outer, num = batch_shape
     first = decode(np.asarray(z[(0,) * len(outer)][:1]))
-    names = (["chain", "draw"] if len(outer) == 1 else [f"batch_{i}" for i in range(len(outer))] + ["draw"])[
-        -len(outer) - 1 :
-    ]
+    names = [*(f"batch_dim_{i}" for i in range(len(outer) - 1)), "chain", "draw"][-len(batch_shape) :]
+    temporary = path.with_name(f"{path.name}.tmp")
     wait()  # nobody looks for the store any more
     if rank == 0:
-        zarr.create_group(path, zarr_format=3).create_array(
+        zarr.create_group(temporary, zarr_format=3, overwrite=True).create_array(
             "x",
             shape=(*outer, num, *first.shape[1:]),
             chunks=(*(1,) * len(outer), min(batch_size, num), *first.shape[1:]),
@@ -100,13 +103,16 @@ def write_decoded(
             dimension_names=(*names, *(f"x_dim_{i}" for i in range(first.ndim - 1))),
         )
     wait()
-    x = zarr.open_group(path, mode="r+")["x"]
+    x = zarr.open_group(temporary, mode="r+")["x"]
     parts = [(*index, start) for index in np.ndindex(*outer) for start in range(0, num, batch_size)]
     for *index, start in tqdm(parts[rank::num_processes], "Decode", disable=quiet):
         rows = (*index, slice(start, min(start + batch_size, num)))
         x[rows] = decode(np.asarray(z[rows]))
     wait()
-    return x
+    if rank == 0:
+        os.replace(temporary, path)  # under its name a store is whole
+    wait()
+    return zarr.open_group(path, mode="r")["x"]
 
 
 def _rows(z: Any, batch_shape: tuple[int, ...], start: int, stop: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Draws in a Zarr store that many processes write at once, each the chunks of its own chains."""
 
 import contextlib
+import itertools
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,7 @@ from gebm.arviz_data import from_datasets
 from gebm.draw_file import checked_arrays, checked_variables, refuse_existing
 from gebm.extras import extra
 from gebm.netcdf import COUNT, GROUPS
-from gebm.validation import integer, path_of
+from gebm.validation import instance, integer, path_of
 
 __all__ = ["DrawStore", "read_store"]
 
@@ -52,7 +53,10 @@ class DrawStore:
         self._groups = {name: _variables(self._root[name]) for name in GROUPS}
         self._counts = self._root[COUNT]
         self.num_chains, self.num_draws = next(iter(self._groups["posterior"].values())).shape[:2]
-        self._chains = slice(0, self.num_chains) if chains is None else chains
+        chains = slice(None) if chains is None else instance("chains", chains, slice)
+        self._chains = slice(*chains.indices(self.num_chains)[:2])
+        if chains.step not in (None, 1) or self._chains.stop <= self._chains.start:
+            raise ValueError(f"Expected chains to be some of {self.num_chains} that follow each other; got {chains}.")
         each = self._counts.chunks[0]
         if self._chains.start % each or self._chains.stop % each:
             raise ValueError(
@@ -136,7 +140,8 @@ class DrawStore:
         Raises:
             FileNotFoundError: if there is none.
             ImportError: without zarr, naming the extra to install.
-            ValueError: if it is of another kind, or another process would write the same chunks.
+            ValueError: if it is of another kind, or another process would write the same chunks, or
+                the chains are not some that follow each other.
         """
         return cls(path, chains)
 
@@ -163,7 +168,7 @@ class DrawStore:
             return
         for array, values in chunks:
             array[self._chains, start : start + num_new] = values
-            self._to_disk(array, start, start + num_new)
+            self._to_disk(array, range(start // array.chunks[1], -(-(start + num_new) // array.chunks[1])))
         self._count(start + num_new)
 
     def rewind(self, num_draws: int) -> None:
@@ -184,13 +189,11 @@ class DrawStore:
         self._to_disk(self._counts)
         self.num_draws_written = num_draws
 
-    def _to_disk(self, array, *draws):
-        """Sync the files that hold own chains, and of them those that hold some draws."""
-        each = array.chunks
-        rows = [range(self._chains.start // each[0], -(-self._chains.stop // each[0]))]
-        rows += [range(start // each[1], -(-stop // each[1])) for start, stop in [draws] if draws] if draws else []
-        for index in np.ndindex(*map(len, rows)):
-            where = tuple(row[i] for row, i in zip(rows, index))
+    def _to_disk(self, array, *chunks_of_draws):
+        """Sync the files that hold own chains, of these chunks of draws."""
+        each = array.chunks[0]
+        own = range(self._chains.start // each, self._chains.stop // each)
+        for where in itertools.product(own, *chunks_of_draws):
             key = array.metadata.encode_chunk_key((*where, *(0,) * (array.ndim - len(where))))
             with contextlib.suppress(FileNotFoundError), open(self.path / array.path / key, "rb") as file:
                 os.fsync(file.fileno())  # a chunk of zeros is no file

@@ -6,10 +6,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from gebm.decode import batches_of_rows, write_decoded
 from gebm.validation import instance
+from numpyro_gebm.devices import wait
 from numpyro_gebm.gebm import GEBM
 
 __all__ = ["decode", "decode_to_zarr"]
@@ -59,7 +59,7 @@ def decode_to_zarr(
         gebm: the model whose generator is used.
         z: latents of shape `batch + latent_event_shape`, with at least one axis before the latent's, such as
             (chain, draw); read batch by batch, as by `decode`.
-        path: the store to be made, which all processes must see.
+        path: the store to be made, which all processes must see; it has its name once it is whole.
         batch_size: number of latents decoded at once, and of a chunk.
         progress_bar: whether to show one.
 
@@ -70,7 +70,8 @@ def decode_to_zarr(
         FileExistsError: if there is something at `path`.
         ImportError: without zarr, naming the extra to install.
         TypeError: if `z` is not one array, or `batch_size` not an integer.
-        ValueError: if the last axes of `z` are not those of a latent, or `batch_size` is below 1.
+        ValueError: if the last axes of `z` are not those of a latent, there are none before them, or `batch_size` is
+            below 1.
 
     Example:
         >>> import tempfile, numpyro.distributions as dist
@@ -81,17 +82,12 @@ def decode_to_zarr(
         (2, 25, 3)
     """
     instance("gebm", gebm, GEBM)
-    num_processes = jax.process_count()
 
     def decoded(rows):
         return np.concatenate([np.asarray(x) for x in decode(gebm, rows, batch_size)])
 
-    def wait():
-        if num_processes > 1:
-            multihost_utils.sync_global_devices("decode_to_zarr")
-
     z, shape = np.asarray(z) if isinstance(z, jax.Array) else z, gebm.latent.event_shape
-    among = {"rank": jax.process_index(), "num_processes": num_processes, "wait": wait}
+    among = {"rank": jax.process_index(), "num_processes": jax.process_count(), "wait": wait}
     return write_decoded(decoded, z, shape, path, batch_size, **among, progress_bar=progress_bar)
 
 

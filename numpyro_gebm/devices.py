@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gebm.validation import instance, text
 
-__all__ = ["Devices", "on_host", "own_rows", "placed_like"]
+__all__ = ["Devices", "on_host", "own_rows", "placed_like", "wait"]
 
 Tree = TypeVar("Tree")
 
@@ -109,6 +109,12 @@ def on_host(value: Any) -> np.ndarray:
     if isinstance(value, jax.Array) and not value.is_fully_addressable and not value.is_fully_replicated:
         return np.asarray(multihost_utils.process_allgather(value, tiled=True))
     return np.asarray(value)
+
+
+def wait() -> None:
+    """Wait until every process has come so far."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("gebm")
 
 
 def own_rows(value: jax.Array, axis: int = 0, rows: slice | None = None) -> tuple[slice, np.ndarray]:

@@ -66,7 +66,7 @@ def decode_to_zarr(
         gebm: the model whose generator is used.
         z: latents of shape `batch + latent_event_shape`, with at least one axis before the latent's, such as
             (chain, draw); read batch by batch, as by `decode`.
-        path: the store to be made, which all processes must see.
+        path: the store to be made, which all processes must see; it has its name once it is whole.
         batch_size: number of latents decoded at once, and of a chunk.
         process_group: of `torch.distributed`, or None.
         progress_bar: whether to show one.
@@ -78,7 +78,8 @@ def decode_to_zarr(
         FileExistsError: if there is something at `path`.
         ImportError: without zarr, naming the extra to install.
         TypeError: if `z` is not one array, or `batch_size` not an integer.
-        ValueError: if the last axes of `z` are not those of a latent, or `batch_size` is below 1.
+        ValueError: if the last axes of `z` are not those of a latent, there are none before them, or `batch_size` is
+            below 1.
 
     Example:
         >>> import tempfile, pyro.distributions as dist

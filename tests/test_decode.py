@@ -103,3 +103,30 @@ def test_latents_that_are_scalars_or_matrices(host):
 def test_what_does_not_fit_is_refused_at_the_call(host, z, batch_size, error, message):
     with pytest.raises(error, match=message):
         host.decode(host.linear_gaussian(1.5), z, batch_size)
+
+
+def test_a_store_of_decoded_latents(host, tmp_path, monkeypatch):
+    """Chunk by chunk, of any leading axes; it has its name once it is whole."""
+    zarr = pytest.importorskip("zarr")
+    base = host.Pushforward(host.normal(2), lambda z: z * 2.0)
+    gebm, decode_to_zarr = host.GEBM(base, lambda x: x.sum(-1)), host.package.decode_to_zarr
+    z = np.random.default_rng(0).normal(size=(2, 3, 25, 2))
+    for i, latents in enumerate((z, z[0], z[0, 0])):
+        x = decode_to_zarr(gebm, latents, tmp_path / f"{i}.zarr", 10, progress_bar=False)
+        np.testing.assert_allclose(x[:], 2.0 * latents)
+        assert x.metadata.dimension_names[-2:] == ("draw", "x_dim_0")
+    with pytest.raises(FileExistsError, match="Take another path"):
+        decode_to_zarr(gebm, z, tmp_path / "0.zarr", progress_bar=False)
+    for bad in (z[0, 0, 0], z[:0]):
+        with pytest.raises(ValueError, match="Expected z, latents, with axes before"):
+            decode_to_zarr(gebm, bad, tmp_path / "bad.zarr", progress_bar=False)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(zarr.Array, "__setitem__", stop)
+    with pytest.raises(KeyboardInterrupt):
+        decode_to_zarr(gebm, z, tmp_path / "cut.zarr", progress_bar=False)
+    assert not (tmp_path / "cut.zarr").exists()
+    monkeypatch.undo()
+    assert decode_to_zarr(gebm, z, tmp_path / "cut.zarr", progress_bar=False).shape == z.shape

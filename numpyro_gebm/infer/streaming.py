@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax import lax, random
-from jax.experimental import multihost_utils
 from numpyro.infer import MCMC
 from numpyro.util import is_prng_key
 
@@ -17,7 +16,7 @@ from gebm.arviz_data import named_statistics
 from gebm.fingerprint import Fingerprint
 from gebm.streaming import stream
 from gebm.validation import instance, mapping, names
-from numpyro_gebm.devices import Devices, on_host, own_rows, placed_like
+from numpyro_gebm.devices import Devices, on_host, own_rows, placed_like, wait
 from numpyro_gebm.infer.chain_kernel import ChainKernel
 from numpyro_gebm.infer.sharded import Sharded
 from numpyro_gebm.keys import typed
@@ -163,7 +162,7 @@ class _Chains:
 
     def wait(self):
         if self.num_processes > 1:
-            multihost_utils.sync_global_devices("stream_draws")
+            wait()
 
 
 def _compiled(mcmc, kernel, args, kwargs):

@@ -128,8 +128,8 @@ class VectorizedMCMC(AbstractMCMC):
         """Start the chains; arguments are those of the model."""
         self._args, self._kwargs = args, kwargs
         params, num = self._initial_params, self.own_chains.stop - self.own_chains.start
+        self.kernel.processes = self.processes  # also where there is one: the kernel may come from another run
         if self.processes.size > 1:
-            self.kernel.processes = self.processes
             params = None if params is None else {name: value[self.own_chains] for name, value in params.items()}
             sizes = (self.num_chains, self.num_samples, self.warmup_steps, self.thinning)
             self.processes.check_same("(num_chains, num_samples, warmup_steps, thinning)", sizes)

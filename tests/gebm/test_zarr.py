@@ -109,6 +109,10 @@ def test_processes_never_share_a_chunk(tmp_path):
     path = tmp_path / "draws.zarr"
     create(path, num_chains=64)  # in chunks of 4 chains
     DrawStore.open(path, slice(4, 8))
+    with pytest.raises(ValueError, match="some of 64 that follow each other; got slice"):
+        DrawStore.open(path, slice(64, 70))
+    with pytest.raises(TypeError, match="chains"):
+        DrawStore.open(path, 3)
     with pytest.raises(ValueError, match="multiples of 4, the chains of a chunk of .*; got 2 to 6"):
         DrawStore.open(path, slice(2, 6))
 

@@ -77,6 +77,11 @@ def test_two_processes_train_as_one_does(tmp_path):
     np.testing.assert_allclose(two, one, rtol=1e-8, atol=1e-8)
 
 
+def test_a_missing_mesh_is_an_error_in_every_process(tmp_path):
+    codes, texts = processes.run(PROCESSES, 2, tmp_path / "x", "--no-mesh")
+    assert all(codes) and all("Expected a mesh, as jax.distributed has 2 processes; got None" in t for t in texts)
+
+
 def test_training_goes_on_with_another_number_of_processes(tmp_path):
     (whole,) = of_processes(1, tmp_path / "whole")
     kept = ["--checkpoints", tmp_path / "kept"]

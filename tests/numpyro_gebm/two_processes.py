@@ -68,6 +68,7 @@ def main():
     parser.add_argument("--draws", type=int, default=400)
     parser.add_argument("--chains", type=int, default=32)
     parser.add_argument("--checkpoints")
+    parser.add_argument("--no-mesh", action="store_true", help="as a program that forgot it")
     parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
@@ -78,6 +79,7 @@ def main():
         jax.distributed.initialize(address, size, rank, heartbeat_timeout_seconds=20)
     if size > 1 or jax.device_count() > 1:
         mesh = jax.make_mesh((jax.device_count(),), ("data",))
+    mesh = None if args.no_mesh else mesh
     if args.kernel is None:
         np.save(f"{args.out}-{rank}.npy", train(mesh, args))
         return

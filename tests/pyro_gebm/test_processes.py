@@ -158,3 +158,13 @@ def test_the_chains_of_other_processes_are_put_together():
     ]
     own = chains._own_part(parts)
     assert own["chains"]["z"].tolist() == [1.0, 2.0] and own["i"] == 7
+
+
+def test_a_kernel_of_an_earlier_run_is_alone_again():
+    from pyro_gebm.infer import GHMC, VectorizedMCMC
+
+    kernel = GHMC(potential_fn=lambda u: 0.5 * u["z"] ** 2)
+    kernel.processes = object()  # of a run over several
+    mcmc = VectorizedMCMC(kernel, 2, 2, 2, initial_params={"z": torch.zeros(2)}, disable_progbar=True)
+    mcmc.run()
+    assert kernel.processes is mcmc.processes
